@@ -1,0 +1,278 @@
+"""The schema of a run: frozen dataclasses, checked whole before anything compiles (config_file.py reads them).
+
+Fields that the Baichuan-M1 report leaves undisclosed have no default: a config file states them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from m1jax.errors import UserError
+
+
+def _bounded(low: float | None = None, choices: tuple[str, ...] | None = None, **rest: Any) -> Any:
+    """A dataclass field whose value must be at least `low`, or one of `choices`."""
+    return field(metadata={"low": low, "choices": choices}, **rest)
+
+
+DTYPES = ("float32", "bfloat16")
+LAYER_KINDS = ("global", "window")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture of a Baichuan-M1 (technical report arXiv 2502.12671, and its reference code)."""
+
+    vocab_size: int = _bounded(256)
+    hidden: int = _bounded(2)
+    ffn: int = _bounded(1)
+    num_layers: int = _bounded(1)
+    num_heads: int = _bounded(1)
+    """Query heads of a global layer; head_dim is hidden / heads of the layer's kind."""
+    num_kv_heads: int = _bounded(1)
+    window_num_heads: int = _bounded(1)
+    window_num_kv_heads: int = _bounded(1)
+    window: int = _bounded(1)
+    """Keys that a token of a window layer sees, itself included."""
+    norm_eps: float = _bounded(0.0)
+    init_std: float = _bounded(0.0)
+    """Standard deviation of every initial matrix; the projections back into the residual are scaled by 1/sqrt(2L)."""
+    max_positions: int = _bounded(1)
+    pattern: tuple[str, ...] = ("global", "window")
+    """Kinds of the layers in order, repeated until num_layers are made."""
+    param_dtype: str = _bounded(choices=DTYPES, default="float32")
+    compute_dtype: str = _bounded(choices=DTYPES, default="float32")
+    attention: str = _bounded(choices=("reference",), default="reference")
+    """Implementation behind `kernels.attention`."""
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """The kind of each layer, first to last."""
+        return tuple(self.pattern[i % len(self.pattern)] for i in range(self.num_layers))
+
+    def heads(self, kind: str) -> tuple[int, int, int]:
+        """(query heads, KV heads, head_dim) of a layer kind."""
+        if kind == "window":
+            return self.window_num_heads, self.window_num_kv_heads, self.hidden // self.window_num_heads
+        return self.num_heads, self.num_kv_heads, self.hidden // self.num_heads
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable scalars: embedding and head, norms, projections, MLPs, four convolution weights a KV head."""
+        total = 2 * self.vocab_size * self.hidden + self.hidden
+        for kind in self.layer_kinds:
+            heads, kv_heads, head_dim = self.heads(kind)
+            attention = self.hidden * head_dim * (2 * heads + 2 * kv_heads) + 4 * kv_heads
+            total += attention + 3 * self.hidden * self.ffn + 2 * self.hidden
+        return total
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where text, tokenizer and rows lie, and how rows are packed. An empty path means: inside the run's folder."""
+
+    vocab_size: int = _bounded(512)
+    """Size of the tokenizer that `m1 tokenizer` trains."""
+    row_lengths: tuple[int, ...] = (8192,)
+    window_documents: int = _bounded(1, default=4096)
+    """Documents of one packing window (shuffled once, packed together for every row length)."""
+    heldout_share: float = _bounded(0.0, default=0.02)
+    corpus: str = ""
+    tokenizer: str = ""
+    rows: str = ""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; `data = -1` takes all that the other axes leave."""
+
+    replica: int = _bounded(1, default=1)
+    """Copies across slices, joined by the data-centre network."""
+    data: int = -1
+    fsdp: int = _bounded(1, default=1)
+    tensor: int = _bounded(1, default=1)
+    context: int = _bounded(1, default=1)
+
+    def shape(self, num_devices: int) -> tuple[int, int, int, int, int]:
+        """Axis sizes (replica, data, fsdp, tensor, context) on `num_devices`; raises UserError if they do not divide."""
+        others = self.replica * self.fsdp * self.tensor * self.context
+        data = num_devices // others if self.data == -1 else self.data
+        if data * others != num_devices or data < 1:
+            raise UserError(
+                f"mesh axes replica {self.replica} x data {self.data} x fsdp {self.fsdp} x tensor {self.tensor} x "
+                f"context {self.context} do not make {num_devices} devices: change `mesh` or the number of devices."
+            )
+        return self.replica, data, self.fsdp, self.tensor, self.context
+
+
+@dataclass(frozen=True)
+class SkipConfig:
+    """Adaptive gradient clipping that skips steps (report, Algorithm 1)."""
+
+    history: int = _bounded(1, default=100)
+    factor: float = _bounded(0.0, default=1.2)
+    margin: float = _bounded(0.0, default=0.1)
+    max_skips: int = _bounded(0, default=1)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) behind a global-norm clip and the report's step skipping."""
+
+    eps: float = _bounded(0.0)
+    b1: float = _bounded(0.0, default=0.9)
+    b2: float = _bounded(0.0, default=0.95)
+    weight_decay: float = _bounded(0.0, default=0.1)
+    no_decay: tuple[str, ...] = ("norm", "conv")
+    """Parameters whose path holds one of these words are not decayed."""
+    clip_norm: float = _bounded(0.0, default=1.0)
+    skip: SkipConfig = SkipConfig()
+
+
+@dataclass(frozen=True)
+class LearningRateConfig:
+    """One segment of the schedule: linear warm-up from 0 to `start`, then `shape` from `start` to `end`."""
+
+    start: float = _bounded(0.0)
+    end: float = _bounded(0.0)
+    shape: str = _bounded(choices=("constant", "linear", "cosine"), default="constant")
+    warmup_steps: int = _bounded(0, default=0)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of the curriculum."""
+
+    name: str
+    tokens: int = _bounded(1)
+    """Tokens of this stage, rounded up to whole steps."""
+    row_length: int = _bounded(2)
+    global_batch: int = _bounded(1)
+    """Rows of one step, over all hosts."""
+    mixture: Mapping[str, float]
+    """Share of tokens by source, or by domain ("domain:medical"), which its sources divide by their size."""
+    learning_rate: LearningRateConfig
+    rope_base: float = _bounded(1.0)
+    skip_steps: bool = True
+    """Whether the step-skipping clip acts in this stage."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of this stage."""
+        return -(-self.tokens // (self.row_length * self.global_batch))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What the loop does beside stepping."""
+
+    log_every: int = _bounded(1, default=10)
+    checkpoint_every: int = _bounded(1, default=500)
+    keep_checkpoints: int = _bounded(1, default=2)
+    loss_chunk: int = _bounded(1, default=512)
+    """Tokens whose logits exist at once in the loss."""
+    remat: str = _bounded(choices=("none", "block"), default="none")
+    """What the backward pass recomputes: nothing, or each block from its input."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run, from text to a trained model."""
+
+    name: str
+    folder: str
+    """Folder of everything that the run makes."""
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    stages: tuple[StageConfig, ...]
+    mesh: MeshConfig = MeshConfig()
+    train: TrainConfig = TrainConfig()
+    seed: int = _bounded(0, default=0)
+
+    @property
+    def corpus(self) -> Path:
+        """Folder of documents."""
+        return Path(self.data.corpus or f"{self.folder}/corpus")
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer."""
+        return Path(self.data.tokenizer or f"{self.folder}/tokenizer")
+
+    @property
+    def rows(self) -> Path:
+        """Folder of packed rows."""
+        return Path(self.data.rows or f"{self.folder}/rows")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return Path(self.folder) / "checkpoints"
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raises UserError where fields of the model do not go together."""
+    for kind in model.pattern:
+        if kind not in LAYER_KINDS:
+            raise UserError(f"config key model.pattern must hold {' or '.join(LAYER_KINDS)}, got {kind!r}.")
+    for prefix, kind in (("", "global"), ("window_", "window")):
+        heads, kv_heads, head_dim = model.heads(kind)
+        if model.hidden % heads or head_dim % 2:
+            raise UserError(
+                f"config key model.{prefix}num_heads = {heads} does not divide model.hidden = {model.hidden} into "
+                f"even head dimensions: choose heads so that hidden / heads is an even number."
+            )
+        if heads % kv_heads:
+            raise UserError(
+                f"config key model.{prefix}num_kv_heads = {kv_heads} does not divide model.{prefix}num_heads = {heads}: "
+                f"choose a divisor."
+            )
+
+
+def check_run(config: RunConfig) -> None:
+    """Raises UserError where fields of the run do not go together."""
+    check_model(config.model)
+    for name in ("b1", "b2"):
+        if getattr(config.optimizer, name) >= 1:
+            raise UserError(f"config key optimizer.{name} must be below 1, got {getattr(config.optimizer, name)}.")
+    if config.data.heldout_share >= 1:
+        raise UserError(f"config key data.heldout_share must be below 1, got {config.data.heldout_share}.")
+    if config.data.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"config key data.vocab_size = {config.data.vocab_size} exceeds model.vocab_size = "
+            f"{config.model.vocab_size}: the model must hold every token."
+        )
+    names = [stage.name for stage in config.stages]
+    for i, stage in enumerate(config.stages):
+        path = f"stages.{i}"
+        if names.count(stage.name) > 1:
+            raise UserError(f"config key {path}.name = {stage.name!r} is used twice: give every stage its own name.")
+        if stage.row_length not in config.data.row_lengths:
+            raise UserError(
+                f"config key {path}.row_length = {stage.row_length} is not among data.row_lengths = "
+                f"{list(config.data.row_lengths)}: add it there and pack again."
+            )
+        if stage.row_length > config.model.max_positions:
+            raise UserError(
+                f"config key {path}.row_length = {stage.row_length} exceeds model.max_positions = "
+                f"{config.model.max_positions}: shorten the rows or raise max_positions."
+            )
+        if not sum(stage.mixture.values()) > 0:
+            raise UserError(f"config key {path}.mixture has no weight above 0: give at least one source a share.")
+        rate = stage.learning_rate
+        if rate.shape == "constant" and rate.start != rate.end:
+            raise UserError(
+                f"config key {path}.learning_rate is constant, but start {rate.start} is not end {rate.end}."
+            )
+        if rate.warmup_steps >= stage.steps:
+            raise UserError(
+                f"config key {path}.learning_rate.warmup_steps = {rate.warmup_steps} fills all {stage.steps} steps of "
+                f"the stage: shorten the warm-up or lengthen the stage."
+            )

@@ -1,0 +1,9 @@
+"""What a user can put right, as one sentence: what was wrong, where, what to do."""
+
+
+class UserError(Exception):
+    """A mistake of input or surroundings; the command prints its message and exits with status 2.
+
+    The message is one sentence that names the file or key, says what was found and what to do. Anything else that
+    is raised is a failure of m1jax itself: exit status 1.
+    """
