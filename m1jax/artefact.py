@@ -8,7 +8,6 @@ result and does nothing, changed inputs rebuild it, and a folder that m1jax did 
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +58,7 @@ def require(path: Path, kind: str, verb: str) -> dict[str, Any]:
     if found is None:
         raise UserError(f"{path} holds no finished {kind}: run `m1 {verb}` first, or give the right folder.")
     if found["kind"] != kind:
-        raise UserError(f"{path} holds a {found['kind']} where a {kind} is needed: give the right folder.")
+        raise UserError(f"{path} holds {found['kind']!r} where {kind!r} is needed: give the right folder.")
     return found
 
 
@@ -83,8 +82,8 @@ def building(path: Path, kind: str, of: str, details: dict[str, Any] | None = No
         record = {"kind": kind, "key": of, **(details or {})}
         (partial / STAMP).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if path.exists():
-            os.replace(path, retired)
-        os.replace(partial, path)
+            path.replace(retired)
+        partial.replace(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

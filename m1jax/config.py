@@ -3,6 +3,7 @@
 Fields that the Baichuan-M1 report leaves undisclosed have no default: a config file states them.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +96,7 @@ class MeshConfig:
     context: int = _bounded(1, default=1)
 
     def shape(self, num_devices: int) -> tuple[int, int, int, int, int]:
-        """Axis sizes (replica, data, fsdp, tensor, context) on `num_devices`; raises UserError if they do not divide."""
+        """Sizes (replica, data, fsdp, tensor, context) on `num_devices`; raises UserError if they do not divide."""
         others = self.replica * self.fsdp * self.tensor * self.context
         data = num_devices // others if self.data == -1 else self.data
         if data * others != num_devices or data < 1:
@@ -217,6 +218,17 @@ class RunConfig:
         return sum(stage.steps for stage in self.stages)
 
 
+def to_dict(config: Any) -> Any:
+    """A config dataclass as plain dicts, lists and scalars, ready for JSON."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {name: to_dict(value) for name, value in config.items()}
+    if isinstance(config, tuple | list):
+        return [to_dict(value) for value in config]
+    return config
+
+
 def check_model(model: ModelConfig) -> None:
     """Raises UserError where fields of the model do not go together."""
     for kind in model.pattern:
@@ -231,8 +243,8 @@ def check_model(model: ModelConfig) -> None:
             )
         if heads % kv_heads:
             raise UserError(
-                f"config key model.{prefix}num_kv_heads = {kv_heads} does not divide model.{prefix}num_heads = {heads}: "
-                f"choose a divisor."
+                f"config key model.{prefix}num_kv_heads = {kv_heads} does not divide model.{prefix}num_heads = {heads}:"
+                f" choose a divisor."
             )
 
 

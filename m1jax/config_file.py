@@ -15,17 +15,6 @@ from m1jax.config import ModelConfig, RunConfig, check_model, check_run
 from m1jax.errors import UserError
 
 
-def to_dict(config: Any) -> Any:
-    """A config dataclass as plain dicts, lists and scalars, ready for JSON."""
-    if dataclasses.is_dataclass(config):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, Mapping):
-        return {name: to_dict(value) for name, value in config.items()}
-    if isinstance(config, tuple | list):
-        return [to_dict(value) for value in config]
-    return config
-
-
 def from_dict(tree: Mapping[str, Any]) -> RunConfig:
     """The checked RunConfig of a plain tree; raises UserError naming the key and what is allowed."""
     config = _build(RunConfig, tree, "")
@@ -41,9 +30,10 @@ def model_from_dict(tree: Mapping[str, Any]) -> ModelConfig:
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Reads a config file (`get_config()` returning an ml_collections.ConfigDict), applies `key=value` overrides, checks.
+    """Reads a config file, applies `key=value` overrides and checks the whole.
 
-    `path` is a file, or the name of one of the shipped configs. Raises UserError for a missing or failing file, an
+    The file defines `get_config()` returning an ml_collections.ConfigDict; `path` is a file, or the name of one of
+    the shipped configs. Raises UserError for a missing or failing file, an
     unknown key (naming the nearest known one) and a bad value (naming what is allowed).
     """
     tree = _plain(_run_file(_find(path)))

@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one sentence that names the file or key, says what was found and what to do. Anything else that
     is raised is a failure of m1jax itself: exit status 1.
     """
+
+
+class InterruptedRunError(Exception):
+    """A signal asked a run to stop and it has saved: the same command continues it; exit status 75."""

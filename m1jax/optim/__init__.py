@@ -1,0 +1,1 @@
+"""Schedules, clipping and the optimiser, all as optax transformations."""

@@ -1,0 +1,51 @@
+"""AdamW behind a global-norm clip, inside the step-skipping clip."""
+
+from typing import Any
+
+import jax
+import optax
+
+from m1jax.config import OptimizerConfig, RunConfig
+from m1jax.optim.clipping import skip_spikes
+from m1jax.optim.schedules import learning_rate
+
+
+def decay_mask(config: OptimizerConfig, params: Any) -> Any:
+    """True for each parameter that weight decay acts on: none of `no_decay` stands in its path."""
+
+    def decayed(path: tuple[Any, ...], _: Any) -> bool:
+        name = jax.tree_util.keystr(path)
+        return not any(word in name for word in config.no_decay)
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def make(config: RunConfig) -> optax.GradientTransformationExtraArgs:
+    """The optimiser of a run: clip to `clip_norm`, AdamW on the run's schedule, steps skipped by Algorithm 1.
+
+    Adam's second moment and the decay follow Loshchilov & Hutter (arXiv 1711.05101); the norm that is judged is the
+    one before the clip. The schedule runs on the global step, given as `update(…, step=…)`, which a skipped step
+    advances like any other.
+    """
+    settings = config.optimizer
+    adam = optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
+        optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
+        optax.add_decayed_weights(settings.weight_decay, mask=lambda params: decay_mask(settings, params)),
+    )
+    return _scaled(skip_spikes(adam, settings.skip), learning_rate(config))
+
+
+def _scaled(
+    inner: optax.GradientTransformationExtraArgs, rate: optax.Schedule
+) -> optax.GradientTransformationExtraArgs:
+    """`inner`'s updates times minus the learning rate at the global step, which advances on a skipped step too."""
+
+    def update(
+        grads: optax.Updates, state: Any, params: optax.Params | None = None, *, step: Any, **extra: Any
+    ) -> tuple[optax.Updates, Any]:
+        updates, state = inner.update(grads, state, params, **extra)
+        scale = -rate(step)
+        return jax.tree.map(lambda u: (scale * u).astype(u.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -1,0 +1,1 @@
+"""The mesh and the one table that lays arrays over it."""

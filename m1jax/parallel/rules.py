@@ -1,0 +1,64 @@
+"""The one table from logical axis names to mesh axes, and the shardings that follow from it."""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from m1jax.errors import UserError
+from m1jax.parallel.mesh import BATCH_AXES
+
+PARAMETERS: dict[str, str | None] = {
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "ffn": "tensor",
+    "layers": None,
+    "conv": None,
+}
+# Baichuan-M1's global layers have two KV heads: where `tensor` does not divide them, they are held by every device.
+REPLICATED_IF_INDIVISIBLE = ("kv_heads",)
+
+BATCH = PartitionSpec(BATCH_AXES, "context")
+"""Layout of every (rows, S) array of a batch."""
+
+
+def parameter_sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...], name: str) -> NamedSharding:
+    """The sharding of one parameter from its logical axes; `name` is for the error.
+
+    Raises UserError where a dimension does not divide over its mesh axis.
+    """
+    assert len(shape) == len(axes), f"{name}: {len(axes)} logical axes for shape {shape}"
+    spec: list[str | None] = []
+    for size, axis in zip(shape, axes, strict=True):
+        target = PARAMETERS[axis] if axis else None
+        if target and size % mesh.shape[target]:
+            if axis not in REPLICATED_IF_INDIVISIBLE:
+                raise UserError(
+                    f"parameter {name} has {size} along {axis!r}, which mesh.{target} = {mesh.shape[target]} does not "
+                    f"divide: choose a divisor for mesh.{target}."
+                )
+            target = None
+        spec.append(target)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def parameter_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
+    """Shardings for a whole tree; `axes` has a tuple of logical names where `shapes` has an array."""
+
+    def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> NamedSharding:
+        return parameter_sharding(mesh, leaf.shape, names, jax.tree_util.keystr(path, simple=True, separator="/"))
+
+    return jax.tree_util.tree_map_with_path(one, shapes, axes, is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over replica, data and fsdp; the sequence over context."""
+    return NamedSharding(mesh, BATCH)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,1 @@
+"""What ties several rooms together: one file a verb."""

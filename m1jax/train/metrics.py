@@ -1,0 +1,89 @@
+"""What a step reports: a line of JSON, TensorBoard events, and how fast the machine was used."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+# Published dense bf16 peaks of one device as JAX counts devices, FLOP/s.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops(device: jax.Device, dtype: str) -> float:
+    """Peak FLOP/s of one device: published where known, else (a CPU) the best of some square products, measured now."""
+    if device.device_kind in PEAK_FLOPS:
+        return PEAK_FLOPS[device.device_kind]
+    size = 1536
+    with jax.default_device(device):
+        a = jnp.ones((size, size), dtype)
+        product = jax.jit(lambda x: x @ x)
+        product(a).block_until_ready()
+        best = float("inf")
+        for _ in range(5):
+            start = time.perf_counter()
+            product(a).block_until_ready()
+            best = min(best, time.perf_counter() - start)
+    # Virtual CPU devices share the cores that the product above had for itself.
+    sharers = jax.local_device_count() if device.platform == "cpu" else 1
+    return 2 * size**3 / best / sharers
+
+
+class Journal:
+    """The record of a run: metrics.jsonl, a line a step, and TensorBoard events in the same folder.
+
+    Opened at a step, it drops the lines from that step on, which a killed run wrote after its last checkpoint, and
+    tells TensorBoard to do the same.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        lines = [line for line in read_journal(self.path) if line["step"] <= first_step]
+        kept = "".join(json.dumps(line) + "\n" for line in lines)
+        replacement = self.path.with_suffix(".partial")
+        replacement.write_text(kept, encoding="utf-8")
+        replacement.replace(self.path)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
+        self._events = EventFileWriter(str(folder / "tensorboard"))
+        restart = SessionLog(status=SessionLog.START)
+        self._events.add_event(Event(step=first_step + 1, wall_time=time.time(), session_log=restart))
+
+    def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
+        """Records the values of one step (numbers go to TensorBoard too)."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        numbers = [
+            Summary.Value(tag=name, simple_value=value) for name, value in values.items() if not isinstance(value, str)
+        ]
+        self._events.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=numbers)))
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        self._file.close()
+        self._events.close()
+
+
+def read_journal(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl; a last line that a killed run left unfinished is passed over."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

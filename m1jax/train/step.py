@@ -1,0 +1,54 @@
+"""One optimiser step as a pure function of (state, batch)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from m1jax.optim.clipping import SkipState
+from m1jax.train.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+"""tokens, targets, segment_ids, positions int32 (rows, S); weights fp32 (rows, S)."""
+
+LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array]]
+"""(params, batch, rope_base) to (sum of the targets' losses in nats, number of targets), both fp32 ()."""
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    rope_base: jax.Array,
+    judge_norm: jax.Array,
+    *,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformationExtraArgs,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Moves the state by one batch.
+
+    The loss is a sum over targets divided by their count over the global batch, never a mean of means, so that the
+    way rows are spread over devices does not change it. `judge_norm` (bool ()) lets the step-skipping clip act.
+    Returns the new state and fp32 scalars: loss (nats a target), targets, grad_norm (before the clip), skipped
+    (0 or 1), skipped_total.
+    """
+
+    def mean_loss(params: Any) -> tuple[jax.Array, jax.Array]:
+        total, count = loss_fn(params, batch, rope_base)
+        return total / jnp.maximum(count, 1.0), count
+
+    (loss, count), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    # The loss itself may be the first thing that is not finite; the clip must see it in the norm that it judges.
+    grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan).astype(g.dtype), grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step, active=judge_norm)
+    assert isinstance(opt_state, SkipState)
+    metrics = {
+        "loss": loss,
+        "targets": count,
+        "grad_norm": opt_state.last_norm,
+        "skipped": opt_state.last_skipped.astype(jnp.float32),
+        "skipped_total": opt_state.skipped.astype(jnp.float32),
+    }
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
