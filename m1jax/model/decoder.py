@@ -1,0 +1,193 @@
+"""The Baichuan-M1 decoder: embedding, blocks scanned by period, final norm, normalised head.
+
+Parameters form a nested dict of arrays with string keys:
+
+    embed/weight                          (V, E)    vocab, embed
+    prefix/<i>/…, suffix/<i>/…            blocks, unrolled
+    periods/<slot>/…                      blocks with a leading axis "layers"
+        input_norm/weight                 (E,)      embed
+        attention/q_proj                  (E, H, D) embed, heads, head_dim
+        attention/k_proj, v_proj          (E, K, D) embed, kv_heads, head_dim
+        attention/o_proj                  (H, D, E) heads, head_dim, embed
+        attention/conv_k, conv_v          (K, 2)    kv_heads, conv
+        post_attention_norm/weight        (E,)      embed
+        mlp/gate_proj, up_proj            (E, F)    embed, ffn
+        mlp/down_proj                     (F, E)    ffn, embed
+    norm/weight                           (E,)      embed
+    head/weight                           (V, E)    vocab, embed
+
+The names after the shapes are logical axes: metadata that `m1jax.parallel.rules` maps to mesh axes. `Layout.path` maps
+layer numbers to prefix, periods and suffix.
+
+Legend: B batch, S sequence, H heads, K KV heads, D head_dim, E hidden, F FFN, V vocabulary, L layers.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from m1jax import kernels
+from m1jax.config import ModelConfig
+from m1jax.model.attention import Attention, Place
+from m1jax.model.head import norm_head
+from m1jax.model.layers import MLP, Initializer, RMSNorm
+from m1jax.model.layout import layout
+
+Array = jax.Array
+
+
+class Block(nnx.Module):
+    """One layer: x += attention(norm(x)); x += mlp(norm(x)) (reference code)."""
+
+    def __init__(self, config: ModelConfig, kind: str, init: Initializer):
+        residual_std = config.init_std / (2 * config.num_layers) ** 0.5
+        self.input_norm = RMSNorm("input_norm", config.hidden, config.norm_eps, init)
+        self.attention = Attention(config, kind, residual_std, init)
+        self.post_attention_norm = RMSNorm("post_attention_norm", config.hidden, config.norm_eps, init)
+        self.mlp = MLP(config.hidden, config.ffn, config.init_std, residual_std, init)
+
+    def __call__(self, x_BSE: Array, place: Place, attention: kernels.AttentionFunction) -> Array:
+        """(B, S, E) in x's dtype."""
+        x_BSE = x_BSE + self.attention(self.input_norm(x_BSE), place, attention)
+        return x_BSE + self.mlp(self.post_attention_norm(x_BSE))
+
+
+class Table(nnx.Module):
+    """A (V, E) matrix: the embedding, or the head's weight."""
+
+    def __init__(self, name: str, config: ModelConfig, init: Initializer):
+        self.weight = init.normal(name, (config.vocab_size, config.hidden), ("vocab", "embed"), config.init_std)
+
+
+class Decoder(nnx.Module):
+    """A causal language model with Baichuan-M1's architecture (arXiv 2502.12671); it knows no mesh.
+
+    Matrices start normal with `config.init_std`, those that write into the residual divided by sqrt(2L); norms start
+    at 1. `attention` is called as `kernels.attention` is.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, rngs: nnx.Rngs, attention: kernels.AttentionFunction = kernels.attention
+    ):
+        with nnx.use_eager_sharding(False):
+            init = Initializer(rngs.params(), jnp.dtype(config.param_dtype))
+            cut = layout(config)
+            self.config = config
+            self.attention = attention
+            self.embed = Table("embed", config, init)
+            self.prefix = nnx.Dict({str(i): Block(config, kind, init.layer(i)) for i, kind in enumerate(cut.prefix)})
+            self.periods = nnx.Dict(
+                {
+                    str(slot): Block(config, kind, init.layers(cut.layers_of_slot(slot)))
+                    for slot, kind in enumerate(cut.period)
+                }
+            )
+            first = config.num_layers - len(cut.suffix)
+            self.suffix = nnx.Dict(
+                {str(i): Block(config, kind, init.layer(first + i)) for i, kind in enumerate(cut.suffix)}
+            )
+            self.norm = RMSNorm("norm", config.hidden, config.norm_eps, init)
+            self.head = Table("head", config, init)
+
+    def __call__(
+        self,
+        tokens: Array,
+        segment_ids: Array | None = None,
+        positions: Array | None = None,
+        *,
+        rope_base: float | Array,
+    ) -> Array:
+        """Logits (B, S, V) float32; arguments as of `hidden`."""
+        return norm_head(self.hidden(tokens, segment_ids, positions, rope_base=rope_base), self.head.weight[...])
+
+    def hidden(
+        self,
+        tokens: Array,
+        segment_ids: Array | None = None,
+        positions: Array | None = None,
+        *,
+        rope_base: float | Array,
+        remat: str = "none",
+    ) -> Array:
+        """Hidden states after the final norm, (B, S, E) in the compute dtype.
+
+        Args:
+            tokens: (B, S) integers below vocab_size.
+            segment_ids: (B, S) int32, a number for each document of a packed row, 0 for padding; None for one document
+                a row. Neighbouring documents carry different numbers.
+            positions: (B, S) int32, by default counted from the start of each document.
+            rope_base: base of the rotary positions, a float or a traced scalar.
+            remat: "block" recomputes each block in the backward pass from its input; "none" keeps what it needs.
+        """
+        if segment_ids is None:
+            segment_ids = jnp.ones(tokens.shape, jnp.int32)
+        if positions is None:
+            positions = document_positions(segment_ids)
+        return self.run(self.embedded(tokens), Place(segment_ids, positions, rope_base), remat)
+
+    def embedded(self, tokens: Array) -> Array:
+        """Embeddings of tokens, (B, S, E) in the compute dtype."""
+        return self.embed.weight[...][tokens].astype(self.config.compute_dtype)
+
+    def run(self, x_BSE: Array, place: Place, remat: str = "none") -> Array:
+        """All blocks and the final norm over embeddings (B, S, E)."""
+
+        def apply(block: Block, x: Array) -> Array:
+            graphdef, state = nnx.split(block)
+
+            def pure(state: Any, x: Array, place: Place) -> Array:
+                return nnx.merge(graphdef, state)(x, place, self.attention)
+
+            return (jax.checkpoint(pure) if remat == "block" else pure)(state, x, place)
+
+        for block in self.prefix.values():
+            x_BSE = apply(block, x_BSE)
+        if self.periods:
+            graphdef, stacked = nnx.split(self.periods)
+
+            def period(x: Array, state: Any) -> tuple[Array, None]:
+                for block in nnx.merge(graphdef, state).values():
+                    x = apply(block, x)
+                return x, None
+
+            x_BSE, _ = jax.lax.scan(period, x_BSE, stacked)
+        for block in self.suffix.values():
+            x_BSE = apply(block, x_BSE)
+        return self.norm(x_BSE)
+
+
+def document_positions(segment_ids_BS: Array) -> Array:
+    """Positions (B, S) int32 that restart at 0 wherever the segment changes."""
+    index = jnp.arange(segment_ids_BS.shape[1], dtype=jnp.int32)
+    starts = jnp.pad(segment_ids_BS[:, 1:] != segment_ids_BS[:, :-1], ((0, 0), (1, 0)))
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+class Abstract(NamedTuple):
+    """A model without its numbers: graph, shapes and dtypes, and the logical axes of each parameter (tuples)."""
+
+    graphdef: Any
+    shapes: dict[str, Any]
+    axes: dict[str, Any]
+
+
+def abstract(config: ModelConfig, attention: kernels.AttentionFunction = kernels.attention) -> Abstract:
+    """The graph of a Decoder, and two trees of its parameters: ShapeDtypeStructs, and tuples of axis names."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), attention=attention)))
+    axes = jax.tree.map(lambda p: p.get_metadata("out_sharding"), state, is_leaf=lambda p: isinstance(p, nnx.Variable))
+    return Abstract(graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes))
+
+
+def initialise(config: ModelConfig, seed: int | Array) -> dict[str, Any]:
+    """The initial parameters of a seed, a pure function: jit it with out_shardings to make them where they belong."""
+    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(jax.random.key(seed)))))
+
+
+def create(
+    config: ModelConfig, seed: int, attention: kernels.AttentionFunction = kernels.attention
+) -> tuple[Any, dict[str, Any]]:
+    """(graphdef, parameters) of a new model; `nnx.merge(graphdef, parameters)` is the Decoder."""
+    parameters = jax.jit(initialise, static_argnums=0)(config, seed)
+    return abstract(config, attention).graphdef, parameters

@@ -1,0 +1,143 @@
+"""The normalised output head and the losses over it, in chunks: the logits of all tokens never exist at once.
+
+Legend: B batch, S sequence, C sequence positions of a chunk, E hidden, V vocabulary.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from m1jax.kernels.reference import matmul_precision
+
+Array = jax.Array
+Sums = tuple[Array, Array]
+
+
+class Loss(NamedTuple):
+    """Sums over targets, float32 scalars: weighted negative log-likelihood (nats), weights, weighted top-1 hits."""
+
+    loss: Array
+    weight: Array
+    correct: Array
+
+
+def normalize_rows(weight_VE: Array) -> Array:
+    """NormHead: rows divided by their Euclidean norm, in float32; differentiable (reference code)."""
+    wide = weight_VE.astype(jnp.float32)
+    squares = jnp.sum(wide * wide, axis=-1, keepdims=True)
+    return wide * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+
+
+def norm_head(hidden_BSE: Array, weight_VE: Array) -> Array:
+    """Logits (B, S, V) float32: hidden times the row-normalised weight, multiplied in hidden's dtype."""
+    return _logits(hidden_BSE, normalize_rows(weight_VE).astype(hidden_BSE.dtype))
+
+
+def log_likelihood(hidden_BSE: Array, weight_VE: Array, targets_BS: Array, *, chunk: int) -> Array:
+    """Log p(target) of every token in nats, (B, S) float32, differentiable.
+
+    `chunk` bounds the tokens (over the whole batch) whose logits exist at once, but never below one position of each
+    row; the sequence is what is cut, so that a sharded batch stays sharded.
+    """
+    normed = normalize_rows(weight_VE).astype(hidden_BSE.dtype)
+
+    @jax.checkpoint
+    def one(hidden_BCE: Array, targets_BC: Array) -> Array:
+        return _log_likelihood(hidden_BCE, normed, targets_BC)[0]
+
+    parts, join = _cut(chunk, hidden_BSE, targets_BS)
+    return join(jax.lax.map(lambda part: one(*part), parts))
+
+
+def cross_entropy(hidden_BSE: Array, weight_VE: Array, targets_BS: Array, weights_BS: Array, *, chunk: int) -> Loss:
+    """Sum over tokens of weight x -log p(target), with the sums of weights and of top-1 hits beside it.
+
+    Never a mean: the caller divides by the global sum of weights. Under differentiation the gradient of each chunk is
+    formed while its logits are there, so they are computed once. Only `loss` is differentiable, with respect to hidden
+    and weight. `chunk` as in `log_likelihood`.
+    """
+    loss, correct = _summed(hidden_BSE, normalize_rows(weight_VE), targets_BS, weights_BS.astype(jnp.float32), chunk)
+    return Loss(loss, jnp.sum(weights_BS.astype(jnp.float32)), jax.lax.stop_gradient(correct))
+
+
+def _logits(hidden: Array, normed_VE: Array) -> Array:
+    return jnp.einsum(
+        "bse,ve->bsv",
+        hidden,
+        normed_VE,
+        precision=matmul_precision(hidden.dtype),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _log_likelihood(hidden_BCE: Array, normed_VE: Array, targets_BC: Array) -> tuple[Array, Array, Array, Array]:
+    """Log p(target), whether the target is the most likely token, the logits and their log-sum."""
+    logits_BCV = _logits(hidden_BCE, normed_VE)
+    top = jax.lax.stop_gradient(jnp.max(logits_BCV, axis=-1))
+    total = jnp.log(jnp.sum(jnp.exp(logits_BCV - top[..., None]), axis=-1)) + top
+    chosen = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+    return chosen - total, chosen >= top, logits_BCV, total
+
+
+def _cut(chunk: int, *arrays: Array) -> tuple[tuple[Array, ...], Callable[[Array], Array]]:
+    """Arrays (B, S, ...) as (parts, B, C, ...), padded with zeros, and the way back."""
+    B, S = arrays[0].shape[:2]
+    size = min(S, max(1, chunk // B))
+    parts = -(-S // size)
+
+    def split(x: Array) -> Array:
+        padded = jnp.pad(x, [(0, 0), (0, parts * size - S)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(padded.reshape(B, parts, size, *x.shape[2:]), 1, 0)
+
+    def join(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(B, parts * size, *x.shape[3:])[:, :S]
+
+    return tuple(split(x) for x in arrays), join
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _summed(hidden_BSE: Array, normed_VE: Array, targets_BS: Array, weights_BS: Array, chunk: int) -> Sums:
+    normed = normed_VE.astype(hidden_BSE.dtype)
+
+    def one(sums: Sums, part: tuple[Array, ...]) -> tuple[Sums, None]:
+        hidden, targets, weights = part
+        log_p, hit, _, _ = _log_likelihood(hidden, normed, targets)
+        return (sums[0] - jnp.sum(log_p * weights), sums[1] + jnp.sum(hit * weights)), None
+
+    parts, _ = _cut(chunk, hidden_BSE, targets_BS, weights_BS)
+    return jax.lax.scan(one, (jnp.float32(0), jnp.float32(0)), parts)[0]
+
+
+def _summed_forward(
+    hidden_BSE: Array, normed_VE: Array, targets_BS: Array, weights_BS: Array, chunk: int
+) -> tuple[Sums, tuple[Array, Array]]:
+    """`_summed` and the gradients of its loss: softmax minus the one-hot target, through both factors."""
+    dtype = hidden_BSE.dtype
+    normed, precision = normed_VE.astype(dtype), matmul_precision(dtype)
+
+    def one(carry: tuple[Sums, Array], part: tuple[Array, ...]) -> tuple[tuple[Sums, Array], Array]:
+        (loss, correct), d_normed = carry
+        hidden, targets, weights = part
+        log_p, hit, logits, total = _log_likelihood(hidden, normed, targets)
+        is_target = jnp.arange(normed.shape[0]) == targets[..., None]
+        d_logits = ((jnp.exp(logits - total[..., None]) - is_target) * weights[..., None]).astype(dtype)
+        d_hidden = jnp.einsum("bsv,ve->bse", d_logits, normed, precision=precision)
+        d_normed += jnp.einsum("bsv,bse->ve", d_logits, hidden, precision=precision, preferred_element_type=jnp.float32)
+        sums = loss - jnp.sum(log_p * weights), correct + jnp.sum(hit * weights)
+        return (sums, d_normed), d_hidden
+
+    parts, join = _cut(chunk, hidden_BSE, targets_BS, weights_BS)
+    start = (jnp.float32(0), jnp.float32(0)), jnp.zeros(normed_VE.shape, jnp.float32)
+    (sums, d_normed), d_hidden = jax.lax.scan(one, start, parts)
+    return sums, (join(d_hidden), d_normed)
+
+
+def _summed_backward(chunk: int, gradients: tuple[Array, Array], cotangents: Sums) -> tuple[Array, Array, None, None]:
+    d_hidden, d_normed = gradients
+    return (cotangents[0] * d_hidden).astype(d_hidden.dtype), cotangents[0] * d_normed, None, None
+
+
+_summed.defvjp(_summed_forward, _summed_backward)

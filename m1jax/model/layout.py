@@ -1,0 +1,65 @@
+"""Where each layer of a model lies in its parameter tree: prefix, scanned periods, suffix.
+
+The layer list is cut into prefix + n x period + suffix so that the fewest distinct blocks are compiled. Parameters of
+the periods carry a leading axis of length n. This module needs no JAX.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from m1jax.config import ModelConfig
+
+
+class LayerPath(NamedTuple):
+    """Path of a layer's block in the tree, and its index on the leading axis (None where there is no such axis)."""
+
+    group: str
+    slot: str
+    stack_index: int | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The cut of a layer list: `prefix` layers, `repeats` times the `period`, `suffix` layers (kinds, in order)."""
+
+    prefix: tuple[str, ...]
+    period: tuple[str, ...]
+    repeats: int
+    suffix: tuple[str, ...]
+
+    @property
+    def num_layers(self) -> int:
+        """Layers in all."""
+        return len(self.prefix) + self.repeats * len(self.period) + len(self.suffix)
+
+    def path(self, layer: int) -> LayerPath:
+        """Where layer number `layer` (from 0) lies; the only mapping between layer numbers and tree paths."""
+        assert 0 <= layer < self.num_layers
+        inside = layer - len(self.prefix)
+        if inside < 0:
+            return LayerPath("prefix", str(layer), None)
+        if inside < self.repeats * len(self.period):
+            return LayerPath("periods", str(inside % len(self.period)), inside // len(self.period))
+        return LayerPath("suffix", str(inside - self.repeats * len(self.period)), None)
+
+    def layers_of_slot(self, slot: int) -> tuple[int, ...]:
+        """Layer numbers stacked in a slot of the period, in order."""
+        return tuple(len(self.prefix) + n * len(self.period) + slot for n in range(self.repeats))
+
+
+def layout(config: ModelConfig) -> Layout:
+    """The cut of the config's layers that leaves the fewest distinct blocks; ties go to the shortest prefix."""
+    kinds = config.layer_kinds
+    total = len(kinds)
+    best: tuple[int, int, int, int] = (total, total, 0, 0)  # distinct blocks, prefix, period length, repeats
+    for prefix in range(total):
+        for length in range(1, (total - prefix) // 2 + 1):
+            matching = prefix + length
+            while matching < total and kinds[matching] == kinds[matching - length]:
+                matching += 1
+            repeats = (matching - prefix) // length
+            if repeats > 1:
+                best = min(best, (total - (repeats - 1) * length, prefix, length, repeats))
+    _, prefix, length, repeats = best
+    end = prefix + length * repeats
+    return Layout(kinds[:prefix], kinds[prefix : prefix + length], repeats, kinds[end:])
