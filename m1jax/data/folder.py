@@ -63,11 +63,15 @@ def read_folder(folder: Path, domain: str = "general", language: str = "en") -> 
 
 def _files(folder: Path) -> Iterator[Path]:
     """All files below the folder that are not hidden, in an order that is the same on every machine."""
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if not name.startswith("."):
                 yield Path(root, name)
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}): check the folder and its rights.") from error
 
 
 class _Place:

@@ -327,6 +327,25 @@ def test_folders_and_tables_that_cannot_serve_are_errors(tmp_path: Path) -> None
             list(read_folder(tmp_path))
 
 
+def test_an_unreadable_folder_inside_is_not_passed_over(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a.txt").write_text("fine")
+    (tmp_path / "locked").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="locked cannot be read"):
+        list(read_folder(tmp_path))
+    monkeypatch.undo()
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"b\.txt cannot be read"):
+        list(read_folder(tmp_path))
+
+
 def test_strings_of_a_table_that_are_no_utf8_are_set_aside(tmp_path: Path) -> None:
     bad = pa.array([b"fine", b"\xff\xfe"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": bad}), tmp_path / "t.parquet")

@@ -142,6 +142,13 @@ def test_a_cache_that_cannot_be_written_is_named(client, tmp_path: Path) -> None
         fetch(package("npm"), tmp_path / "file" / "cache")
 
 
+def test_a_full_disk_is_not_taken_for_a_registry_out_of_reach(client, tmp_path: Path) -> None:
+    client("echo 'E: write (28: No space left on device)' >&2; exit 100")
+    with pytest.raises(FetchError, match="No space left on device.*free space") as failure:
+        fetch(package("debian"), tmp_path / "cache")
+    assert not isinstance(failure.value, RegistryUnreachableError)
+
+
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("M1JAX_CACHE", str(tmp_path))
     assert default_cache() == tmp_path
