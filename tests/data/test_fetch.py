@@ -144,7 +144,7 @@ def test_a_cache_that_cannot_be_written_is_named(client, tmp_path: Path) -> None
 
 def test_a_full_disk_is_not_taken_for_a_registry_out_of_reach(client, tmp_path: Path) -> None:
     client("echo 'E: write (28: No space left on device)' >&2; exit 100")
-    with pytest.raises(FetchError, match="No space left on device.*free space") as failure:
+    with pytest.raises(FetchError, match=r"No space left on device.*free space") as failure:
         fetch(package("debian"), tmp_path / "cache")
     assert not isinstance(failure.value, RegistryUnreachableError)
 
