@@ -156,8 +156,8 @@ class Tokenizer:
             for text in texts:
                 if half := _SURROGATE.search(text):
                     raise UserError(
-                        f"a text holds {half[0]!r} at character {half.start()}, half of a surrogate pair, and so has no "
-                        f"UTF-8 form: repair or drop it."
+                        f"a text holds {half[0]!r} at character {half.start()}, half of a surrogate pair without UTF-8 "
+                        f"form: repair or drop it."
                     ) from error
             raise
 

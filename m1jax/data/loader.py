@@ -1,0 +1,108 @@
+"""Batches of a curriculum, read by grain: the batch is a function of the step and of nothing else."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import SupportsIndex
+
+import grain
+import numpy as np
+import numpy.typing as npt
+
+from m1jax.data.curriculum import Curriculum, Place
+from m1jax.data.manifest import Stores
+from m1jax.data.rows import Row, expand
+from m1jax.errors import UserError
+
+Batch = dict[str, npt.NDArray[np.generic]]
+"""tokens, targets, segment_ids, positions (int32) and weights (float32), each (rows, row length); see `rows.expand`."""
+
+_PREFETCHED = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """One row of a step: its number in the run, where it lies, and (document, offset, length) of its pieces."""
+
+    number: int
+    place: Place
+    pieces: tuple[tuple[int, int, int], ...]
+
+
+class Loader:
+    """Reads this process's rows of every step: a block of consecutive rows of the global batch."""
+
+    def __init__(self, curriculum: Curriculum, stores: Stores, process_index: int = 0, process_count: int = 1) -> None:
+        """Raises UserError where a stage's global batch is not divided by `process_count`."""
+        assert 0 <= process_index < process_count
+        for stage in curriculum.stages:
+            if stage.global_batch % process_count:
+                raise UserError(
+                    f"stage {stage.name!r}: global_batch = {stage.global_batch} is not divided by {process_count} "
+                    f"processes: choose a multiple of {process_count}."
+                )
+        self._curriculum = curriculum
+        self._stores = stores
+        self._process_index = process_index
+        self._process_count = process_count
+
+    def batch(self, step: int) -> Batch:
+        """This process's share of the batch of one step. Raises UserError where rows cannot be read."""
+        return expand([self._read(place) for place in self._places(step).values()])
+
+    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """This process's share of the batches of steps `first_step` to `last_step - 1`, read ahead by one thread.
+
+        The row length changes with the stage. Errors of the reading thread are raised here; the thread ends with the
+        iterator.
+        """
+        assert 0 <= first_step <= last_step <= self._curriculum.steps, "steps outside the curriculum"
+        if first_step == last_step:
+            return
+        dataset = grain.MapDataset.source(_Steps(self, first_step, last_step))
+        options = grain.ReadOptions(num_threads=0)
+        ahead = grain.experimental.ThreadPrefetchIterDataset(
+            dataset.to_iter_dataset(options), prefetch_buffer_size=_PREFETCHED
+        )
+        iterator = iter(ahead)
+        try:
+            yield from iterator
+        finally:
+            iterator.close()
+
+    def documents(self, step: int) -> list[Served]:
+        """Which documents this process's rows of a step come from, row by row."""
+        served = []
+        for number, place in self._places(step).items():
+            row = self._read(place)
+            pieces = zip(row.documents.tolist(), row.offsets.tolist(), row.lengths.tolist(), strict=True)
+            served.append(Served(number, place, tuple(pieces)))
+        return served
+
+    def _places(self, step: int) -> dict[int, Place]:
+        """Global row number to place, of this process's rows of a step."""
+        rows = self._curriculum.stages[self._curriculum.stage_of_step(step)].global_batch // self._process_count
+        first = self._curriculum.first_row(step) + self._process_index * rows
+        return {number: self._curriculum.locate(number) for number in range(first, first + rows)}
+
+    def _read(self, place: Place) -> Row:
+        row_length = self._curriculum.stages[place.stage].row_length
+        store = self._stores[row_length, place.source]
+        row = store[place.row]
+        if row.row_length != row_length:
+            raise UserError(
+                f"{store.path} holds rows of {row.row_length} tokens where {row_length} belong: run `m1 pack` again."
+            )
+        return row
+
+
+class _Steps(grain.sources.RandomAccessDataSource[Batch]):
+    """What grain reads: item i is the local batch of step `first` + i."""
+
+    def __init__(self, loader: Loader, first: int, last: int) -> None:
+        self._loader, self._first, self._last = loader, first, last
+
+    def __len__(self) -> int:
+        return self._last - self._first
+
+    def __getitem__(self, index: SupportsIndex) -> Batch:
+        return self._loader.batch(self._first + int(index))
