@@ -9,7 +9,8 @@ from typing import Any
 import jax
 
 from m1jax.errors import UserError
-from m1jax.kernels import reference
+from m1jax.kernels import decode, reference
+from m1jax.kernels.decode import LayerCache
 
 Array = jax.Array
 
@@ -18,6 +19,7 @@ AttentionFunction = Callable[..., Any]
 # Arguments and results of `attention` below, or of a wrapper that partitions it over a mesh.
 
 _IMPLEMENTATIONS = {"reference": reference.attention}
+_DECODERS = {"reference": decode.attention}
 
 
 def attention(
@@ -65,9 +67,7 @@ def attention(
     Raises:
         UserError: no implementation has this name.
     """
-    if impl not in _IMPLEMENTATIONS:
-        raise UserError(f"attention {impl!r} is unknown: set model.attention to one of {', '.join(_IMPLEMENTATIONS)}.")
-    return _IMPLEMENTATIONS[impl](
+    return _choose(_IMPLEMENTATIONS, impl)(
         q,
         k,
         v,
@@ -82,3 +82,63 @@ def attention(
         q_offset=q_offset,
         return_lse=return_lse,
     )
+
+
+def decode_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    cache: LayerCache,
+    *,
+    conv_k: Array,
+    conv_v: Array,
+    inv_freq: Array,
+    lengths: Array,
+    real: Array,
+    window: int | None,
+    scale: float,
+    impl: str = "reference",
+) -> tuple[Array, LayerCache]:
+    """Attention of one or several new tokens on a layer's cache, and the cache with them in it.
+
+    Args:
+        q: (B, S, H, D) as projected.
+        k: (B, S, K, D) as projected, before convolution and RoPE.
+        v: (B, S, K, D).
+        cache: the layer's cache; a global layer's slots must hold every token so far and the new ones, a window
+            layer's the last `window`.
+        conv_k: (K, 2), as in `attention`.
+        conv_v: (K, 2), as in `attention`.
+        inv_freq: (D / 2,) float32.
+        lengths: (B,) int32, tokens already in the cache: the position of each row's first new token.
+        real: (B, S) bool, which tokens are real; padding to the left, to the right or both changes nothing, and the
+            real tokens of a row lie side by side. Output at padding is 0.
+        window: keys that a token sees, itself included; None for all.
+        scale: factor of the scores.
+        impl: name of the implementation.
+
+    Returns:
+        (B, S, H, D) in q's dtype, and the new cache; `lengths` grow by each row's real tokens.
+
+    Raises:
+        UserError: no implementation has this name.
+    """
+    return _choose(_DECODERS, impl)(
+        q,
+        k,
+        v,
+        cache,
+        conv_k=conv_k,
+        conv_v=conv_v,
+        inv_freq=inv_freq,
+        lengths=lengths,
+        real=real,
+        window=window,
+        scale=scale,
+    )
+
+
+def _choose(known: dict[str, Callable[..., Any]], impl: str) -> Callable[..., Any]:
+    if impl not in known:
+        raise UserError(f"attention {impl!r} is unknown: set model.attention to one of {', '.join(known)}.")
+    return known[impl]

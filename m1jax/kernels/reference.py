@@ -43,23 +43,27 @@ def attention(
     assert k.shape[1] >= q_offset + S, "a query must stand at a key"
     starts = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
     prev_k, prev_v = prev_kv if prev_kv is not None else (None, None)
-    k = rotate(convolve(k, conv_k, starts, prev_k), positions, inv_freq)
-    v = convolve(v, conv_v, starts, prev_v)
+    k = rotate(convolve(k, _previous(k, starts, prev_k), conv_k), positions, inv_freq)
+    v = convolve(v, _previous(v, starts, prev_v), conv_v)
     q = rotate(q, positions[:, q_offset : q_offset + S], inv_freq)
     out, lse = _blockwise(q, k, v, segment_ids, window, scale, q_offset)
     return (out, lse) if return_lse else out
 
 
-def convolve(x_BTKD: Array, weight_K2: Array, starts_BT: Array, prev_BKD: Array | None = None) -> Array:
-    """`w[0] x_{t-1} + w[1] x_t` per KV head, the previous term 0 where `starts_BT` is true (report, 2.1).
+def convolve(x_BTKD: Array, before_BTKD: Array, weight_K2: Array) -> Array:
+    """`w[0] x_{t-1} + w[1] x_t` per KV head (KV Shifting Attention, arXiv 2411.19574), where `before` holds x_{t-1}.
 
-    `prev_BKD` is the token before the first, None for zeros. Computed in float32, returned in x's dtype.
+    Computed in float32, returned in x's dtype.
     """
-    first = jnp.zeros_like(x_BTKD[:, :1]) if prev_BKD is None else prev_BKD[:, None].astype(x_BTKD.dtype)
-    before = jnp.concatenate([first, x_BTKD[:, :-1]], axis=1).astype(jnp.float32)
-    before = jnp.where(starts_BT[:, :, None, None], 0.0, before)
     weight = weight_K2.astype(jnp.float32)
-    return (before * weight[:, :1] + x_BTKD.astype(jnp.float32) * weight[:, 1:]).astype(x_BTKD.dtype)
+    mixed = before_BTKD.astype(jnp.float32) * weight[:, :1] + x_BTKD.astype(jnp.float32) * weight[:, 1:]
+    return mixed.astype(x_BTKD.dtype)
+
+
+def _previous(x_BTKD: Array, starts_BT: Array, first_BKD: Array | None) -> Array:
+    """x_{t-1}: 0 where a document starts, `first_BKD` (None for zeros) before the first key."""
+    first = jnp.zeros_like(x_BTKD[:, :1]) if first_BKD is None else first_BKD[:, None].astype(x_BTKD.dtype)
+    return jnp.where(starts_BT[:, :, None, None], 0, jnp.concatenate([first, x_BTKD[:, :-1]], axis=1))
 
 
 def rotate(x_BSND: Array, positions_BS: Array, inv_freq: Array) -> Array:

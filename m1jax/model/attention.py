@@ -4,12 +4,13 @@ Legend: B batch, S sequence, H query heads, K KV heads, D head_dim, E hidden.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from flax import nnx
 
 from m1jax.config import ModelConfig
-from m1jax.kernels import AttentionFunction
+from m1jax.kernels import AttentionFunction, LayerCache, decode_attention
 from m1jax.model.layers import Initializer, project, rope_frequencies
 
 Array = jax.Array
@@ -43,20 +44,34 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BSE: Array, place: Place, attention: AttentionFunction) -> Array:
         """(B, S, E) in x's dtype."""
-        q_BSHD = project("bse,ehd->bshd", x_BSE, self.q_proj)
-        k_BSKD = project("bse,ekd->bskd", x_BSE, self.k_proj)
-        v_BSKD = project("bse,ekd->bskd", x_BSE, self.v_proj)
         out_BSHD = attention(
-            q_BSHD,
-            k_BSKD,
-            v_BSKD,
-            conv_k=self.conv_k[...],
-            conv_v=self.conv_v[...],
-            inv_freq=rope_frequencies(self.head_dim, place.rope_base),
+            *self._projected(x_BSE),
+            **self._settings(place.rope_base),
             positions=place.positions,
             segment_ids=place.segment_ids,
-            window=self.window,
-            scale=self.head_dim**-0.5,
-            impl=self.impl,
         )
         return project("bshd,hde->bse", out_BSHD, self.o_proj)
+
+    def extend(
+        self, x_BSE: Array, cache: LayerCache, lengths_B: Array, real_BS: Array, rope_base: float | Array
+    ) -> tuple[Array, LayerCache]:
+        """(B, S, E) for new tokens on a cache, and the cache with them; arguments as of `kernels.decode_attention`."""
+        out_BSHD, cache = decode_attention(
+            *self._projected(x_BSE), cache, **self._settings(rope_base), lengths=lengths_B, real=real_BS
+        )
+        return project("bshd,hde->bse", out_BSHD, self.o_proj), cache
+
+    def _projected(self, x_BSE: Array) -> tuple[Array, Array, Array]:
+        q_BSHD = project("bse,ehd->bshd", x_BSE, self.q_proj)
+        k_BSKD = project("bse,ekd->bskd", x_BSE, self.k_proj)
+        return q_BSHD, k_BSKD, project("bse,ekd->bskd", x_BSE, self.v_proj)
+
+    def _settings(self, rope_base: float | Array) -> dict[str, Any]:
+        return {
+            "conv_k": self.conv_k[...],
+            "conv_v": self.conv_v[...],
+            "inv_freq": rope_frequencies(self.head_dim, rope_base),
+            "window": self.window,
+            "scale": self.head_dim**-0.5,
+            "impl": self.impl,
+        }

@@ -31,9 +31,10 @@ from flax import nnx
 from m1jax import kernels
 from m1jax.config import ModelConfig
 from m1jax.model.attention import Attention, Place
+from m1jax.model.cache import Cache
 from m1jax.model.head import norm_head
 from m1jax.model.layers import MLP, Initializer, RMSNorm
-from m1jax.model.layout import layout
+from m1jax.model.layout import LayerPath, Layout, layout
 
 Array = jax.Array
 
@@ -57,6 +58,14 @@ class Block(nnx.Module):
         x_BSE = x_BSE + self.attention(self.input_norm(x_BSE), place, attention)
         return x_BSE + self.mlp(self.post_attention_norm(x_BSE))
 
+    def extend(
+        self, x_BSE: Array, cache: kernels.LayerCache, lengths_B: Array, real_BS: Array, rope_base: float | Array
+    ) -> tuple[Array, kernels.LayerCache]:
+        """The block over new tokens on a cache, and the cache with them."""
+        out, cache = self.attention.extend(self.input_norm(x_BSE), cache, lengths_B, real_BS, rope_base)
+        x_BSE = x_BSE + out
+        return x_BSE + self.mlp(self.post_attention_norm(x_BSE)), cache
+
 
 class Table(nnx.Module):
     """A (V, E) matrix: the embedding, or the head's weight."""
@@ -69,17 +78,24 @@ class Decoder(nnx.Module):
     """A causal language model with Baichuan-M1's architecture (arXiv 2502.12671); it knows no mesh.
 
     Matrices start normal with `config.init_std`, those that write into the residual divided by sqrt(2L); norms start
-    at 1. `attention` is called as `kernels.attention` is.
+    at 1. `attention` is called as `kernels.attention` is; `cut` says how the layers lie in the tree, by default
+    `layout(config)`.
     """
 
     def __init__(
-        self, config: ModelConfig, *, rngs: nnx.Rngs, attention: kernels.AttentionFunction = kernels.attention
+        self,
+        config: ModelConfig,
+        *,
+        rngs: nnx.Rngs,
+        attention: kernels.AttentionFunction = kernels.attention,
+        cut: Layout | None = None,
     ):
         with nnx.use_eager_sharding(False):
             init = Initializer(rngs.params(), jnp.dtype(config.param_dtype))
-            cut = layout(config)
+            cut = cut or layout(config)
             self.config = config
             self.attention = attention
+            self.repeats = cut.repeats
             self.embed = Table("embed", config, init)
             self.prefix = nnx.Dict({str(i): Block(config, kind, init.layer(i)) for i, kind in enumerate(cut.prefix)})
             self.periods = nnx.Dict(
@@ -131,6 +147,25 @@ class Decoder(nnx.Module):
             positions = document_positions(segment_ids)
         return self.run(self.embedded(tokens), Place(segment_ids, positions, rope_base), remat)
 
+    def extend(
+        self, tokens: Array, cache: Cache, *, rope_base: float | Array, real: Array | None = None
+    ) -> tuple[Array, Cache]:
+        """Hidden states (B, S, E) of new tokens that follow those in the cache, and the cache with them.
+
+        `real` (B, S) bool marks the tokens that are not padding, None for all; padding may lie on either side of a
+        row's tokens. The model must be unrolled (`model.unrolled`): a scan would copy the whole cache at every token.
+        """
+        assert not self.periods, "generation needs an unrolled model"
+        if real is None:
+            real = jnp.ones(tokens.shape, bool)
+        x_BSE = self.embedded(tokens)
+        layers = []
+        for block, layer in zip(self.prefix.values(), cache.layers, strict=True):
+            x_BSE, layer = block.extend(x_BSE, layer, cache.lengths, real, rope_base)
+            layers.append(layer)
+        lengths = cache.lengths + jnp.sum(real, axis=1, dtype=jnp.int32)
+        return self.norm(x_BSE), Cache(tuple(layers), lengths)
+
     def embedded(self, tokens: Array) -> Array:
         """Embeddings of tokens, (B, S, E) in the compute dtype."""
         return self.embed.weight[...][tokens].astype(self.config.compute_dtype)
@@ -156,7 +191,7 @@ class Decoder(nnx.Module):
                     x = apply(block, x)
                 return x, None
 
-            few = layout(self.config).repeats <= _UNROLLED
+            few = self.repeats <= _UNROLLED
             x_BSE, _ = jax.lax.scan(period, x_BSE, stacked, unroll=few)
         for block in self.suffix.values():
             x_BSE = apply(block, x_BSE)
@@ -178,9 +213,11 @@ class Abstract(NamedTuple):
     axes: dict[str, Any]
 
 
-def abstract(config: ModelConfig, attention: kernels.AttentionFunction = kernels.attention) -> Abstract:
+def abstract(
+    config: ModelConfig, attention: kernels.AttentionFunction = kernels.attention, cut: Layout | None = None
+) -> Abstract:
     """The graph of a Decoder, and two trees of its parameters: ShapeDtypeStructs, and tuples of axis names."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), attention=attention)))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), attention=attention, cut=cut)))
     axes = jax.tree.map(lambda p: p.get_metadata("out_sharding"), state, is_leaf=lambda p: isinstance(p, nnx.Variable))
     return Abstract(graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes))
 
@@ -196,3 +233,17 @@ def create(
     """(graphdef, parameters) of a new model; `nnx.merge(graphdef, parameters)` is the Decoder."""
     parameters = jax.jit(initialise, static_argnums=0)(config, seed)
     return abstract(config, attention).graphdef, parameters
+
+
+def unrolled(config: ModelConfig, parameters: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """(graphdef, parameters) of the same model with every layer by itself under prefix/<layer>, as generation needs."""
+    cut = layout(config)
+    tree = {name: value for name, value in parameters.items() if name not in ("prefix", "periods", "suffix")}
+    tree["prefix"] = {str(i): block_of(parameters, cut.path(i)) for i in range(config.num_layers)}
+    return abstract(config, cut=Layout(config.layer_kinds, (), 0, ())).graphdef, tree
+
+
+def block_of(parameters: dict[str, Any], path: LayerPath) -> dict[str, Any]:
+    """One layer's parameters, without the leading axis of stacked ones."""
+    block = parameters[path.group][path.slot]
+    return block if path.stack_index is None else jax.tree.map(lambda leaf: leaf[path.stack_index], block)

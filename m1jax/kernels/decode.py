@@ -1,0 +1,111 @@
+"""Attention of new tokens on a warm cache, in plain jax.numpy for any device.
+
+Legend: B batch, S new tokens, T slots of the cache, H query heads, K KV heads, G = H / K, D head_dim, M = G x S.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from m1jax.kernels.reference import convolve, matmul_precision, rotate
+
+Array = jax.Array
+
+_MASKED = -1e30
+
+
+class LayerCache(NamedTuple):
+    """What one layer remembers of each row: keys and values of past tokens, and the last raw pair.
+
+    The token at position p lies in slot p mod T, so T slots hold the last T tokens: a ring for a window layer, and a
+    plain array for a global layer whose T is never exceeded.
+    """
+
+    k: Array
+    """(B, K, T, D), after convolution and RoPE."""
+    v: Array
+    """(B, K, T, D), after convolution."""
+    last_k: Array
+    """(B, K, D), the last token's K before convolution and RoPE; zeros before the first token."""
+    last_v: Array
+    """(B, K, D), the last token's V before convolution."""
+
+
+def attention(
+    q_BSHD: Array,
+    k_BSKD: Array,
+    v_BSKD: Array,
+    cache: LayerCache,
+    *,
+    conv_k: Array,
+    conv_v: Array,
+    inv_freq: Array,
+    lengths: Array,
+    real: Array,
+    window: int | None,
+    scale: float,
+) -> tuple[Array, LayerCache]:
+    """`kernels.decode_attention`: scores against the cache and against the new tokens share one softmax."""
+    B, S, H, D = q_BSHD.shape
+    K, T = cache.k.shape[1:3]
+    positions_BS = lengths[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
+    k = rotate(convolve(k_BSKD, _previous(k_BSKD, cache.last_k, real), conv_k), positions_BS, inv_freq).transpose(
+        0, 2, 1, 3
+    )
+    v = convolve(v_BSKD, _previous(v_BSKD, cache.last_v, real), conv_v).transpose(0, 2, 1, 3)
+    q = rotate(q_BSHD, positions_BS, inv_freq).reshape(B, S, K, H // K, D).transpose(0, 2, 3, 1, 4)
+
+    last_B1 = lengths[:, None] - 1
+    slot_positions_BT = last_B1 - (last_B1 - jnp.arange(T)) % T  # negative where the slot is empty
+    seen_old = _seen(positions_BS, slot_positions_BT, slot_positions_BT >= 0, window)
+    seen_new = _seen(positions_BS, positions_BS, real, window)
+    precision = matmul_precision(q.dtype)
+    q_BKMD = q.reshape(B, K, (H // K) * S, D)
+
+    def scores(keys: Array, seen: Array) -> Array:
+        raw = jnp.einsum("bkmd,bktd->bkmt", q_BKMD, keys, precision=precision, preferred_element_type=jnp.float32)
+        return jnp.where(seen[:, None, None], raw.reshape(B, K, H // K, S, -1) * scale, _MASKED)
+
+    weights = jax.nn.softmax(jnp.concatenate([scores(cache.k, seen_old), scores(k, seen_new)], axis=-1), axis=-1)
+    weights = weights.astype(v.dtype).reshape(B, K, -1, T + S)
+    out = jnp.matmul(weights[..., :T], cache.v, precision=precision, preferred_element_type=jnp.float32)
+    out += jnp.matmul(weights[..., T:], v, precision=precision, preferred_element_type=jnp.float32)
+    out_BSHD = out.reshape(B, K, H // K, S, D).transpose(0, 3, 1, 2, 4).reshape(B, S, H, D).astype(q.dtype)
+    out_BSHD = jnp.where(real[:, :, None, None], out_BSHD, 0)
+    written = LayerCache(
+        _write(cache.k, k, positions_BS, real),
+        _write(cache.v, v, positions_BS, real),
+        _last(k_BSKD, cache.last_k, real),
+        _last(v_BSKD, cache.last_v, real),
+    )
+    return out_BSHD, written
+
+
+def _previous(x_BSKD: Array, last_BKD: Array, real_BS: Array) -> Array:
+    """x_{t-1}, where a row's first real token follows the cache's last."""
+    first_BS = real_BS & (jnp.cumsum(real_BS, axis=1) == 1)
+    before = jnp.concatenate([last_BKD[:, None], x_BSKD[:, :-1]], axis=1)
+    return jnp.where(first_BS[:, :, None, None], last_BKD[:, None], before)
+
+
+def _seen(q_positions_BS: Array, positions_BT: Array, real_BT: Array, window: int | None) -> Array:
+    behind = q_positions_BS[:, :, None] - positions_BT[:, None, :]
+    seen = real_BT[:, None, :] & (behind >= 0)
+    return seen if window is None else seen & (behind < window)
+
+
+def _write(cache_BKTD: Array, new_BKSD: Array, positions_BS: Array, real_BS: Array) -> Array:
+    """The cache with the real new tokens in their slots; of more than T new tokens only the last T are written."""
+    B, _, T, _ = cache_BKTD.shape
+    kept = real_BS & (positions_BS > positions_BS[:, -1:] - T)
+    slots = jnp.where(kept, positions_BS % T, T)
+    return cache_BKTD.at[jnp.arange(B)[:, None], :, slots].set(new_BKSD.transpose(0, 2, 1, 3), mode="drop")
+
+
+def _last(x_BSKD: Array, last_BKD: Array, real_BS: Array) -> Array:
+    """The row's last real token, or `last_BKD` where it has none."""
+    S = x_BSKD.shape[1]
+    index_B = jnp.max(jnp.where(real_BS, jnp.arange(S), -1), axis=1)
+    chosen = jnp.take_along_axis(x_BSKD, jnp.maximum(index_B, 0)[:, None, None, None], axis=1)[:, 0]
+    return jnp.where((index_B >= 0)[:, None, None], chosen, last_BKD)
