@@ -1,6 +1,7 @@
 """Batches of a curriculum, read by grain: the batch is a function of the step and of nothing else."""
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from typing import SupportsIndex
 
@@ -67,7 +68,9 @@ class Loader:
         try:
             yield from iterator
         finally:
-            iterator.close()
+            # At the end of the interpreter the modules that close() needs may be gone; the thread is a daemon.
+            if not sys.is_finalizing():
+                iterator.close()
 
     def documents(self, step: int) -> list[Served]:
         """Which documents this process's rows of a step come from, row by row."""
