@@ -66,9 +66,10 @@ def _eval(args: argparse.Namespace) -> None:
     evaluation.run(
         _config(args),
         step=args.step,
-        tasks=args.tasks,
+        task_names=args.tasks,
         limit=args.limit,
         heldout_tokens=args.heldout_tokens,
+        plain=args.plain,
         as_json=args.json,
     )
 
@@ -179,6 +180,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--tasks", nargs="*", metavar="TASK", help="question sets to ask (default: all)")
     sub.add_argument("--limit", type=int, default=0, metavar="N", help="ask at most N questions of a set; 0 is all")
     sub.add_argument("--heldout-tokens", type=int, default=0, metavar="N", help="at most N tokens a source; 0 is all")
+    sub.add_argument("--plain", action="store_true", help="ask questions without seqio (the numbers are the same)")
     sub.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
     example = 'm1 generate --model runs/quickstart --prompt "Asthma is" --temperature 0.8'

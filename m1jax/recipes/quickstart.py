@@ -8,11 +8,11 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from rich.console import Console
 from rich.rule import Rule
 
 from m1jax import artefact, config_file
 from m1jax.config import RunConfig
+from m1jax.recipes import console as consoles
 
 PROMPTS = (
     "Diabetes mellitus is a disease",
@@ -65,7 +65,7 @@ def available_mixtures(config: RunConfig, sources: Mapping[str, str]) -> list[st
 
 def run(config: str, overrides: Sequence[str], text: str | None, main: Callable[[Sequence[str]], int]) -> int:
     """Runs every verb through `main` (the command itself); returns the first status that is not 0, else 0."""
-    console = Console()
+    console = consoles.make()
     start = time.monotonic()
 
     def verb(arguments: list[str]) -> int:

@@ -64,10 +64,14 @@ class Checkpoints:
         """Steps taken by the newest whole checkpoint; None where there is none."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Steps of all whole checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
     def save(self, state: TrainState, meta: Meta) -> None:
         """Starts to save; arrays are copied before it returns, and written behind the next steps."""
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if step in self.steps():
             return
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state, save_args=_save_args(state)),

@@ -1,6 +1,7 @@
 """What a step reports: a line of JSON, TensorBoard events, and how fast the machine was used."""
 
 import json
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 # Published dense bf16 peaks of one device as JAX counts devices, FLOP/s.
 PEAK_FLOPS = {
@@ -57,9 +58,12 @@ class Journal:
         replacement.write_text(kept, encoding="utf-8")
         replacement.replace(self.path)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
-        self._events = EventFileWriter(str(folder / "tensorboard"))
-        restart = SessionLog(status=SessionLog.START)
-        self._events.add_event(Event(step=first_step + 1, wall_time=time.time(), session_log=restart))
+        # tensorboard's own file writer would import TensorFlow where it is installed; its record writer does not.
+        events = folder / "tensorboard" / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+        events.parent.mkdir(exist_ok=True)
+        self._records = RecordWriter(open(events, "wb"))  # noqa: SIM115 (closed by close())
+        self._event(Event(file_version="brain.Event:2"))
+        self._event(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """Records the values of one step (numbers go to TensorBoard too)."""
@@ -68,12 +72,17 @@ class Journal:
         numbers = [
             Summary.Value(tag=name, simple_value=value) for name, value in values.items() if not isinstance(value, str)
         ]
-        self._events.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=numbers)))
+        self._event(Event(step=step, summary=Summary(value=numbers)))
 
     def close(self) -> None:
         """Writes out what is buffered."""
         self._file.close()
-        self._events.close()
+        self._records.close()
+
+    def _event(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+        self._records.flush()
 
 
 def read_journal(path: Path) -> list[dict[str, float]]:

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -208,3 +210,29 @@ def test_the_journal_forgets_what_came_after_the_checkpoint(tmp_path):
     journal.write(4, {"loss": 40.0})
     journal.close()
     assert [line["loss"] for line in read_journal(tmp_path / "metrics.jsonl")] == [1.0, 2.0, 3.0, 40.0]
+
+
+def test_tensorboard_reads_the_journal_without_tensorflow(tmp_path):
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    journal = Journal(tmp_path, 0)
+    journal.write(1, {"loss": 2.5, "stage": "general"})
+    journal.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    events = list(EventFileLoader(str(path)).Load())
+    (value,) = events[-1].summary.value
+    assert (events[-1].step, value.tag) == (1, "loss")
+    number = value.simple_value or value.tensor.float_val[0]
+    assert number == 2.5
+
+
+def test_the_loop_never_imports_tensorflow():
+    program = """
+import sys
+import m1jax.recipes.training, m1jax.train.metrics, pathlib, tempfile
+journal = m1jax.train.metrics.Journal(pathlib.Path(tempfile.mkdtemp()), 0)
+journal.write(1, {"loss": 1.0})
+journal.close()
+assert not {"tensorflow", "seqio", "torch"} & set(sys.modules), sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

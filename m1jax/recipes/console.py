@@ -1,0 +1,14 @@
+"""The console that every verb prints to."""
+
+import sys
+
+from rich.console import Console
+
+WIDTH = 118
+"""Columns where the output is no terminal: wide enough for every table."""
+
+
+def make(as_json: bool = False) -> Console:
+    """A console on standard output; on standard error where standard output is kept for JSON."""
+    stream = sys.stderr if as_json else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else WIDTH)

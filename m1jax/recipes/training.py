@@ -1,0 +1,104 @@
+"""`m1 train`: rows, curriculum, model and loop put together."""
+
+import functools
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from m1jax import __version__, model
+from m1jax.config import RunConfig, to_dict
+from m1jax.data.loader import Loader
+from m1jax.parallel import mesh as meshes
+from m1jax.recipes import console as consoles
+from m1jax.recipes import jax_setup
+from m1jax.recipes.rows import open_curriculum
+from m1jax.train.checkpoint import Checkpoints, Meta
+from m1jax.train.loop import Callback, StepReport, fit
+from m1jax.train.metrics import Journal
+from m1jax.train.progress import ProgressBar
+from m1jax.train.step import Batch, LossFn
+
+VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
+
+
+def next_token_loss(config: RunConfig) -> LossFn:
+    """The sum over targets of -log p(target), and their number, of a run's model."""
+    graphdef = model.abstract(config.model).graphdef
+
+    def loss_fn(params: Any, batch: Batch, rope_base: jax.Array) -> tuple[jax.Array, jax.Array]:
+        decoder = nnx.merge(graphdef, params)
+        hidden = decoder.hidden(
+            batch["tokens"], batch["segment_ids"], batch["positions"], rope_base=rope_base, remat=config.train.remat
+        )
+        head = params["head"]["weight"]
+        loss = model.cross_entropy(hidden, head, batch["targets"], batch["weights"], chunk=config.train.loss_chunk)
+        return loss.loss, loss.weight
+
+    return loss_fn
+
+
+def journal_folder(config: RunConfig) -> Path:
+    """Where metrics.jsonl and the TensorBoard events of a run lie."""
+    return Path(config.folder) / "train"
+
+
+def run(config: RunConfig) -> None:
+    """Trains from the newest checkpoint, or from the seed, to the last step of the last stage.
+
+    Raises UserError for rows, a tokenizer or a checkpoint that do not fit the config, and InterruptedRunError (saved)
+    on a signal.
+    """
+    jax_setup.prepare()
+    console = consoles.make()
+    mesh = meshes.make(config.mesh)
+    meshes.check_batches(config, mesh)
+    curriculum, stores = open_curriculum(config)
+    loader = Loader(curriculum, stores, jax.process_index(), jax.process_count())
+    checkpoints = Checkpoints(config.checkpoints, config.train.keep_checkpoints)
+    console.print(
+        f"{config.model.num_parameters:,} parameters, {config.total_steps:,} steps on {mesh.size} "
+        f"{mesh.devices.flat[0].device_kind} device(s), attention {config.model.attention!r}."
+    )
+    record = curriculum.record()
+    if (done := checkpoints.latest_step()) is not None:
+        curriculum.check(checkpoints.meta().curriculum, done)
+    bar = ProgressBar(console, config.train.log_every)
+    journals: list[Journal] = []
+
+    def on_start(first: int) -> Sequence[Callback]:
+        if first:
+            console.print(f"Going on after step {first} of {config.total_steps}.")
+        journals.append(Journal(journal_folder(config), first))
+        return [bar, functools.partial(_record, journals[0])]
+
+    try:
+        with bar:
+            fit(
+                config,
+                mesh=mesh,
+                init_params=functools.partial(model.initialise, config.model, config.seed),
+                params_axes=model.abstract(config.model).axes,
+                loss_fn=next_token_loss(config),
+                batches=lambda first: loader.batches(first, config.total_steps),
+                checkpoints=checkpoints,
+                meta=Meta(run=to_dict(config), curriculum=record, versions=_versions()),
+                on_start=on_start,
+            )
+    finally:
+        for journal in journals:
+            journal.close()
+        checkpoints.close()
+    console.print(f"Trained. Checkpoints in {config.checkpoints}, metrics in {journal_folder(config)}.")
+
+
+def _record(journal: Journal, report: StepReport) -> None:
+    values = {name: value for name, value in vars(report).items() if name not in ("step", "total_steps")}
+    journal.write(report.step, {**values, "skipped": int(report.skipped)})
+
+
+def _versions() -> dict[str, str]:
+    return {"m1jax": __version__, **{name: importlib.metadata.version(name) for name in VERSIONS}}
