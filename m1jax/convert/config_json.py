@@ -1,0 +1,94 @@
+"""config.json of the reference checkpoint: written from and read into a ModelConfig."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from m1jax.config import ModelConfig, check_model
+from m1jax.errors import UserError
+
+FILE = "config.json"
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden",
+    "intermediate_size": "ffn",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "num_swa_attention_heads": "window_num_heads",
+    "num_swa_key_value_heads": "window_num_kv_heads",
+    "sliding_window": "window",
+    "max_position_embeddings": "max_positions",
+}
+_FACTORS = {"rms_norm_eps": "norm_eps", "initializer_range": "init_std"}
+_FIXED = {"conv_window": 2, "hidden_act": "silu", "tie_word_embeddings": False}
+
+
+def to_json(config: ModelConfig, rope_base: float, dtype: str, token_ids: Mapping[str, int]) -> dict[str, Any]:
+    """The content of config.json; `token_ids` such as eos_token_id go in as they are."""
+    return {
+        "architectures": ["BaichuanM1ForCausalLM"],
+        "model_type": "baichuan_m1",
+        **{key: getattr(config, name) for key, name in _SIZES.items()},
+        **{key: getattr(config, name) for key, name in _FACTORS.items()},
+        **_FIXED,
+        "sliding_window_layers": [i for i, kind in enumerate(config.layer_kinds) if kind == "window"],
+        "rope_theta": rope_base,
+        "model_max_length": config.max_positions,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        **token_ids,
+    }
+
+
+def read(folder: Path) -> tuple[ModelConfig, float]:
+    """(ModelConfig, RoPE base) of a checkpoint's config.json, dtypes at their defaults.
+
+    Raises UserError where the file is missing or damaged, a key is missing or of the wrong type, or a value is one
+    that m1jax has no code for.
+    """
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: give the folder of a Hugging Face checkpoint.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}): fetch or export it again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: give the folder of a Hugging Face checkpoint.")
+    for key, value in _FIXED.items():
+        if _key(content, key, path) != value:
+            raise UserError(f"{path} says {key} = {content[key]!r}: m1jax reads {value!r} only.")
+    values: dict[str, Any] = {name: _number(content, key, path, int) for key, name in _SIZES.items()}
+    values |= {name: _number(content, key, path, float) for key, name in _FACTORS.items()}
+    config = ModelConfig(**values, pattern=_pattern(content, values["num_layers"], path))
+    check_model(config)
+    return config, _number(content, "rope_theta", path, float)
+
+
+def _key(content: Mapping[str, Any], key: str, path: Path) -> Any:
+    if key not in content:
+        raise UserError(f"{path} lacks the key {key}: it has no default, add it.")
+    return content[key]
+
+
+def _number(content: Mapping[str, Any], key: str, path: Path, kind: type) -> Any:
+    value = _key(content, key, path)
+    allowed = (int, float) if kind is float else (int,)
+    # Every number here is a size or a factor: 0 and below cannot be.
+    if not isinstance(value, allowed) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise UserError(f"{path} says {key} = {value!r}: it must be a positive {kind.__name__}.")
+    return kind(value)
+
+
+def _pattern(content: Mapping[str, Any], num_layers: int, path: Path) -> tuple[str, ...]:
+    """The shortest pattern of layer kinds that gives the file's window layers."""
+    layers = _key(content, "sliding_window_layers", path)
+    if not isinstance(layers, list) or not all(type(i) is int and 0 <= i < num_layers for i in layers):
+        raise UserError(
+            f"{path} says sliding_window_layers = {layers!r}: it must list layer numbers from 0 to {num_layers - 1}."
+        )
+    kinds = tuple("window" if i in layers else "global" for i in range(num_layers))
+    lengths = range(1, num_layers + 1)
+    return next(kinds[:n] for n in lengths if all(kinds[i] == kinds[i % n] for i in range(num_layers)))
