@@ -43,7 +43,8 @@ class Tensor:
         if not self.inputs:
             return np.ascontiguousarray(leaves[0]).reshape(self.shape([leaves[0].shape]))
         columns = math.prod(leaves[0].shape[: self.inputs])
-        return np.concatenate([leaf.reshape(columns, -1).T for leaf in leaves])
+        # safetensors writes an array's memory as it lies: the transposes must be copied into C order.
+        return np.ascontiguousarray(np.concatenate([leaf.reshape(columns, -1).T for leaf in leaves]))
 
     def split(self, tensor: Array, leaf_shapes: Sequence[tuple[int, ...]]) -> list[Array]:
         """The leaves of a tensor whose shape is right."""
