@@ -1,7 +1,7 @@
 """Batches of a curriculum, read by grain: the batch is a function of the step and of nothing else."""
 
 import dataclasses
-import sys
+import weakref
 from collections.abc import Iterator
 from typing import SupportsIndex
 
@@ -50,27 +50,14 @@ class Loader:
         """This process's share of the batch of one step. Raises UserError where rows cannot be read."""
         return expand([self._read(place) for place in self._places(step).values()])
 
-    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+    def batches(self, first_step: int, last_step: int) -> "ReadAhead":
         """This process's share of the batches of steps `first_step` to `last_step - 1`, read ahead by one thread.
 
-        The row length changes with the stage. Errors of the reading thread are raised here; the thread ends with the
-        iterator.
+        The row length changes with the stage. Errors of the reading thread are raised by `next`; the thread ends with
+        the iterator, at the latest when the process exits.
         """
         assert 0 <= first_step <= last_step <= self._curriculum.steps, "steps outside the curriculum"
-        if first_step == last_step:
-            return
-        dataset = grain.MapDataset.source(_Steps(self, first_step, last_step))
-        options = grain.ReadOptions(num_threads=0)
-        ahead = grain.experimental.ThreadPrefetchIterDataset(
-            dataset.to_iter_dataset(options), prefetch_buffer_size=_PREFETCHED
-        )
-        iterator = iter(ahead)
-        try:
-            yield from iterator
-        finally:
-            # At the end of the interpreter the modules that close() needs may be gone; the thread is a daemon.
-            if not sys.is_finalizing():
-                iterator.close()
+        return ReadAhead(_Steps(self, first_step, last_step))
 
     def documents(self, step: int) -> list[Served]:
         """Which documents this process's rows of a step come from, row by row."""
@@ -109,3 +96,32 @@ class _Steps(grain.sources.RandomAccessDataSource[Batch]):
 
     def __getitem__(self, index: SupportsIndex) -> Batch:
         return self._loader.batch(self._first + int(index))
+
+
+class ReadAhead(Iterator[Batch]):
+    """Batches that one thread of grain prefetches; `close` ends the thread, and so does dropping the iterator."""
+
+    def __init__(self, steps: _Steps) -> None:
+        if len(steps):
+            # Grain's default of 16 reading threads is several times slower on local rows.
+            dataset = grain.MapDataset.source(steps).to_iter_dataset(grain.ReadOptions(num_threads=0))
+            ahead = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=_PREFETCHED)
+            self._open = [iter(ahead)]
+        else:
+            self._open = []
+        # Also called at exit, before modules are torn down: a thread that still read then would abort the process.
+        self.close = weakref.finalize(self, _close, self._open)
+
+    def __next__(self) -> Batch:
+        if not self._open:
+            raise StopIteration
+        try:
+            return next(self._open[0])
+        except BaseException:
+            self.close()
+            raise
+
+
+def _close(iterators: list[grain.DatasetIterator[Batch]]) -> None:
+    while iterators:
+        iterators.pop().close()

@@ -60,4 +60,12 @@ def manifest(windows_by_source, domains=None, tokens=None):
 
 def stage(name, row_length, global_batch, steps, mixture):
     tokens = row_length * global_batch * steps
-    return StageConfig(name, tokens, row_length, global_batch, mixture, LearningRateConfig(1e-3, 1e-3), 1e5)
+    return StageConfig(
+        name=name,
+        tokens=tokens,
+        row_length=row_length,
+        global_batch=global_batch,
+        mixture=mixture,
+        learning_rate=LearningRateConfig(start=1e-3, end=1e-3),
+        rope_base=1e5,
+    )
