@@ -146,14 +146,14 @@ class StageConfig:
     """One stage of the curriculum."""
 
     name: str
+    mixture: Mapping[str, float]
+    """Share of tokens by source, or by domain ("domain:medical"), which its sources divide by their size."""
+    learning_rate: LearningRateConfig
     tokens: int = _bounded(1)
     """Tokens of this stage, rounded up to whole steps."""
     row_length: int = _bounded(2)
     global_batch: int = _bounded(1)
     """Rows of one step, over all hosts."""
-    mixture: Mapping[str, float]
-    """Share of tokens by source, or by domain ("domain:medical"), which its sources divide by their size."""
-    learning_rate: LearningRateConfig
     rope_base: float = _bounded(1.0)
     skip_steps: bool = True
     """Whether the step-skipping clip acts in this stage."""

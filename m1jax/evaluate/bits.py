@@ -61,9 +61,9 @@ def bits_per_byte(
 ) -> dict[str, Bits]:
     """Bits and bytes by source, over at most `max_tokens` tokens of each source.
 
-    `documents` are token ids with EOS at the end, by source; `token_bytes` is the UTF-8 length of each id, 0 for
-    EOS. The choice of documents depends on the source's name, its documents and the seed alone, so that every model meets the same ones.
-    Raises UserError where the model answers with something that is no number.
+    `documents` are token ids with EOS at the end, by source; `token_bytes` is the UTF-8 length of each id, 0 for EOS.
+    The choice of documents depends on the source's name, its documents and the seed alone, so that every model meets
+    the same ones. Raises UserError where the model answers with something that is no number.
     """
     bytes_V = np.asarray(token_bytes, np.int64)
     pieces: list[Tokens] = []

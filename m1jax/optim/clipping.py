@@ -12,13 +12,13 @@ from m1jax.config import SkipConfig
 class SkipState(NamedTuple):
     """State of `skip_spikes`, saved with every checkpoint.
 
-    norms: fp32 (history,), the last accepted global gradient norms, a ring. count: int32, norms accepted in all.
+    norms: fp32 (history,), the last accepted global gradient norms, a ring. accepted: int32, norms stored in all.
     skips_in_row: int32. skipped: int32, steps skipped in all. last_norm: fp32. last_skipped: bool. inner: state of
     the wrapped transformation.
     """
 
     norms: jax.Array
-    count: jax.Array
+    accepted: jax.Array
     skips_in_row: jax.Array
     skipped: jax.Array
     last_norm: jax.Array
@@ -41,7 +41,7 @@ def skip_spikes(inner: optax.GradientTransformation, config: SkipConfig) -> opta
         zero = jnp.zeros((), jnp.int32)
         return SkipState(
             norms=jnp.zeros((config.history,), jnp.float32),
-            count=zero,
+            accepted=zero,
             skips_in_row=zero,
             skipped=zero,
             last_norm=jnp.zeros((), jnp.float32),
@@ -54,7 +54,7 @@ def skip_spikes(inner: optax.GradientTransformation, config: SkipConfig) -> opta
     ) -> tuple[optax.Updates, SkipState]:
         norm = optax.global_norm(grads).astype(jnp.float32)
         finite = jnp.isfinite(norm)
-        full = state.count >= config.history
+        full = state.accepted >= config.history
         spike = full & (norm > config.factor * state.norms.mean() + config.margin)
         skip = ~finite | (spike & jnp.asarray(active) & (state.skips_in_row < config.max_skips))
 
@@ -65,10 +65,10 @@ def skip_spikes(inner: optax.GradientTransformation, config: SkipConfig) -> opta
             return inner.update(grads, state.inner, params)
 
         updates, inner_state = jax.lax.cond(skip, hold, move)
-        stored = state.norms.at[state.count % config.history].set(norm)
+        stored = state.norms.at[state.accepted % config.history].set(norm)
         return updates, SkipState(
             norms=jnp.where(skip, state.norms, stored),
-            count=state.count + (~skip).astype(jnp.int32),
+            accepted=state.accepted + (~skip).astype(jnp.int32),
             skips_in_row=jnp.where(skip, state.skips_in_row + 1, 0),
             skipped=state.skipped + skip.astype(jnp.int32),
             last_norm=norm,

@@ -27,7 +27,8 @@ def segment(rate: LearningRateConfig, steps: int) -> optax.Schedule:
 
 def learning_rate(config: RunConfig) -> optax.Schedule:
     """Learning rate of the whole run by global step."""
-    segments, ends = [], []
+    segments: list[optax.Schedule] = []
+    ends: list[int] = []
     for stage in config.stages:
         segments.append(segment(stage.learning_rate, stage.steps))
         ends.append((ends[-1] if ends else 0) + stage.steps)

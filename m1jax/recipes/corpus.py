@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.table import Table
 from m1jax import artefact
 from m1jax.config import RunConfig
 from m1jax.data.corpus import Report, licences, read_folder, source_documents, write_corpus
-from m1jax.data.documents import Document
+from m1jax.data.documents import Document, Rejected
 from m1jax.data.fetch import ChecksumMismatchError, FetchError, Package, default_cache, fetch
 from m1jax.data.overlap import NgramIndex
 from m1jax.data.sources import SOURCES, Source, evaluation_files, packages
@@ -38,8 +38,11 @@ def run(config: RunConfig, text: str | None = None, language: str = "en") -> Non
         return
     details: dict[str, object] = {}
     with artefact.building(config.corpus, "corpus", of, details) as folder:
+        documents: Iterable[Document | Rejected]
+        sources: Sequence[Source] = ()
+        index = None
         if text:
-            documents, index, sources = read_folder(Path(text), language=language), None, []
+            documents = read_folder(Path(text), language=language)
         else:
             documents, index, sources = _fetched(folder, console)
             licences(folder, sources)

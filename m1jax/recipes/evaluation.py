@@ -133,7 +133,7 @@ def _bits(
         name: bits.bits_per_byte(
             documents,
             scorer,
-            np.asarray(tokenizer.token_bytes),
+            tokenizer.token_bytes,
             row_length=row_length,
             batch_rows=max(1, BATCH_TOKENS // row_length),
             max_tokens=max_tokens,

@@ -37,8 +37,8 @@ def run(
         tokenizer.encode_batch(prompts),
         max_new_tokens,
         temperature=temperature,
-        top_k=top_k or None,
-        top_p=top_p if top_p < 1 else None,
+        top_k=top_k,
+        top_p=top_p,
         seed=seed,
         eos_id=tokenizer.eos_id,
     )

@@ -78,7 +78,7 @@ def abstract_state(params: Any, axes: Any, mesh: Mesh, optimizer: optax.Gradient
         shardings,
         transform_non_params=lambda leaf: place(leaf, scalars),
     )
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=scalars)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=scalars)
     return TrainState(step=step, params=jax.tree.map(place, params, shardings), opt_state=opt_state)
 
 

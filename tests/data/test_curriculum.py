@@ -155,6 +155,8 @@ def test_epochs_and_seeds_differ_in_order():
     assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(48))
     windows = [[epoch[i] // 6 for i in range(0, 48, 6)] for epoch in epochs]
     assert windows[0] != windows[1]
+    first_window = [[row for row in epoch if row < 6] for epoch in epochs]
+    assert not first_window[0] == first_window[1] == first_window[2]
 
 
 def test_a_source_goes_on_where_another_stage_left_it():
@@ -269,6 +271,7 @@ def test_the_same_curriculum_is_accepted():
         ({"stages": changed_stage(1, row_length=32)}, "stage 'two': row_length was 8, is 32"),
         ({"stages": changed_stage(1, mixture={"a": 0.25, "b": 0.75})}, "stage 'two': the sources' rows in a period"),
         ({"stages": changed_stage(0, tokens=8 * 2 * 6)}, "stage 'one': steps was 5, is 6"),
+        ({"stages": changed_stage(1, tokens=8 * 4)}, "stage 'two': steps was 5, is 1"),
         ({"stages": STAGES[:1]}, "stage 'two' is gone"),
     ],
 )
