@@ -215,16 +215,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
-    except OSError as error:
-        return _refuse(_os_error(error), USER_ERROR, args.debug)
-    except Exception as error:  # noqa: BLE001 (the door: whatever is left is a failure of m1jax, told in one sentence)
+    except Exception as error:  # noqa: BLE001 (the door: whatever is left is told in one sentence)
+        if reason := _surroundings(error):
+            return _refuse(reason, USER_ERROR, args.debug)
         return _refuse(f"{type(error).__name__}: {error} (--debug shows where).", FAILURE, args.debug)
 
 
-def _os_error(error: OSError) -> str:
-    where = error.filename or "the run's folder"
-    if error.errno == errno.ENOSPC:
+def _surroundings(error: Exception) -> str | None:
+    """What the machine refused, as one sentence; None where the fault is m1jax's own."""
+    where = getattr(error, "filename", None) or "the run's folder"
+    # Writers in C++ (ArrayRecord, tensorstore, safetensors) report a full disk as errors of their own kinds.
+    if getattr(error, "errno", None) == errno.ENOSPC or "no space left on device" in str(error).lower():
         return f"the disk that holds {where} is full: free some space and run the same command again."
+    if not isinstance(error, OSError):
+        return None
     if error.errno in (errno.EACCES, errno.EROFS):
         return f"{where} cannot be written or read ({error.strerror}): mend its permissions or choose another folder."
     return f"{where}: {error.strerror or error}: check the path."

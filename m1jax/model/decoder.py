@@ -160,7 +160,7 @@ class Decoder(nnx.Module):
             real = jnp.ones(tokens.shape, bool)
         x_BSE = self.embedded(tokens)
         layers = []
-        for block, layer in zip(self.prefix.values(), cache.layers, strict=True):
+        for block, layer in zip(_in_order(self.prefix), cache.layers, strict=True):
             x_BSE, layer = block.extend(x_BSE, layer, cache.lengths, real, rope_base)
             layers.append(layer)
         lengths = cache.lengths + jnp.sum(real, axis=1, dtype=jnp.int32)
@@ -181,21 +181,26 @@ class Decoder(nnx.Module):
 
             return (jax.checkpoint(pure) if remat == "block" else pure)(state, x, place)
 
-        for block in self.prefix.values():
+        for block in _in_order(self.prefix):
             x_BSE = apply(block, x_BSE)
         if self.periods:
             graphdef, stacked = nnx.split(self.periods)
 
             def period(x: Array, state: Any) -> tuple[Array, None]:
-                for block in nnx.merge(graphdef, state).values():
+                for block in _in_order(nnx.merge(graphdef, state)):
                     x = apply(block, x)
                 return x, None
 
             few = self.repeats <= _UNROLLED
             x_BSE, _ = jax.lax.scan(period, x_BSE, stacked, unroll=few)
-        for block in self.suffix.values():
+        for block in _in_order(self.suffix):
             x_BSE = apply(block, x_BSE)
         return self.norm(x_BSE)
+
+
+def _in_order(blocks: nnx.Dict) -> list[Block]:
+    """Blocks by number: flax hands them back ordered as text, 10 before 2."""
+    return [blocks[str(i)] for i in range(len(blocks))]
 
 
 def document_positions(segment_ids_BS: Array) -> Array:

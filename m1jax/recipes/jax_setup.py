@@ -1,11 +1,19 @@
 """What every verb that computes does first."""
 
 import os
+import re
 from pathlib import Path
+
+VIRTUAL_DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
+THREADS_PER_DEVICE = 64
 
 
 def prepare() -> None:
     """Keeps compiled programs between runs (in $JAX_COMPILATION_CACHE_DIR, else ~/.cache/m1jax/xla), quietens Orbax."""
+    if found := VIRTUAL_DEVICES.search(os.environ.get("XLA_FLAGS", "")):
+        # XLA's CPU backend starts independent collectives of one step in any order and blocks a thread in each: with
+        # fewer threads than that, devices wait for each other for ever. It sizes its pool by this variable.
+        os.environ.setdefault("NPROC", str(THREADS_PER_DEVICE * int(found[1])))
     import jax
     from absl import logging
 

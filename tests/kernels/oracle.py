@@ -5,7 +5,7 @@ import numpy as np
 
 def attention(q, k, v, conv_k, conv_v, inv_freq, positions, segments, window, scale):
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
-    B, S, H, D = q.shape
+    B, S, H, _ = q.shape
     group = H // k.shape[2]
     out, lse = np.zeros(q.shape), np.full((B, S, H), np.nan)
     keys, values = shifted(k, conv_k, segments), shifted(v, conv_v, segments)
@@ -18,7 +18,9 @@ def attention(q, k, v, conv_k, conv_v, inv_freq, positions, segments, window, sc
                 query = turned(q[b, t, h], positions[b, t], inv_freq)
                 scores = np.array([query @ turned(keys[b, s, h // group], positions[b, s], inv_freq) for s in seen])
                 weights = np.exp(scale * scores - (scale * scores).max())
-                out[b, t, h] = (weights[:, None] * np.array([values[b, s, h // group] for s in seen])).sum(0) / weights.sum()
+                out[b, t, h] = (weights[:, None] * np.array([values[b, s, h // group] for s in seen])).sum(
+                    0
+                ) / weights.sum()
                 lse[b, t, h] = np.log(np.exp(scale * scores).sum())
     return out, lse
 

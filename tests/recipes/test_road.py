@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -15,29 +14,9 @@ import pytest
 import m1jax
 from m1jax.cli import main
 from m1jax.train.metrics import read_journal
-from tests import texts
-
-TINY = str(pathlib.Path(__file__).parents[1] / "tiny.py")
-PROGRAM = [sys.executable, "-c", "import sys; from m1jax.cli import main; sys.exit(main())"]
+from tests.recipes.conftest import PROGRAM, TINY, quickstart
 
 VERBS = ("quickstart", "corpus", "tokenizer", "pack", "curriculum", "train", "eval", "generate", "export", "report")
-
-
-def quickstart(folder, text):
-    return ["quickstart", "--config", TINY, "--set", f"folder={folder}", "--text", str(text)]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return texts.write(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
-def road(tmp_path_factory, text):
-    """A finished quickstart on the small text."""
-    folder = tmp_path_factory.mktemp("road") / "run"
-    assert main(quickstart(folder, text)) == 0
-    return folder
 
 
 def test_every_result_is_there_and_true(road):
