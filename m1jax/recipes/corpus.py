@@ -65,7 +65,8 @@ def run(config: RunConfig, text: str | None = None, language: str = "en") -> Non
             f"Evaluation items never enter training: {report.rejected.get('evaluation overlap', 0)} documents shared "
             f"a run of 13 words with one of them and were set aside ({len(index):,} runs of the items were checked)."
         )
-    console.print(f"Documents in {config.corpus}/documents, licences in {config.corpus}/LICENCES.md.")
+        console.print(f"Licences of the text: {config.corpus}/LICENCES.md.")
+    console.print(f"Documents: {config.corpus}/documents.")
 
 
 def _packages() -> list[Package]:

@@ -17,8 +17,8 @@ def prepare() -> None:
     import jax
     from absl import logging
 
-    # Orbax warns of every array written in small chunks and every folder opened to read: both are meant.
-    logging.set_verbosity(logging.ERROR)
+    # Orbax warns of small chunks and folders opened to read, which are meant, and logs the errors that it also raises.
+    logging.set_verbosity(logging.FATAL)
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
