@@ -18,7 +18,7 @@ test: $(call installed,test)
 
 # The rooms that lean most on jax, flax and orbax: a short run for another Python or jax.
 compat: $(call installed,test)
-	$(python) -m pytest -m 'not slow' tests/kernels tests/model tests/optim tests/parallel tests/train
+	$(python) -m pytest -m 'not slow' tests/kernels tests/model tests/optim tests/parallel tests/train tests/recipes/test_mesh.py
 
 lint: $(call installed,lint)
 	$(python) -m ruff check .
