@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
                 },
                 {
                     "name": "medical",
-                    "tokens": 1_300_000,
+                    "tokens": 1_000_000,
                     "row_length": 512,
                     "global_batch": 4,
                     "mixture": MEDICAL,
@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
                 },
                 {
                     "name": "annealing",
-                    "tokens": 400_000,
+                    "tokens": 300_000,
                     "row_length": 2048,
                     "global_batch": 1,
                     "mixture": ANNEAL,

@@ -57,6 +57,16 @@ def test_both_folders_load_and_agree(road):
     assert ours.generate(tokens, max_new_tokens=8) == exported.generate(tokens, max_new_tokens=8)
 
 
+def test_on_disk_one_layer_is_one_chunk(road):
+    (metadata,) = (road / "checkpoints" / "18" / "state" / "array_metadatas").iterdir()
+    arrays = [entry["array_metadata"] for entry in json.loads(metadata.read_text())["array_metadatas"]]
+    stacked = [array for array in arrays if array["param_name"].startswith("params.periods.")]
+    assert len(stacked) == 2 * 11
+    for array in stacked:
+        assert array["write_shape"][0] == 2
+        assert array["chunk_shape"] == [1, *array["write_shape"][1:]] or len(array["write_shape"]) == 1
+
+
 def test_json_is_for_machines(road, capsys):
     assert main(["generate", "--model", str(road), "--prompt", "In", "--max-new-tokens", "3", "--json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
