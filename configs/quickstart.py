@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 EASY = {"wordnet": 0.5, "domain:general": 0.5}
 MEDICAL = {"domain:general": 0.25, "domain:medical": 0.75}
-ANNEAL = {"domain:general": 0.1, "domain:medical": 0.9}
+ANNEAL = {"domain:medical": 1.0}
 
 
 def get_config() -> ConfigDict:
@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
             "stages": (
                 {
                     "name": "general",
-                    "tokens": 200_000,
+                    "tokens": 150_000,
                     "row_length": 512,
                     "global_batch": 4,
                     "mixture": EASY,
@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
                 },
                 {
                     "name": "medical",
-                    "tokens": 1_000_000,
+                    "tokens": 850_000,
                     "row_length": 512,
                     "global_batch": 4,
                     "mixture": MEDICAL,
@@ -57,9 +57,9 @@ def get_config() -> ConfigDict:
                 },
                 {
                     "name": "annealing",
-                    "tokens": 300_000,
+                    "tokens": 500_000,
                     "row_length": 2048,
-                    "global_batch": 1,
+                    "global_batch": 2,
                     "mixture": ANNEAL,
                     "learning_rate": {"start": 1.5e-3, "end": 5e-5, "shape": "cosine"},
                     "rope_base": 1e5,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from rich.console import Console
 
 from m1jax import artefact, kernels, model
 from m1jax.config import RunConfig
@@ -72,7 +73,7 @@ def run(
         console.print(bits_report.table)
         data: dict[str, Any] = {"step": trained.step, "bits_per_byte": bits_report.data}
         if chosen:
-            found = [_ask(config, trained, tokenizer, task, limit, plain) for task in chosen]
+            found = [_ask(config, trained, tokenizer, task, limit, plain, console) for task in chosen]
             accuracy = report.accuracy(found)
             console.print(accuracy.table)
             data["accuracy"] = accuracy.data
@@ -143,9 +144,18 @@ def _bits(
 
 
 def _ask(
-    config: RunConfig, trained: Trained, tokenizer: Tokenizer, task: tasks.Task, limit: int, plain: bool
+    config: RunConfig,
+    trained: Trained,
+    tokenizer: Tokenizer,
+    task: tasks.Task,
+    limit: int,
+    plain: bool,
+    console: Console,
 ) -> choice.Result:
-    items = tasks.sample(tasks.load(task, config.corpus / "evaluation").items, limit or None, config.seed)
+    loaded = tasks.load(task, config.corpus / "evaluation")
+    for fault in loaded.malformed:
+        console.print(f"set aside: {fault}")
+    items = tasks.sample(loaded.items, limit or None, config.seed)
     scorer = RowScorer(target_logprobs(trained), config.data.row_lengths, BATCH_TOKENS)
     evaluate = choice.evaluate if plain else seqio_adapter.evaluate
     return evaluate(task, items, tokenizer, scorer)

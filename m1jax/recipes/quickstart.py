@@ -19,7 +19,7 @@ PROMPTS = (
     "Pneumonia due to",
     "骨折",
 )
-QUESTIONS = 250
+QUESTIONS = 150
 """Questions of each set that are asked: the sets whole would take longer than the training."""
 HELDOUT_TOKENS = 20_000
 

@@ -59,14 +59,14 @@ def _names(lines: Sequence[Line]) -> list[str]:
 
 
 def _stage(name: str, lines: Sequence[Line]) -> Line:
-    """A stage's numbers; the loss at its ends is the mean over a tenth of its steps."""
+    """A stage's numbers; the loss at its ends is the mean over a fifth of its steps."""
     losses = np.array([line["loss"] for line in lines])
-    tenth = max(1, len(losses) // 10)
+    fifth = max(1, len(losses) // 5)
     return {
         "stage": name,
         "steps": len(lines),
-        "first_loss": float(losses[:tenth].mean()),
-        "last_loss": float(losses[-tenth:].mean()),
+        "first_loss": float(losses[:fifth].mean()),
+        "last_loss": float(losses[-fifth:].mean()),
         "skipped": sum(line["skipped"] for line in lines),
         "tokens_per_second": float(np.median([line["tokens_per_second"] for line in lines])),
         "mfu": float(np.median([line["mfu"] for line in lines])),
@@ -79,7 +79,7 @@ def _results(folder: Path, name: str = RESULTS) -> Line | None:
 
 
 def _stage_table(stages: Sequence[Line]) -> Table:
-    table = Table(title="Training (loss in nats a token, mean of the first and last tenth of a stage)")
+    table = Table(title="Training (loss in nats a token, mean of the first and last fifth of a stage)")
     table.add_column("stage")
     for column in ("steps", "first loss", "last loss", "skipped", "tokens/s (median)", "MFU (median)"):
         table.add_column(column, justify="right")
