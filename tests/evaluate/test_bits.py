@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -16,7 +17,7 @@ def test_cutting_makes_every_token_but_the_first_a_target_once(length, row_lengt
     pieces = list(cut(document, row_length))
     assert [token for piece in pieces for token in piece[1:]] == document[1:]
     assert all(2 <= len(piece) <= row_length for piece in pieces)
-    assert all(a[-1] == b[0] for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(a[-1] == b[0] for a, b in itertools.pairwise(pieces))
 
 
 def naive(documents, row_length, token_bytes):

@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections import Counter, defaultdict
 
@@ -64,7 +65,7 @@ PIECES = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=8), min_size=
 @given(st.lists(PIECES, min_size=1, max_size=3))
 def test_bigram_and_unigram_are_those_of_dictionaries(rows):
     V, S = 9, 64
-    pairs = [pair for pieces in rows for piece in pieces for pair in zip(piece, piece[1:], strict=False)]
+    pairs = [pair for pieces in rows for piece in pieces for pair in itertools.pairwise(piece)]
     batches = [batch_of([pieces], S) for pieces in rows]
     if not pairs:
         with pytest.raises(UserError, match="no target"):
