@@ -10,7 +10,7 @@ from flax import nnx
 from m1jax import kernels, model
 from m1jax.config import ModelConfig
 from m1jax.model import decoder
-from tests.model import small
+from tests.model import dense, small
 
 ODD = {"pattern": ("global", "window", "window"), "num_layers": 5}
 THREE = {"pattern": ("global", "window", "window"), "num_layers": 8}
@@ -166,23 +166,34 @@ def test_bfloat16_computes_near_float32():
         assert ours.dtype == jnp.float32 and float(jnp.linalg.norm(ours - true)) < 0.05 * float(jnp.linalg.norm(true))
 
 
-def test_gradient_of_every_parameter_equals_finite_differences():
+@pytest.mark.parametrize("changes", [{}, ODD, {"window_num_heads": 8, "window_num_kv_heads": 1, "window": 1}])
+def test_logits_loss_and_every_gradient_equal_a_dense_float64_model(changes):
+    config = small.config(**changes)
+    graphdef, params = model.create(config, 0)
+    single = model.unrolled(config, params)[1]
+    tokens, targets = np.asarray(small.tokens(0, 2, 12)), np.asarray(small.tokens(1, 2, 12))
+    segments = np.array([[1] * 5 + [2] * 7, [3] * 10 + [0] * 2], np.int32)
+    weights = (segments > 0).astype(np.float32)
     with jax.enable_x64(True):
-        graphdef, params = model.create(small.config(num_layers=2, param_dtype="float32"), 0)
-        rows, weights = (small.tokens(0, 2, 8),), jnp.ones((2, 8), jnp.float32)
-        value = jax.jit(lambda p: small.loss(graphdef, p, rows, small.tokens(1, 2, 8), weights))
-        gradient = jax.jit(jax.grad(value))(params)
-        paths = jax.tree_util.tree_leaves_with_path(params)
-        for i, (path, leaf) in enumerate(paths):
-            direction = jax.random.normal(jax.random.key(i), leaf.shape, leaf.dtype)
-            step = 3e-3 / float(jnp.linalg.norm(direction))
-
-            def moved(by, path=path, direction=direction):
-                return float(value(jax.tree_util.tree_map_with_path(lambda at, x: x + by * direction if at == path else x, params)))  # noqa: E501  # fmt: skip
-
-            slope = (moved(step) - moved(-step)) / (2 * step)
-            leaves = dict(jax.tree_util.tree_leaves_with_path(gradient))
-            np.testing.assert_allclose(float(jnp.sum(leaves[path] * direction)), slope, rtol=0.03, atol=0.03)
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), single)
+        want = dense.logits(config, wide, tokens, segments, small.BASE)
+        loss, gradient = jax.value_and_grad(dense.loss, argnums=1)(
+            config, wide, tokens, segments, small.BASE, targets, weights
+        )
+    real = segments > 0
+    got = np.asarray(small.logits(graphdef, params, tokens, segments))
+    np.testing.assert_allclose(got[real], np.asarray(want)[real], atol=1e-4)
+    ours, ours_gradient = jax.jit(
+        jax.value_and_grad(lambda p: small.loss(graphdef, p, (tokens, segments), targets, weights))
+    )(params)
+    np.testing.assert_allclose(ours, loss, rtol=1e-5)
+    for (path, leaf), true in zip(
+        jax.tree_util.tree_leaves_with_path(model.unrolled(config, ours_gradient)[1]),
+        jax.tree.leaves(gradient),
+        strict=True,
+    ):
+        distance = np.linalg.norm(np.asarray(leaf) - np.asarray(true)) / np.linalg.norm(np.asarray(true))
+        assert distance < 1e-4, jax.tree_util.keystr(path)
 
 
 def test_a_model_takes_another_attention():
