@@ -43,11 +43,13 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def _find(path: str | Path) -> Path:
-    shipped = Path(__file__).parent.parent / "configs" / f"{path}.py"
-    for candidate in (Path(path), shipped):
+    package = Path(__file__).parent
+    # A wheel carries the shipped configs inside the package, a checkout beside it.
+    folders = [package / "configs", package.parent / "configs"]
+    for candidate in (Path(path), *(folder / f"{path}.py" for folder in folders)):
         if candidate.is_file():
             return candidate
-    known = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.py")))
+    known = ", ".join(sorted(p.stem for folder in folders for p in folder.glob("*.py")))
     raise UserError(f"config file {path} is missing: give a path to a .py file or one of the shipped names ({known}).")
 
 

@@ -36,7 +36,7 @@ def test_the_14b_geometry_is_the_released_one():
         ("modle.hidden=64", ["unknown config key modle", "model"]),
         ("model.window=0", ["model.window", "at least 1"]),
         ("model.num_heads=3", ["model.num_heads = 3", "does not divide"]),
-        ("model.window_num_kv_heads=3", ["model.window_num_kv_heads = 3", "divisor"]),
+        ("model.window_num_kv_heads=4", ["model.window_num_kv_heads = 4", "divisor"]),
         ("model.hidden='wide'", ["model.hidden", "type int"]),
         ("model.hidden=True", ["model.hidden", "type int"]),
         ("model.norm_eps=float", ["model.norm_eps", "type float"]),
