@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -21,16 +22,14 @@ from m1jax.train.loop import fit, stage_of
 from m1jax.train.metrics import Journal, read_journal
 
 VOCAB = 300
+TINY = str(pathlib.Path(__file__).parents[1] / "tiny.py")
 
 
 def small_config(tmp_path, **train):
     return config_file.load(
-        "quickstart",
+        TINY,
         [
             f"folder={tmp_path}",
-            f"model.vocab_size={VOCAB + 212}",
-            "data.vocab_size=512",
-            "model.hidden=16",
             "data.row_lengths=(16,32)",
             "stages.0.tokens=320",
             "stages.0.row_length=16",
@@ -180,7 +179,7 @@ def test_another_model_and_a_damaged_checkpoint_are_refused(tmp_path):
     config = small_config(tmp_path, checkpoint_every=5)
     run(config)
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, ffn=12))
-    with pytest.raises(UserError, match="a model with ffn = 768, the config says 12"):
+    with pytest.raises(UserError, match="a model with ffn = 48, the config says 12"):
         run(other)
     newest = config.checkpoints / "15"
     for file in (newest / "state").rglob("*"):
