@@ -166,7 +166,7 @@ def test_bfloat16_computes_near_float32():
         assert ours.dtype == jnp.float32 and float(jnp.linalg.norm(ours - true)) < 0.05 * float(jnp.linalg.norm(true))
 
 
-@pytest.mark.parametrize("changes", [{}, ODD, {"window_num_heads": 8, "window_num_kv_heads": 1, "window": 1}])
+@pytest.mark.parametrize("changes", [{}, ODD, {"window_num_heads": 8, "window_num_kv_heads": 1, "window": 2}])
 def test_logits_loss_and_every_gradient_equal_a_dense_float64_model(changes):
     config = small.config(**changes)
     graphdef, params = model.create(config, 0)
