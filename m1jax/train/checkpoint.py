@@ -7,6 +7,7 @@ layer.
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,20 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, meta: Meta) -> None:
-        """Starts to save; arrays are copied before it returns, and written behind the next steps."""
+        """Starts to save; arrays are copied before it returns, and written behind the next steps.
+
+        Raises UserError where the disk has no room for it: found out before a byte is written.
+        """
         step = int(state.step)
         if step in self.steps():
             return
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise UserError(
+                f"the disk that holds {self.folder} is full: free some space (a checkpoint needs {needed / 1e6:.1f} MB,"
+                f" {free / 1e6:.1f} MB are free) and run the same command again."
+            )
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state, save_args=_save_args(state)),
             meta=ocp.args.JsonSave(dataclasses.asdict(meta)),
