@@ -13,6 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
+from m1jax.data.packing import split
 from m1jax.evaluate.scoring import TargetLogprobs, Tokens, sequence_logprobs
 
 
@@ -44,9 +45,9 @@ def take(documents: Sequence[Tokens], max_tokens: int, seed: int) -> Iterator[To
 
 
 def cut(document: Tokens, row_length: int) -> Iterator[Tokens]:
-    """Pieces of at most `row_length` tokens, each beginning with the last token of the one before."""
-    for start in range(0, len(document) - 1, row_length - 1):
-        yield document[start : start + row_length]
+    """Pieces of at most `row_length` tokens, each beginning with the last token of the one before, as in training."""
+    for offset, length in split(len(document), row_length):
+        yield document[offset : offset + length]
 
 
 def bits_per_byte(

@@ -92,22 +92,3 @@ def _row(table: Table, domain: str, source: str, row: Sequence[Bits], **style: A
     cells = ["–" if not entry.bytes else f"{entry.per_byte:.3f}" for entry in row]
     cells = [f"[u]{cell}[/u]" if entry.per_byte == least else cell for cell, entry in zip(cells, row, strict=True)]
     table.add_row(escape(domain), escape(source), f"{row[0].bytes:,}", *cells, **style)
-
-
-def compare(
-    before: Mapping[str, Bits], after: Mapping[str, Bits], domains: Mapping[str, str], **others: Mapping[str, Bits]
-) -> Report:
-    """Bits per byte before and after training, beside others such as `unigram` and `bigram`.
-
-    The data holds, besides the columns, `below`: for each domain the columns that `after` is under.
-    """
-    report = bits({"before": before, "after": after, **others}, domains)
-    columns = {name: column["domains"] for name, column in report.data.items()}
-    below = {}
-    for domain, entry in columns["after"].items():
-        below[domain] = [
-            name
-            for name, column in columns.items()
-            if name != "after" and entry["bytes"] and entry["bits_per_byte"] < column[domain]["bits_per_byte"]
-        ]
-    return Report(report.table, {**report.data, "below": below})

@@ -4,12 +4,12 @@ Segments of a row do not see each other, so packing several sequences into one r
 fewer tokens than a row for each. B rows of a batch, S tokens of a row.
 """
 
-from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from m1jax.data.packing import best_fit
 from m1jax.errors import UserError
 
 TargetLogprobs = Callable[[Mapping[str, np.ndarray]], np.ndarray]
@@ -32,23 +32,6 @@ class Scorer(Protocol):
 
     def __call__(self, rows: Sequence[tuple[Tokens, int]]) -> list[float]:
         """For each (tokens, first): the sum of log p(tokens[i] | tokens[:i]) in nats over i ≥ first, first ≥ 1."""
-
-
-def best_fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Rows as lists of indices into `lengths`: longest first, each into the fullest row that still holds it."""
-    rows: list[list[int]] = []
-    space: list[tuple[int, int]] = []  # (tokens left, row), ascending
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        assert 0 < lengths[index] <= row_length
-        slot = bisect_left(space, (lengths[index], -1))
-        if slot == len(space):
-            left, row = row_length, len(rows)
-            rows.append([])
-        else:
-            left, row = space.pop(slot)
-        rows[row].append(index)
-        insort(space, (left - lengths[index], row))
-    return rows
 
 
 def _batch(sequences: Sequence[Tokens], rows: Sequence[Sequence[int]], B: int, S: int) -> dict[str, np.ndarray]:

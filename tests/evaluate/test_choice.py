@@ -23,6 +23,14 @@ class Bytes:
         return [list(text.encode()) for text in texts]
 
 
+def items_of(number):
+    """Items of two to eight choices."""
+    return [
+        tasks.Item(f"i{n}", f"Question: {n * n}?\nAnswer:", tuple("abcdefgh"[: 2 + n % 3] * (1 + n % 2)), n % 2, "")
+        for n in range(number)
+    ]
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Items of our own in the formats of the package, some of them broken."""
@@ -114,3 +122,52 @@ import m1jax.evaluate.tasks, m1jax.evaluate.choice, m1jax.evaluate.bits, m1jax.e
 assert not {"tensorflow", "seqio"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3 (Wilson, without continuity correction).
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_intervals_are_the_published_ones(correct, total, low, high):
+    assert choice.wilson(correct, total) == pytest.approx((low, high), abs=5e-5)
+    mirrored = choice.wilson(total - correct, total)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_an_oracle_is_right_and_its_opposite_is_wrong():
+    items = items_of(12)
+
+    class Oracle:
+        max_tokens = 99
+        sign = 1.0
+
+        def __call__(self, rows):
+            right = [index == item.answer for item in items for index in range(len(item.choices))]
+            return [self.sign * (0.0 if hit else -1.0) for hit, _ in zip(right, rows, strict=True)]
+
+    oracle = Oracle()
+    assert choice.evaluate(TASKS["pubmedqa"], items, Bytes(), oracle).correct == 12
+    oracle.sign = -1.0
+    assert choice.evaluate(TASKS["pubmedqa"], items, Bytes(), oracle).correct == 0
+
+
+def test_where_choices_are_shared_the_best_constant_answer_is_told():
+    items = [tasks.Item(str(n), "Q:", ("yes", "no", "maybe"), int(n < 3), "") for n in range(10)]
+    result = choice.evaluate(TASKS["pubmedqa"], items, Bytes(), RowScorer(Toy(), (16,), 64))
+    assert result.constant == 0.7
+    assert result.chance == pytest.approx(1 / 3)
+
+
+def test_a_long_prompt_loses_its_beginning_alike_for_all_choices():
+    items = [tasks.Item("long", "0123456789", ("ab", "abcd"), 0, ""), tasks.Item("short", "01", ("ab",), 0, "")]
+    asked, shortened = choice.requests(items, Bytes(), 12)
+    assert shortened == 1
+    assert [bytes(request.tokens) for request in asked] == [b"3456789 ab", b"3456789 abcd", b"01 ab"]
+    assert [request.first for request in asked] == [7, 7, 2]
+    assert [(request.item, request.choice) for request in asked] == [(0, 0), (0, 1), (1, 0)]
+
+
+def test_a_choice_as_long_as_a_row_is_refused():
+    with pytest.raises(UserError, match=r"item x/7 fills a row of 8 tokens"):
+        choice.requests([tasks.Item("x/7", "Q:", ("a" * 7,), 0, "")], Bytes(), 8)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from toy import Toy, alone
 
 from m1jax.errors import UserError
-from m1jax.evaluate.scoring import RowScorer, best_fit, sequence_logprobs
+from m1jax.evaluate.scoring import RowScorer, sequence_logprobs
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 99), min_size=2, max_size=24), max_size=12)
 
@@ -27,17 +27,6 @@ def test_a_sum_is_that_of_the_tokens_from_the_first_scored_one(sequences, data):
     scorer = RowScorer(Toy(), (12, 24), 48)
     assert scorer.max_tokens == 24
     assert scorer(rows) == [sum(alone(tokens)[first - 1 :]) for tokens, first in rows]
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 30), max_size=60))
-def test_best_fit_places_everything_once_and_wastes_little(lengths):
-    rows = best_fit(lengths, 30)
-    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
-    filled = [sum(lengths[index] for index in row) for row in rows]
-    assert all(0 < total <= 30 for total in filled)
-    # No two rows would fit into one: the guarantee of every "any fit" packing.
-    assert all(a + b > 30 for i, a in enumerate(filled) for b in filled[:i])
 
 
 def test_the_shortest_row_that_holds_a_sequence_is_taken():

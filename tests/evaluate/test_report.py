@@ -1,0 +1,56 @@
+import io
+import json
+
+from rich.console import Console
+from test_choice import Bytes
+from toy import Toy
+
+from m1jax.evaluate import choice, report
+from m1jax.evaluate.bits import Bits
+from m1jax.evaluate.scoring import RowScorer
+from m1jax.evaluate.tasks import TASKS, Item
+
+DOMAINS = {"onto": "medical", "icd": "medical", "[dict]": "general"}
+BEFORE = {"onto": Bits(400.0, 50, 30), "icd": Bits(400.0, 50, 30), "[dict]": Bits(80.0, 10, 4)}
+AFTER = {"onto": Bits(100.0, 50, 30), "icd": Bits(150.0, 50, 30), "[dict]": Bits(30.0, 10, 4)}
+BIGRAM = {"onto": Bits(120.0, 50, 30), "icd": Bits(140.0, 50, 30), "[dict]": Bits(20.0, 10, 4)}
+
+
+def text_of(table):
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def test_bits_stand_by_source_and_domain_beside_each_other():
+    made = report.bits({"before": BEFORE, "after": AFTER, "bigram": BIGRAM}, DOMAINS)
+    rows = [" ".join(line.replace("│", " ").split()) for line in text_of(made.table).splitlines()]
+    assert "medical onto 50 8.000 2.000 2.400" in rows
+    assert "medical total 100 8.000 2.500 2.600" in rows
+    assert "general [dict] 10 8.000 3.000 2.000" in rows
+    data = json.loads(json.dumps(made.data, allow_nan=False))
+    assert data["after"]["domains"]["medical"] == {"bits_per_byte": 2.5, "bits": 250.0, "bytes": 100, "targets": 60}
+    assert data["bigram"]["sources"]["icd"]["bits_per_byte"] == 2.8
+
+
+def test_a_source_without_text_shows_a_dash_and_null():
+    empty = {"onto": Bits(0.0, 0, 0)}
+    made = report.bits({"after": empty, "bigram": empty}, {"onto": "medical"})
+    assert "–" in text_of(made.table)
+    data = json.loads(json.dumps(made.data, allow_nan=False))
+    assert data["after"]["sources"]["onto"]["bits_per_byte"] is None
+
+
+def test_accuracy_stands_beside_interval_chance_and_the_constant_answer():
+    items = [Item(str(n), f"Q{n}:", ("yes", "no"), int(n < 6), "") for n in range(20)]
+    scorer = RowScorer(Toy(), (16,), 64)
+    found = choice.evaluate(TASKS[1], items, Bytes(), scorer)
+    made = report.accuracy([found])
+    shown = text_of(made.table)
+    low, high = found.interval
+    for number in (found.accuracy, low, high, found.chance, 0.7):
+        assert f"{100 * number:.1f}%" in shown
+    data = json.loads(json.dumps(made.data, allow_nan=False))
+    assert data["pubmedqa"]["total"] == 20
+    assert data["pubmedqa"]["constant"] == 0.7
+    assert data["pubmedqa"]["interval"] == [low, high]
