@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from m1jax.errors import UserError
-
-
-def _bounded(low: float | None = None, choices: tuple[str, ...] | None = None, **rest: Any) -> Any:
-    """A dataclass field whose value must be at least `low`, or one of `choices`."""
-    return field(metadata={"low": low, "choices": choices}, **rest)
-
+from m1jax.stages import LearningRateConfig as LearningRateConfig
+from m1jax.stages import RampConfig as RampConfig
+from m1jax.stages import StageConfig as StageConfig
+from m1jax.stages import bounded as _bounded
 
 DTYPES = ("float32", "bfloat16")
 LAYER_KINDS = ("global", "window")
@@ -46,6 +44,10 @@ class ModelConfig:
     compute_dtype: str = _bounded(choices=DTYPES, default="float32")
     attention: str = _bounded(choices=("reference",), default="reference")
     """Implementation behind `kernels.attention`."""
+    normalize_head: bool = True
+    """NormHead, as in Baichuan-M1; False multiplies by the head's weight as it is, as most other models do."""
+    tie_embeddings: bool = False
+    """The embedding is the head's weight too."""
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:
@@ -61,7 +63,7 @@ class ModelConfig:
     @property
     def num_parameters(self) -> int:
         """Trainable scalars: embedding and head, norms, projections, MLPs, four convolution weights a KV head."""
-        total = 2 * self.vocab_size * self.hidden + self.hidden
+        total = (1 if self.tie_embeddings else 2) * self.vocab_size * self.hidden + self.hidden
         for kind in self.layer_kinds:
             heads, kv_heads, head_dim = self.heads(kind)
             attention = self.hidden * head_dim * (2 * heads + 2 * kv_heads) + 4 * kv_heads
@@ -70,17 +72,42 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class SpecialIdsConfig:
+    """Ids of special tokens where a tokenizer of another origin does not say them itself; -1 is: look there."""
+
+    bos: int = _bounded(-1, default=-1)
+    eos: int = _bounded(-1, default=-1)
+    pad: int = _bounded(-1, default=-1)
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where text, tokenizer and rows lie, and how rows are packed. An empty path means: inside the run's folder."""
 
     vocab_size: int = _bounded(512)
-    """Size of the tokenizer that `m1 tokenizer` trains."""
+    """Size of the tokenizer that `m1 tokenizer train` makes."""
+    general_vocab_size: int = _bounded(0, default=0)
+    """Ids of it that general text decides, before medical text decides the rest; 0 is three quarters."""
+    tokenizer_bytes: int = _bounded(1, default=100_000_000)
+    """Text that it is trained on, at most: small sources whole, large ones evenly over their length."""
     row_lengths: tuple[int, ...] = (8192,)
     window_documents: int = _bounded(1, default=4096)
     """Documents of one packing window (shuffled once, packed together for every row length)."""
+    difficulty_buckets: int = _bounded(1, default=1)
+    """Parts, of equally many documents, in which a source whose documents have a difficulty is packed."""
+    workers: int = _bounded(0, default=0)
+    """Threads that encode and pack, 0 for all cores; the rows are the same for any number."""
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    """seqio tasks or mixtures that are packed beside the corpus: domain (general or medical) by name."""
+    tasks_module: str = ""
+    """Module (or .py file) that registers them when it is imported."""
+    max_epochs: Mapping[str, float] = field(default_factory=dict)
+    """Most times that a run may read a source: by source, by domain ("domain:medical"), or "*" for all others."""
     heldout_share: float = _bounded(0.0, default=0.02)
     corpus: str = ""
     tokenizer: str = ""
+    """Folder that `m1 tokenizer train` fills; or an existing tokenizer: a folder, tokenizer.json or .model file."""
+    special_ids: SpecialIdsConfig = SpecialIdsConfig()
     rows: str = ""
 
 
@@ -132,39 +159,6 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class LearningRateConfig:
-    """One segment of the schedule: linear warm-up from 0 to `start`, then `shape` from `start` to `end`."""
-
-    start: float = _bounded(0.0)
-    end: float = _bounded(0.0)
-    shape: str = _bounded(choices=("constant", "linear", "cosine"), default="constant")
-    warmup_steps: int = _bounded(0, default=0)
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """One stage of the curriculum."""
-
-    name: str
-    mixture: Mapping[str, float]
-    """Share of tokens by source, or by domain ("domain:medical"), which its sources divide by their size."""
-    learning_rate: LearningRateConfig
-    tokens: int = _bounded(1)
-    """Tokens of this stage, rounded up to whole steps."""
-    row_length: int = _bounded(2)
-    global_batch: int = _bounded(1)
-    """Rows of one step, over all hosts."""
-    rope_base: float = _bounded(1.0)
-    skip_steps: bool = True
-    """Whether the step-skipping clip acts in this stage."""
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of this stage."""
-        return -(-self.tokens // (self.row_length * self.global_batch))
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """What the loop does beside stepping."""
 
@@ -175,6 +169,8 @@ class TrainConfig:
     """Tokens whose logits exist at once in the loss."""
     remat: str = _bounded(choices=("none", "block"), default="none")
     """What the backward pass recomputes: nothing, or each block from its input."""
+    initial: str = ""
+    """Folder of a model whose parameters the run starts from: imported, exported, or a run's; empty: the seed."""
 
 
 @dataclass(frozen=True)
@@ -204,8 +200,18 @@ class RunConfig:
 
     @property
     def rows(self) -> Path:
-        """Folder of packed rows."""
+        """Folder of packed rows; raises UserError where the config reads them from a bucket."""
+        if "://" in self.data.rows:
+            raise UserError(
+                f"config key data.rows = {self.data.rows} is an address, and `m1 pack` writes to a disk: pack with "
+                f"--set data.rows=FOLDER, then copy that folder to the address."
+            )
         return Path(self.data.rows or f"{self.folder}/rows")
+
+    @property
+    def rows_address(self) -> str:
+        """Where packed rows are read from: the folder above, or an address such as gs://bucket/rows."""
+        return self.data.rows or str(self.rows)
 
     @property
     def checkpoints(self) -> Path:
@@ -261,6 +267,9 @@ def check_run(config: RunConfig) -> None:
             f"config key data.vocab_size = {config.data.vocab_size} exceeds model.vocab_size = "
             f"{config.model.vocab_size}: the model must hold every token."
         )
+    for key, cap in config.data.max_epochs.items():
+        if not cap > 0:
+            raise UserError(f"config key data.max_epochs.{key} must be above 0, got {cap}.")
     names = [stage.name for stage in config.stages]
     for i, stage in enumerate(config.stages):
         path = f"stages.{i}"
@@ -276,15 +285,40 @@ def check_run(config: RunConfig) -> None:
                 f"config key {path}.row_length = {stage.row_length} exceeds model.max_positions = "
                 f"{config.model.max_positions}: shorten the rows or raise max_positions."
             )
-        if not sum(stage.mixture.values()) > 0:
-            raise UserError(f"config key {path}.mixture has no weight above 0: give at least one source a share.")
-        rate = stage.learning_rate
-        if rate.shape == "constant" and rate.start != rate.end:
+        _check_stage(path, stage, config.stages[i - 1] if i else None)
+
+
+def _check_stage(path: str, stage: StageConfig, before: StageConfig | None) -> None:
+    """Raises UserError where fields of a stage do not go together."""
+    if not sum(stage.mixture.values()) > 0:
+        raise UserError(f"config key {path}.mixture has no weight above 0: give at least one source a share.")
+    if len(stage.difficulty) != 2 or not 0 <= stage.difficulty[0] < stage.difficulty[1] <= 1:
+        raise UserError(
+            f"config key {path}.difficulty must be (low, high) with 0 <= low < high <= 1, got {stage.difficulty}."
+        )
+    ramp = stage.ramp
+    if ramp.start and not (ramp.start < stage.global_batch and ramp.increment and ramp.tokens):
+        raise UserError(
+            f"config key {path}.ramp must have start below global_batch = {stage.global_batch}, and increment and "
+            f"tokens above 0, got {ramp.start}, {ramp.increment} and {ramp.tokens}."
+        )
+    if not stage.batches[-1][1]:
+        raise UserError(
+            f"config key {path}.ramp.tokens = {ramp.tokens} leaves no step of {stage.global_batch} rows in a stage of "
+            f"{stage.tokens} tokens: shorten the ramp or lengthen the stage."
+        )
+    rate = stage.learning_rate
+    if rate.goes_on:
+        if before is None or dataclasses.replace(before.learning_rate, goes_on=True) != rate:
             raise UserError(
-                f"config key {path}.learning_rate is constant, but start {rate.start} is not end {rate.end}."
+                f"config key {path}.learning_rate goes on, but the stage before has another segment: give both the "
+                f"same values, or set goes_on to False."
             )
-        if rate.warmup_steps >= stage.steps:
-            raise UserError(
-                f"config key {path}.learning_rate.warmup_steps = {rate.warmup_steps} fills all {stage.steps} steps of "
-                f"the stage: shorten the warm-up or lengthen the stage."
-            )
+        return
+    if rate.shape == "constant" and rate.start != rate.end:
+        raise UserError(f"config key {path}.learning_rate is constant, but start {rate.start} is not end {rate.end}.")
+    if rate.warmup_steps >= stage.steps:
+        raise UserError(
+            f"config key {path}.learning_rate.warmup_steps = {rate.warmup_steps} fills all {stage.steps} steps of "
+            f"the stage: shorten the warm-up or lengthen the stage."
+        )

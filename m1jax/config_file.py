@@ -135,10 +135,11 @@ def _value(hint: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Any:
             raise UserError(f"config key {path} must be a non-empty list, got {value!r}.")
         return tuple(_value(arguments[0], entry, f"{path}.{i}", {}) for i, entry in enumerate(value))
     if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping) or not value:
-            raise UserError(f"config key {path} must be a non-empty mapping, got {value!r}.")
+        if not isinstance(value, Mapping):
+            raise UserError(f"config key {path} must be a mapping, got {value!r}.")
+        entry_limits = {"low": 0} if arguments[1] is float else {}
         return types.MappingProxyType(
-            {str(k): _value(arguments[1], v, f"{path}.{k}", {"low": 0}) for k, v in value.items()}
+            {str(k): _value(arguments[1], v, f"{path}.{k}", entry_limits) for k, v in value.items()}
         )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

@@ -8,7 +8,7 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1] / "m1jax"
 FLOORS = (
     {"__init__", "errors"},
-    {"artefact"},
+    {"artefact", "stages"},
     {"config"},
     {"config_file"},
     {"kernels"},

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from m1jax.kernels.reference import convolve, matmul_precision, rotate
+from m1jax.kernels.matmul import matmul_precision
+from m1jax.kernels.reference import convolve, rotate
 
 Array = jax.Array
 
@@ -46,7 +47,11 @@ def attention(
     window: int | None,
     scale: float,
 ) -> tuple[Array, LayerCache]:
-    """`kernels.decode_attention`: scores against the cache and against the new tokens share one softmax."""
+    """`kernels.decode_attention`: scores against the cache and against the new tokens share one softmax.
+
+    A single new token is written first and then read with the others: in a ring it takes the slot of the one token that
+    its window has just left.
+    """
     B, S, H, D = q_BSHD.shape
     K, T = cache.k.shape[1:3]
     positions_BS = lengths[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
@@ -56,10 +61,18 @@ def attention(
     v = convolve(v_BSKD, _previous(v_BSKD, cache.last_v, real), conv_v).transpose(0, 2, 1, 3)
     q = rotate(q_BSHD, positions_BS, inv_freq).reshape(B, S, K, H // K, D).transpose(0, 2, 3, 1, 4)
 
-    last_B1 = lengths[:, None] - 1
+    written = LayerCache(
+        _write(cache.k, k, positions_BS, real),
+        _write(cache.v, v, positions_BS, real),
+        _last(k_BSKD, cache.last_k, real),
+        _last(v_BSKD, cache.last_v, real),
+    )
+    slots = written if S == 1 else cache
+    last_B1 = positions_BS if S == 1 else lengths[:, None] - 1
     slot_positions_BT = last_B1 - (last_B1 - jnp.arange(T)) % T  # negative where the slot is empty
-    seen_old = _seen(positions_BS, slot_positions_BT, slot_positions_BT >= 0, window)
-    seen_new = _seen(positions_BS, positions_BS, real, window)
+    pairs = [(slots.k, slots.v, _seen(positions_BS, slot_positions_BT, slot_positions_BT >= 0, window))]
+    if S > 1:
+        pairs.append((k, v, _seen(positions_BS, positions_BS, real, window)))
     precision = matmul_precision(q.dtype)
     q_BKMD = q.reshape(B, K, (H // K) * S, D)
 
@@ -67,19 +80,28 @@ def attention(
         raw = jnp.einsum("bkmd,bktd->bkmt", q_BKMD, keys, precision=precision, preferred_element_type=jnp.float32)
         return jnp.where(seen[:, None, None], raw.reshape(B, K, H // K, S, -1) * scale, _MASKED)
 
-    weights = jax.nn.softmax(jnp.concatenate([scores(cache.k, seen_old), scores(k, seen_new)], axis=-1), axis=-1)
-    weights = weights.astype(v.dtype).reshape(B, K, -1, T + S)
-    out = jnp.matmul(weights[..., :T], cache.v, precision=precision, preferred_element_type=jnp.float32)
-    out += jnp.matmul(weights[..., T:], v, precision=precision, preferred_element_type=jnp.float32)
-    out_BSHD = out.reshape(B, K, H // K, S, D).transpose(0, 3, 1, 2, 4).reshape(B, S, H, D).astype(q.dtype)
-    out_BSHD = jnp.where(real[:, :, None, None], out_BSHD, 0)
-    written = LayerCache(
-        _write(cache.k, k, positions_BS, real),
-        _write(cache.v, v, positions_BS, real),
-        _last(k_BSKD, cache.last_k, real),
-        _last(v_BSKD, cache.last_v, real),
+    weights = jax.nn.softmax(jnp.concatenate([scores(keys, seen) for keys, _, seen in pairs], axis=-1), axis=-1)
+    parts = jnp.split(weights.astype(v.dtype).reshape(B, K, (H // K) * S, -1), [T][: len(pairs) - 1], axis=-1)
+    out = sum(
+        jnp.matmul(part, values, precision=precision, preferred_element_type=jnp.float32)
+        for part, (_, values, _) in zip(parts, pairs, strict=True)
     )
-    return out_BSHD, written
+    out_BSHD = jnp.asarray(out).reshape(B, K, H // K, S, D).transpose(0, 3, 1, 2, 4).reshape(B, S, H, D).astype(q.dtype)
+    return jnp.where(real[:, :, None, None], out_BSHD, 0), written
+
+
+def to_bits(x: Array) -> Array:
+    """A bfloat16 array as uint16, anything else as it is.
+
+    The CPU backend writes into a bfloat16 array by widening all of it to float32 and back, at every step of a decoding
+    loop; into integers it writes in place. `from_bits` is the way back.
+    """
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def from_bits(x: Array) -> Array:
+    """The bfloat16 array of which uint16 `x` holds the bits, anything else as it is."""
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
 def _previous(x_BSKD: Array, last_BKD: Array, real_BS: Array) -> Array:
@@ -100,7 +122,8 @@ def _write(cache_BKTD: Array, new_BKSD: Array, positions_BS: Array, real_BS: Arr
     B, _, T, _ = cache_BKTD.shape
     kept = real_BS & (positions_BS > positions_BS[:, -1:] - T)
     slots = jnp.where(kept, positions_BS % T, T)
-    return cache_BKTD.at[jnp.arange(B)[:, None], :, slots].set(new_BKSD.transpose(0, 2, 1, 3), mode="drop")
+    new_BSKD = to_bits(new_BKSD.transpose(0, 2, 1, 3))
+    return from_bits(to_bits(cache_BKTD).at[jnp.arange(B)[:, None], :, slots].set(new_BSKD, mode="drop"))
 
 
 def _last(x_BSKD: Array, last_BKD: Array, real_BS: Array) -> Array:

@@ -9,17 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from m1jax.kernels.matmul import matmul_precision
+
 Array = jax.Array
 
 # Queries a block. 128 was the fastest of 128, 256 and 512 on two CPU cores at S = 512 and 2048, D = 32 and 64.
 _BLOCK = 128
 # Finite in place of -inf: a row without any key (padding) then has finite values and gradients.
 _MASKED = -1e30
-
-
-def matmul_precision(dtype: Any) -> jax.lax.Precision:
-    """HIGHEST for float32, whose products TPUs and GPUs would otherwise round to fewer bits; else DEFAULT."""
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
 
 
 def attention(
@@ -131,13 +128,14 @@ def _block(
     top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
     total = weights.sum(axis=-1, keepdims=True)
-    out_BKMD = jnp.matmul(
-        weights.astype(v_BKTD.dtype).reshape(B, K, G * S, T),
-        v_BKTD,
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
+    # A product in bfloat16 rounds the gradient of the weights. Where the weights were divided before it, the gradient
+    # of their sum is made of the same rounded numbers and cancels against it; otherwise queries that see few keys get
+    # noise. Float32 can divide the product, which is smaller.
+    narrow = v_BKTD.dtype != jnp.float32
+    weights_BKMT = (weights / total if narrow else weights).astype(v_BKTD.dtype).reshape(B, K, G * S, T)
+    out_BKMD = jnp.matmul(weights_BKMT, v_BKTD, precision=precision, preferred_element_type=jnp.float32)
+    out = out_BKMD.reshape(B, K, G, S, D) / (1.0 if narrow else total)
     real = real_BS[:, None, None, :, None]
-    out = jnp.where(real, out_BKMD.reshape(B, K, G, S, D) / total, 0.0).astype(q_BKGSD.dtype)
+    out = jnp.where(real, out, 0.0).astype(q_BKGSD.dtype)
     lse = jnp.where(real, top + jnp.log(total), _MASKED)[..., 0]
     return out, lse

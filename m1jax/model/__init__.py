@@ -2,7 +2,7 @@
 
 from m1jax.model.cache import Cache, empty_cache
 from m1jax.model.decoder import Abstract, Decoder, abstract, block_of, create, initialise, unrolled
-from m1jax.model.head import Loss, cross_entropy, log_likelihood, norm_head
+from m1jax.model.head import Loss
 from m1jax.model.layout import LayerPath, Layout, layout
 
 __all__ = [
@@ -15,11 +15,8 @@ __all__ = [
     "abstract",
     "block_of",
     "create",
-    "cross_entropy",
     "empty_cache",
     "initialise",
     "layout",
-    "log_likelihood",
-    "norm_head",
     "unrolled",
 ]

@@ -13,6 +13,10 @@ from m1jax.kernels import LayerCache
 
 Array = jax.Array
 
+_FULL, _LAST = (None, "kv_heads", None, "head_dim"), (None, "kv_heads", "head_dim")
+LAYER_AXES: dict[str, tuple[str | None, ...]] = {"k": _FULL, "v": _FULL, "last_k": _LAST, "last_v": _LAST}
+"""Logical axes of each array of a layer's cache, for `m1jax.parallel.rules`."""
+
 
 class Cache(NamedTuple):
     """Every layer's cache, first to last, and the number of tokens each row has seen."""
@@ -31,10 +35,39 @@ def empty_cache(config: ModelConfig, batch: int, capacity: int) -> Cache:
 
     def layer(kind: str) -> LayerCache:
         _, kv_heads, head_dim = config.heads(kind)
-        slots = min(config.window, capacity) if kind == "window" else capacity
-        full, last = (batch, kv_heads, slots, head_dim), (batch, kv_heads, head_dim)
+        full, last = (batch, kv_heads, _slots(config, kind, capacity), head_dim), (batch, kv_heads, head_dim)
         return LayerCache(
             jnp.zeros(full, dtype), jnp.zeros(full, dtype), jnp.zeros(last, dtype), jnp.zeros(last, dtype)
         )
 
     return Cache(tuple(layer(kind) for kind in config.layer_kinds), jnp.zeros(batch, jnp.int32))
+
+
+def grown(config: ModelConfig, cache: Cache, capacity: int) -> Cache:
+    """The same tokens with room for `capacity`, which must not be less than the cache has.
+
+    A token keeps its slot: rings that are smaller than the window have never turned, because the capacity was theirs.
+    """
+
+    def wider(kind: str, slots_BKTD: Array) -> Array:
+        more = _slots(config, kind, capacity) - slots_BKTD.shape[2]
+        assert more >= 0, "a cache never shrinks"
+        return jnp.pad(slots_BKTD, ((0, 0), (0, 0), (0, more), (0, 0)))
+
+    layers = (
+        layer._replace(k=wider(kind, layer.k), v=wider(kind, layer.v))
+        for kind, layer in zip(config.layer_kinds, cache.layers, strict=True)
+    )
+    return Cache(tuple(layers), cache.lengths)
+
+
+def take(cache: Cache, rows: Array) -> Cache:
+    """The cache of the named rows, in that order, each as often as it is named: beams are reordered and repeated so.
+
+    `rows` (B',) int32; nothing is shared with the cache given, which stays as it was.
+    """
+    return jax.tree.map(lambda leaf: leaf[rows], cache)
+
+
+def _slots(config: ModelConfig, kind: str, capacity: int) -> int:
+    return min(config.window, capacity) if kind == "window" else capacity

@@ -14,7 +14,7 @@ Parameters form a nested dict of arrays with string keys:
         mlp/gate_proj, up_proj            (E, F)    embed, ffn
         mlp/down_proj                     (F, E)    ffn, embed
     norm/weight                           (E,)      embed
-    head/weight                           (V, E)    vocab, embed
+    head/weight                           (V, E)    vocab, embed; absent where the embedding is tied
 
 The names after the shapes are logical axes: metadata that `m1jax.parallel.rules` maps to mesh axes. `Layout.path` maps
 layer numbers to prefix, periods and suffix.
@@ -30,9 +30,9 @@ from flax import nnx
 
 from m1jax import kernels
 from m1jax.config import ModelConfig
+from m1jax.model import head as heads
 from m1jax.model.attention import Attention, Place
 from m1jax.model.cache import Cache
-from m1jax.model.head import norm_head
 from m1jax.model.layers import MLP, Initializer, RMSNorm
 from m1jax.model.layout import LayerPath, Layout, layout
 
@@ -109,7 +109,8 @@ class Decoder(nnx.Module):
                 {str(i): Block(config, kind, init.layer(first + i)) for i, kind in enumerate(cut.suffix)}
             )
             self.norm = RMSNorm("norm", config.hidden, config.norm_eps, init)
-            self.head = Table("head", config, init)
+            if not config.tie_embeddings:
+                self.head = Table("head", config, init)
 
     def __call__(
         self,
@@ -120,7 +121,7 @@ class Decoder(nnx.Module):
         rope_base: float | Array,
     ) -> Array:
         """Logits (B, S, V) float32; arguments as of `hidden`."""
-        return norm_head(self.hidden(tokens, segment_ids, positions, rope_base=rope_base), self.head.weight[...])
+        return self.logits(self.hidden(tokens, segment_ids, positions, rope_base=rope_base))
 
     def hidden(
         self,
@@ -167,8 +168,28 @@ class Decoder(nnx.Module):
         return self.norm(x_BSE), Cache(tuple(layers), lengths)
 
     def embedded(self, tokens: Array) -> Array:
-        """Embeddings of tokens, (B, S, E) in the compute dtype."""
-        return self.embed.weight[...][tokens].astype(self.config.compute_dtype)
+        """Embeddings of tokens, (B, S, E) in the compute dtype; the table may be given as bits (`kernels.to_bits`)."""
+        return kernels.from_bits(self.embed.weight[...][tokens]).astype(self.config.compute_dtype)
+
+    def logits(self, hidden_BSE: Array) -> Array:
+        """Logits (B, S, V) float32 of hidden states after the final norm."""
+        return heads.logits(hidden_BSE, self._output_weight, normalize=self.config.normalize_head)
+
+    def cross_entropy(self, hidden_BSE: Array, targets_BS: Array, weights_BS: Array, *, chunk: int) -> heads.Loss:
+        """Summed loss of targets (B, S); arguments as of `m1jax.model.head.cross_entropy`."""
+        normalize = self.config.normalize_head
+        return heads.cross_entropy(
+            hidden_BSE, self._output_weight, targets_BS, weights_BS, chunk=chunk, normalize=normalize
+        )
+
+    def log_likelihood(self, hidden_BSE: Array, targets_BS: Array, *, chunk: int) -> Array:
+        """Log p(target) (B, S) float32; arguments as of `m1jax.model.head.log_likelihood`."""
+        normalize = self.config.normalize_head
+        return heads.log_likelihood(hidden_BSE, self._output_weight, targets_BS, chunk=chunk, normalize=normalize)
+
+    @property
+    def _output_weight(self) -> Array:
+        return (self.embed if self.config.tie_embeddings else self.head).weight[...]
 
     def run(self, x_BSE: Array, place: Place, remat: str = "none") -> Array:
         """All blocks and the final norm over embeddings (B, S, E)."""

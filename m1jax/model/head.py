@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from m1jax.kernels.reference import matmul_precision
+from m1jax.kernels.matmul import einsum, matmul_precision
 
 Array = jax.Array
 Sums = tuple[Array, Array]
@@ -31,18 +31,20 @@ def normalize_rows(weight_VE: Array) -> Array:
     return wide * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
 
 
-def norm_head(hidden_BSE: Array, weight_VE: Array) -> Array:
-    """Logits (B, S, V) float32: hidden times the row-normalised weight, multiplied in hidden's dtype."""
-    return _logits(hidden_BSE, normalize_rows(weight_VE).astype(hidden_BSE.dtype))
+def logits(hidden_BSE: Array, weight_VE: Array, *, normalize: bool = True) -> Array:
+    """Logits (B, S, V) float32: hidden times the row-normalised weight (or the plain one), in hidden's dtype."""
+    return _logits(hidden_BSE, _factor(weight_VE, normalize).astype(hidden_BSE.dtype))
 
 
-def log_likelihood(hidden_BSE: Array, weight_VE: Array, targets_BS: Array, *, chunk: int) -> Array:
+def log_likelihood(
+    hidden_BSE: Array, weight_VE: Array, targets_BS: Array, *, chunk: int, normalize: bool = True
+) -> Array:
     """Log p(target) of every token in nats, (B, S) float32, differentiable.
 
     `chunk` bounds the tokens (over the whole batch) whose logits exist at once, but never below one position of each
     row; the sequence is what is cut, so that a sharded batch stays sharded.
     """
-    normed = normalize_rows(weight_VE).astype(hidden_BSE.dtype)
+    normed = _factor(weight_VE, normalize).astype(hidden_BSE.dtype)
 
     @jax.checkpoint
     def one(hidden_BCE: Array, targets_BC: Array) -> Array:
@@ -52,25 +54,27 @@ def log_likelihood(hidden_BSE: Array, weight_VE: Array, targets_BS: Array, *, ch
     return join(jax.lax.map(lambda part: one(*part), parts))
 
 
-def cross_entropy(hidden_BSE: Array, weight_VE: Array, targets_BS: Array, weights_BS: Array, *, chunk: int) -> Loss:
+def cross_entropy(
+    hidden_BSE: Array, weight_VE: Array, targets_BS: Array, weights_BS: Array, *, chunk: int, normalize: bool = True
+) -> Loss:
     """Sum over tokens of weight x -log p(target), with the sums of weights and of top-1 hits beside it.
 
     Never a mean: the caller divides by the global sum of weights. Under differentiation the gradient of each chunk is
     formed while its logits are there, so they are computed once. Only `loss` is differentiable, with respect to hidden
     and weight. `chunk` as in `log_likelihood`.
     """
-    loss, correct = _summed(hidden_BSE, normalize_rows(weight_VE), targets_BS, weights_BS.astype(jnp.float32), chunk)
-    return Loss(loss, jnp.sum(weights_BS.astype(jnp.float32)), jax.lax.stop_gradient(correct))
+    weights_BS = weights_BS.astype(jnp.float32)
+    loss, correct = _summed(hidden_BSE, _factor(weight_VE, normalize), targets_BS, weights_BS, chunk)
+    return Loss(loss, jnp.sum(weights_BS), jax.lax.stop_gradient(correct))
+
+
+def _factor(weight_VE: Array, normalize: bool) -> Array:
+    """What hidden states are multiplied by, float32."""
+    return normalize_rows(weight_VE) if normalize else weight_VE.astype(jnp.float32)
 
 
 def _logits(hidden: Array, normed_VE: Array) -> Array:
-    return jnp.einsum(
-        "bse,ve->bsv",
-        hidden,
-        normed_VE,
-        precision=matmul_precision(hidden.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    return einsum("bse,ve->bsv", hidden, normed_VE, dtype=jnp.float32)
 
 
 def _log_likelihood(hidden_BCE: Array, normed_VE: Array, targets_BC: Array) -> tuple[Array, Array, Array, Array]:
@@ -124,7 +128,7 @@ def _summed_forward(
         log_p, hit, logits, total = _log_likelihood(hidden, normed, targets)
         is_target = jnp.arange(normed.shape[0]) == targets[..., None]
         d_logits = ((jnp.exp(logits - total[..., None]) - is_target) * weights[..., None]).astype(dtype)
-        d_hidden = jnp.einsum("bsv,ve->bse", d_logits, normed, precision=precision)
+        d_hidden = einsum("bsv,ve->bse", d_logits, normed, dtype=dtype)
         d_normed += jnp.einsum("bsv,bse->ve", d_logits, hidden, precision=precision, preferred_element_type=jnp.float32)
         sums = loss - jnp.sum(log_p * weights), correct + jnp.sum(hit * weights)
         return (sums, d_normed), d_hidden

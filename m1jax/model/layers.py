@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from m1jax.kernels.reference import matmul_precision
+from m1jax.kernels.matmul import einsum, matmul_precision
 
 Array = jax.Array
 
@@ -74,7 +74,7 @@ def project(subscripts: str, x: Array, weight: nnx.Param) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _project(subscripts: str, x: Array, weight: Array) -> Array:
-    return jnp.einsum(subscripts, x, weight.astype(x.dtype), precision=matmul_precision(x.dtype))
+    return einsum(subscripts, x, weight.astype(x.dtype), dtype=x.dtype)
 
 
 def _project_forward(subscripts: str, x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -86,7 +86,7 @@ def _project_backward(subscripts: str, saved: tuple[Array, Array], d_out: Array)
     inputs, out = subscripts.split("->")
     x_axes, weight_axes = inputs.split(",")
     precision = matmul_precision(x.dtype)
-    d_x = jnp.einsum(f"{out},{weight_axes}->{x_axes}", d_out, weight.astype(x.dtype), precision=precision)
+    d_x = einsum(f"{out},{weight_axes}->{x_axes}", d_out, weight.astype(x.dtype), dtype=x.dtype)
     d_weight = jnp.einsum(
         f"{x_axes},{out}->{weight_axes}", x, d_out, precision=precision, preferred_element_type=jnp.float32
     )

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from m1jax import model
 from m1jax.config import ModelConfig
 
 BASE = 1e4
@@ -36,8 +35,9 @@ def logits(graphdef, params, *rows, base=BASE):
 
 
 def loss(graphdef, params, rows, targets, weights, chunk=16):
-    states = nnx.merge(graphdef, params).hidden(*rows, rope_base=BASE)
-    return model.cross_entropy(states, params["head"]["weight"], targets, weights, chunk=chunk).loss
+    decoder = nnx.merge(graphdef, params)
+    states = decoder.hidden(*rows, rope_base=BASE)
+    return decoder.cross_entropy(states, targets, weights, chunk=chunk).loss
 
 
 def largest_difference(a, b):
