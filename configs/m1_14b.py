@@ -32,7 +32,12 @@ def get_config() -> ConfigDict:
                 "param_dtype": "float32",
                 "compute_dtype": "bfloat16",
             },
-            "data": {"vocab_size": 133_120, "row_lengths": (8192, 32_768)},
+            "data": {
+                "vocab_size": 133_120,
+                "general_vocab_size": 99_840,  # undisclosed
+                "tokenizer_bytes": 2 * 10**9,  # undisclosed
+                "row_lengths": (8192, 32_768),
+            },
             "optimizer": {"eps": 1e-8},  # undisclosed
             "train": {"log_every": 10, "checkpoint_every": 500, "keep_checkpoints": 3, "remat": "block"},
             "mesh": {"fsdp": 64},

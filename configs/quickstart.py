@@ -32,7 +32,12 @@ def get_config() -> ConfigDict:
                 "init_std": 0.06,
                 "max_positions": 2048,
             },
-            "data": {"vocab_size": vocab_size, "row_lengths": (512, 2048), "window_documents": 4096},
+            "data": {
+                "vocab_size": vocab_size,
+                "tokenizer_bytes": 20_000_000,
+                "row_lengths": (512, 2048),
+                "window_documents": 4096,
+            },
             "optimizer": {"eps": 1e-8},
             "train": {"log_every": 20, "checkpoint_every": 100, "keep_checkpoints": 2},
             "stages": (

@@ -9,7 +9,8 @@ import bisect
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from m1jax.config import StageConfig
 from m1jax.data.fingerprint import compare
 from m1jax.data.manifest import Manifest
-from m1jax.data.mixture import Quotas, period_table, quantise, source_shares
+from m1jax.data.mixture import Quotas, check_epochs, period_table, quantise, source_shares
 from m1jax.data.shuffle import permutation
 from m1jax.errors import UserError
 
@@ -50,7 +51,8 @@ class Use:
     """What one stage reads of one source.
 
     `share` is of the stage's rows; `epochs` is rows over the rows of an epoch; `skipped` rows (of the row length read
-    before) of an open window are left out because the row length changed.
+    before) of an open window are left out because the row length changed. `last` is the last row read, `end` the one
+    after it.
     """
 
     stage: str
@@ -61,6 +63,7 @@ class Use:
     tokens: int
     epochs: float
     start: Cursor
+    last: Cursor
     end: Cursor
     skipped: int
 
@@ -68,8 +71,18 @@ class Use:
 class Curriculum:
     """The stages of a run over packed sources."""
 
-    def __init__(self, stages: tuple[StageConfig, ...], manifest: Manifest, seed: int) -> None:
-        """Raises UserError where a stage's row length is not packed or its mixture does not fit the sources."""
+    def __init__(
+        self,
+        stages: tuple[StageConfig, ...],
+        manifest: Manifest,
+        seed: int,
+        max_epochs: Mapping[str, float] = types.MappingProxyType({}),
+    ) -> None:
+        """Plans the whole run; `max_epochs` is DataConfig's.
+
+        Raises UserError where a stage's row length is not packed, its mixture does not fit the sources, or a source
+        would be read more often than it may.
+        """
         self.stages = stages
         self.manifest = manifest
         self.seed = seed
@@ -83,11 +96,17 @@ class Curriculum:
         self._starts = functools.lru_cache(maxsize=256)(self._make_starts)
         self._row_order = functools.lru_cache(maxsize=512)(self._make_row_order)
         self._first_steps = [0, *itertools.accumulate(stage.steps for stage in stages)]
-        self._first_rows = [0, *itertools.accumulate(stage.steps * stage.global_batch for stage in stages)]
+        self._first_rows = [0, *itertools.accumulate(stage.rows_before(stage.steps) for stage in stages)]
+        # Steps of one size follow each other: (first step, first row, rows of a step) of each such part of the run.
+        self._parts = list(self._make_parts())
+        self._part_steps = [step for step, _, _ in self._parts]
+        self._part_rows = [row for _, row, _ in self._parts]
         self._quotas = [
-            quantise(stage.name, source_shares(stage.name, stage.mixture, manifest.sources)) for stage in stages
+            quantise(stage.name, source_shares(stage.name, stage.mixture, manifest.sources, stage.difficulty))
+            for stage in stages
         ]
         self._uses = self._plan()
+        check_epochs(max_epochs, manifest.sources, [(use.stage, use.source, use.epochs) for use in self.table()])
         self._bases = [{source: self._linear(source, use.start) for source, use in uses.items()} for uses in self._uses]
 
     @property
@@ -109,8 +128,19 @@ class Curriculum:
         """Number of the first global row of a step; of the step after the last one, the number of rows in all."""
         if step == self.steps:
             return self._first_rows[-1]
-        stage = self.stage_of_step(step)
-        return self._first_rows[stage] + (step - self._first_steps[stage]) * self.stages[stage].global_batch
+        self._check_step(step)
+        first_step, first_row, rows = self._parts[bisect.bisect_right(self._part_steps, step) - 1]
+        return first_row + (step - first_step) * rows
+
+    def step_of_row(self, row: int) -> int:
+        """The step that reads global row `row`."""
+        first_step, first_row, rows = self._parts[bisect.bisect_right(self._part_rows, row) - 1]
+        return first_step + (row - first_row) // rows
+
+    def batch_of(self, step: int) -> int:
+        """Rows of step `step`, over all hosts."""
+        self._check_step(step)
+        return self._parts[bisect.bisect_right(self._part_steps, step) - 1][2]
 
     def quantisation_error(self, stage: int) -> float:
         """Largest relative difference between a source's share of the stage's rows and the share that was asked for."""
@@ -134,8 +164,7 @@ class Curriculum:
         window = int(self._windows(source, cursor.epoch)[cursor.turn])
         order = self._row_order(source, cursor.row_length, cursor.epoch, window)
         first = self.manifest.sources[source].files[cursor.row_length].first_rows[window]
-        step = self._first_steps[stage] + in_stage // self.stages[stage].global_batch
-        return Place(stage, step, source, cursor.epoch, window, first + int(order[cursor.row]))
+        return Place(stage, self.step_of_row(row), source, cursor.epoch, window, first + int(order[cursor.row]))
 
     def table(self) -> list[Use]:
         """What every stage reads of every source, in order."""
@@ -153,22 +182,30 @@ class Curriculum:
             "stages": [
                 {
                     "name": stage.name,
-                    "steps": stage.steps,
                     "row_length": stage.row_length,
-                    "global_batch": stage.global_batch,
+                    "batches": [list(part) for part in stage.batches],
                     "rows": dict(quotas.rows),
                 }
                 for stage, quotas in zip(self.stages, self._quotas, strict=True)
             ],
         }
 
-    def check(self, saved: Mapping[str, Any], step: int | None = None) -> None:
-        """Raises UserError, naming every difference, unless this curriculum is the one whose `record()` was `saved`.
+    def check(self, saved: Mapping[str, Any], step: int | None = None, amend: bool = False) -> list[str]:
+        """What was changed ahead of step `step`, in words, since this curriculum's `record()` was `saved`.
 
         `step` is the number of steps already taken: it tells what was changed in the past from what lies ahead. Without
-        it the whole curriculum counts as past.
+        it the whole curriculum counts as past. Raises UserError, naming every difference, where the past was changed,
+        or, unless it is to `amend`, what lies ahead.
         """
-        compare(saved, self.record(), step)
+        return compare(saved, self.record(), step, amend)
+
+    def _make_parts(self) -> Iterator[tuple[int, int, int]]:
+        step = row = 0
+        for stage in self.stages:
+            for rows, steps in stage.batches:
+                if steps:
+                    yield step, row, rows
+                step, row = step + steps, row + steps * rows
 
     def _check_step(self, step: int) -> None:
         if not 0 <= step < self.steps:
@@ -180,7 +217,7 @@ class Curriculum:
         plan = []
         for stage, quotas in zip(self.stages, self._quotas, strict=True):
             uses = {}
-            for source, rows in _rows_of(quotas, stage.steps * stage.global_batch).items():
+            for source, rows in _rows_of(quotas, stage.rows_before(stage.steps)).items():
                 start = cursors.get(source, Cursor(row_length=stage.row_length))
                 skipped = 0
                 if rows:
@@ -199,6 +236,7 @@ class Curriculum:
                     tokens=round(rows * stage.row_length * file.fill),
                     epochs=rows / file.rows,
                     start=start,
+                    last=self._cursor(source, epoch, base + max(rows - 1, 0), start.row_length),
                     end=end,
                     skipped=skipped,
                 )

@@ -1,8 +1,10 @@
-"""What a document is, and reading documents back from Parquet."""
+"""What a document is, and its Parquet files, written and read back."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,17 +12,23 @@ import pyarrow.parquet as pq
 from m1jax.errors import UserError
 
 _BATCH = 1024
+_ROW_GROUP_BYTES = 2 << 20
+_ROW_GROUP_ROWS = 8192
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Document:
-    """One reading unit: `language` is a code such as en or zh, `domain` is general or medical."""
+    """One reading unit: `language` is a code such as en or zh, `domain` is general or medical.
+
+    `difficulty` is any finite number that its maker gave it, larger for harder; None where there is none.
+    """
 
     id: str
     text: str
     source: str
     language: str
     domain: str
+    difficulty: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,12 +41,48 @@ class Rejected:
     source: str = ""
 
 
-def _schema(record: type[Document] | type[Rejected]) -> pa.Schema:
-    return pa.schema([pa.field(field.name, pa.string(), nullable=False) for field in dataclasses.fields(record)])
+def _schema(*names: str) -> pa.Schema:
+    return pa.schema([pa.field(name, pa.string(), nullable=False) for name in names])
 
 
-DOCUMENT_SCHEMA = _schema(Document)
-REJECTED_SCHEMA = _schema(Rejected)
+_TEXTS = ("id", "text", "source", "language", "domain")
+DOCUMENT_SCHEMA = _schema(*_TEXTS).append(pa.field("difficulty", pa.float64()))
+REJECTED_SCHEMA = _schema("origin", "reason", "text", "source")
+
+
+class Table(contextlib.AbstractContextManager["Table"]):
+    """A Parquet file, written in row groups as rows come; whole only after its context ends well."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        repeated = [name for name in schema.names if name in ("source", "language", "domain", "reason")]
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=repeated)
+        self._schema = schema
+        self._rows: list[tuple[Any, ...]] = []
+        self._size = 0
+
+    def write(self, row: Any, size: int) -> None:
+        """Appends an object with an attribute for each column; `size` in bytes tells when a row group is full."""
+        self._rows.append(tuple(getattr(row, name) for name in self._schema.names))
+        self._size += size
+        if self._size >= _ROW_GROUP_BYTES or len(self._rows) >= _ROW_GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            columns = [
+                pa.array(values, kind)
+                for values, kind in zip(zip(*self._rows, strict=True), self._schema.types, strict=True)
+            ]
+            self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        self._rows, self._size = [], 0
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        try:
+            if failure is None:
+                self._flush()
+        finally:
+            self._writer.close()
 
 
 def document_files(*paths: Path) -> list[Path]:
@@ -80,14 +124,15 @@ def read_documents(*paths: Path) -> Iterator[Document]:
 def _read_file(path: Path) -> Iterator[Document]:
     try:
         with pq.ParquetFile(path) as file:
-            missing = [name for name in DOCUMENT_SCHEMA.names if name not in file.schema_arrow.names]
+            missing = [name for name in _TEXTS if name not in file.schema_arrow.names]
             if missing:
                 raise UserError(
                     f"{path} has no column {', '.join(missing)}: give a corpus made by `m1 corpus`, or run that on it."
                 )
-            for batch in file.iter_batches(_BATCH, columns=DOCUMENT_SCHEMA.names):
-                columns = [batch.column(name).cast(pa.string()) for name in DOCUMENT_SCHEMA.names]
-                holes = [name for name, column in zip(DOCUMENT_SCHEMA.names, columns, strict=True) if column.null_count]
+            names = [name for name in DOCUMENT_SCHEMA.names if name in file.schema_arrow.names]
+            for batch in file.iter_batches(_BATCH, columns=names):
+                columns = [batch.column(name).cast(DOCUMENT_SCHEMA.field(name).type) for name in names]
+                holes = [name for name in _TEXTS if batch.column(name).null_count]
                 if holes:
                     raise UserError(f"{path} has rows without {', '.join(holes)}: run `m1 corpus` on it first.")
                 yield from map(Document, *(column.to_pylist() for column in columns))

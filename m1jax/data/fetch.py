@@ -66,9 +66,11 @@ class Package:
 
 
 def default_cache() -> Path:
-    """The folder where archives are kept: $M1JAX_CACHE, else ~/.cache/m1jax/packages."""
+    """The folder where archives are kept: $M1JAX_CACHE, else m1jax/packages in the user's cache folder."""
     configured = os.environ.get("M1JAX_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "m1jax" / "packages"
+    if configured:
+        return Path(configured)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m1jax" / "packages"
 
 
 def fetch(package: Package, cache: Path) -> Path:

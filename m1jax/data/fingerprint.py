@@ -6,13 +6,14 @@ from typing import Any
 
 from m1jax.errors import UserError
 
-_STAGE_KEYS = {"row_length": "row_length", "global_batch": "global_batch", "rows": "the sources' rows in a period"}
+_STAGE_KEYS = {"row_length": "row_length", "rows": "the sources' rows in a period"}
 
 
-def compare(saved: Mapping[str, Any], current: Mapping[str, Any], step: int | None) -> None:
-    """Raises UserError with every difference between two `Curriculum.record()`s after `step` steps (None: all).
+def compare(saved: Mapping[str, Any], current: Mapping[str, Any], step: int | None, amend: bool = False) -> list[str]:
+    """The differences between two `Curriculum.record()`s that lie ahead of `step` steps (None: all are past).
 
-    A source counts as read from the first step of the first stage that mixes it in.
+    A source counts as read from the first step of the first stage that mixes it in. Raises UserError, naming every
+    difference, where one lies in the past, or lies ahead and is not to `amend`.
     """
     taken = math.inf if step is None else step
     past: list[str] = []
@@ -27,11 +28,33 @@ def compare(saved: Mapping[str, Any], current: Mapping[str, Any], step: int | No
             f"the checkpoint has read other data than this config and these rows give: {'; '.join(past + ahead)}: put "
             f"back what it was trained with, or start a new run in another folder."
         )
-    if ahead:
+    if ahead and not amend:
         raise UserError(
-            f"what lies ahead of the checkpoint at step {step} was changed: {'; '.join(ahead)}: restore it, or start a "
-            f"new run in another folder."
+            f"what lies ahead of the checkpoint at step {step} was changed: {'; '.join(ahead)}: restore it, start a "
+            f"new run in another folder, or accept the change with `m1 train --amend`."
         )
+    return ahead
+
+
+def _steps(stage: Mapping[str, Any]) -> int:
+    return sum(steps for _, steps in stage["batches"])
+
+
+def _first_other_step(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
+    """The first step of two stages whose batches differ in size, or of which one has none; infinite without any."""
+    step = 0
+    parts = [[list(part) for part in stage["batches"] if part[1]] for stage in (old, new)]
+    while all(parts):
+        (rows, steps), (other_rows, other_steps) = (part[0] for part in parts)
+        if rows != other_rows:
+            return step
+        common = min(steps, other_steps)
+        step += common
+        for part in parts:
+            part[0][1] -= common
+            if not part[0][1]:
+                part.pop(0)
+    return step if any(parts) else math.inf
 
 
 def _compare_stages(
@@ -45,14 +68,19 @@ def _compare_stages(
             for key, text in _STAGE_KEYS.items()
             if old[key] != new[key]
         ]
-        if old["steps"] != new["steps"]:
-            # A stage may yet end elsewhere, as long as the run has not gone beyond either end.
-            where = past if first + min(old["steps"], new["steps"]) < taken else ahead
-            where.append(f"stage {old['name']!r}: steps was {old['steps']}, is {new['steps']}")
-        first += old["steps"]
+        # A stage may yet grow or end otherwise, as long as the run has not gone so far.
+        where = past if first + _first_other_step(old, new) < taken else ahead
+        if _steps(old) != _steps(new):
+            where.append(f"stage {old['name']!r}: steps was {_steps(old)}, is {_steps(new)}")
+        if old["batches"][-1][0] != new["batches"][-1][0]:
+            where.append(f"stage {old['name']!r}: global_batch was {old['batches'][-1][0]}, is {new['batches'][-1][0]}")
+        if old["batches"][:-1] != new["batches"][:-1]:
+            texts = [", ".join(f"{n} steps of {rows}" for rows, n in s["batches"][:-1]) or "none" for s in (old, new)]
+            where.append(f"stage {old['name']!r}: the batch ramp was {texts[0]}, is {texts[1]}")
+        first += _steps(old)
     for old in saved[len(current) :]:
         (past if first < taken else ahead).append(f"stage {old['name']!r} is gone")
-        first += old["steps"]
+        first += _steps(old)
     ahead += [f"stage {new['name']!r} was added" for new in current[len(saved) :]]
 
 
@@ -72,4 +100,4 @@ def _compare_sources(
                 where.append(f"source {name!r} is gone")
             elif saved["sources"][name].get(key[1]) != current[name].get(key[1]):
                 where.append(f"the rows of {key[1]} tokens of source {name!r} have changed")
-        first += stage["steps"]
+        first += _steps(stage)

@@ -1,6 +1,7 @@
 """Anybody's text: a folder of .txt, .jsonl and .parquet files, read as documents."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ def read_folder(folder: Path, domain: str = "general", language: str = "en") -> 
     """Documents of all .txt, .jsonl and .parquet files below `folder`, in the order of their paths.
 
     A .txt file is one document (UTF-8), a .jsonl line one object, a .parquet row one record, with the text in `text`
-    or `content` and optionally `id`, `source`, `language` and `domain`, which win over what follows. The domain is
+    or `content` and optionally `id`, `source`, `language` and `domain`, which win over what follows, and `difficulty`,
+    a number, larger for harder. The domain is
     general or medical where a folder on the way is named so, else `domain`. The source is the first folder below
     `folder` that is not named so; for a file outside such a folder its stem, or for .txt the name of the folder that
     it lies in. The identifier is the path, with #line or #row. Hidden files are left alone.
@@ -98,12 +100,23 @@ class _Place:
             source=source_name(str(record.get("source") or self.source)),
             language=str(record.get("language") or self.language),
             domain=str(record.get("domain") or self.domain),
+            difficulty=_number(record.get("difficulty")),
         )
 
     def rejected(self, reason: str, raw: bytes, number: int | None = None) -> Rejected:
         """Why a piece of the file is set aside, with its beginning."""
         origin = self.name if number is None else f"{self.name}#{number}"
         return Rejected(origin, reason, raw[:_SHOWN].decode(errors="backslashreplace"), self.source)
+
+
+def _number(value: Any) -> float | None:
+    """A record's number as it is, NaN for anything else that was given: the judge then sets the document aside."""
+    if value is None or value == b"":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def source_name(name: str) -> str:
@@ -159,7 +172,7 @@ def _parquet_rows(path: Path, place: _Place) -> Iterator[Document | Rejected]:
             if text_name is None:
                 columns = ", ".join(schema.names) or "none"
                 raise UserError(f"{path} has no column of text named text or content (its columns: {columns}).")
-            others = [name for name in ("id", "source", "language", "domain") if name in schema.names]
+            others = [name for name in ("id", "source", "language", "domain", "difficulty") if name in schema.names]
             number = 0
             for batch in file.iter_batches(_BATCH, columns=[text_name, *others]):
                 columns_of = {name: _bytes(batch.column(name)) for name in (text_name, *others)}

@@ -3,14 +3,17 @@
 import dataclasses
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import SupportsIndex
 
 import grain
 import numpy as np
 import numpy.typing as npt
 
+from m1jax.data.ahead import Ahead
 from m1jax.data.curriculum import Curriculum, Place
-from m1jax.data.manifest import Stores
+from m1jax.data.packed import Stores
+from m1jax.data.ranges import RangeRows
 from m1jax.data.rows import Row, expand
 from m1jax.errors import UserError
 
@@ -18,15 +21,18 @@ Batch = dict[str, npt.NDArray[np.generic]]
 """tokens, targets, segment_ids, positions (int32) and weights (float32), each (rows, row length); see `rows.expand`."""
 
 _PREFETCHED = 2
+_AHEAD_TOKENS = 1 << 26
+"""Tokens of rows that may be under way to one process from a bucket at once."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """One row of a step: its number in the run, where it lies, and (document, offset, length) of its pieces."""
+    """One row of a step: its number in the run, where it lies, (document, offset, length) of its pieces, and itself."""
 
     number: int
     place: Place
     pieces: tuple[tuple[int, int, int], ...]
+    row: Row
 
 
 class Loader:
@@ -36,11 +42,13 @@ class Loader:
         """Raises UserError where a stage's global batch is not divided by `process_count`."""
         assert 0 <= process_index < process_count
         for stage in curriculum.stages:
-            if stage.global_batch % process_count:
-                raise UserError(
-                    f"stage {stage.name!r}: global_batch = {stage.global_batch} is not divided by {process_count} "
-                    f"processes: choose a multiple of {process_count}."
-                )
+            for rows, _ in stage.batches:
+                if rows % process_count:
+                    key = "global_batch" if rows == stage.global_batch else "a batch of its ramp"
+                    raise UserError(
+                        f"stage {stage.name!r}: {key} = {rows} is not divided by {process_count} "
+                        f"processes: choose a multiple of {process_count}."
+                    )
         self._curriculum = curriculum
         self._stores = stores
         self._process_index = process_index
@@ -65,12 +73,27 @@ class Loader:
         for number, place in self._places(step).items():
             row = self._read(place)
             pieces = zip(row.documents.tolist(), row.offsets.tolist(), row.lengths.tolist(), strict=True)
-            served.append(Served(number, place, tuple(pieces)))
+            served.append(Served(number, place, tuple(pieces), row))
         return served
+
+    def ahead(self, last_step: int) -> Ahead | None:
+        """What asks for the rows of steps below `last_step` early, where they come from a bucket; None from a disk."""
+        if not any(isinstance(store, RangeRows) for store in self._stores.values()):
+            return None
+        tokens = max(stage.global_batch * stage.row_length for stage in self._curriculum.stages)
+        return Ahead(self._request, last_step, _AHEAD_TOKENS * self._process_count // tokens)
+
+    def _request(self, step: int) -> "list[Future[tuple[Row, float]]]":
+        requests = []
+        for place in self._places(step).values():
+            store = self._stores[self._curriculum.stages[place.stage].row_length, place.source]
+            assert isinstance(store, RangeRows)
+            requests.append(store.request(place.row))
+        return requests
 
     def _places(self, step: int) -> dict[int, Place]:
         """Global row number to place, of this process's rows of a step."""
-        rows = self._curriculum.stages[self._curriculum.stage_of_step(step)].global_batch // self._process_count
+        rows = self._curriculum.batch_of(step) // self._process_count
         first = self._curriculum.first_row(step) + self._process_index * rows
         return {number: self._curriculum.locate(number) for number in range(first, first + rows)}
 
@@ -90,12 +113,14 @@ class _Steps(grain.sources.RandomAccessDataSource[Batch]):
 
     def __init__(self, loader: Loader, first: int, last: int) -> None:
         self._loader, self._first, self._last = loader, first, last
+        self.ahead = loader.ahead(last)
 
     def __len__(self) -> int:
         return self._last - self._first
 
     def __getitem__(self, index: SupportsIndex) -> Batch:
-        return self._loader.batch(self._first + int(index))
+        step = self._first + int(index)
+        return self._loader.batch(step) if self.ahead is None else expand(self.ahead.rows(step))
 
 
 class ReadAhead(Iterator[Batch]):
@@ -110,7 +135,7 @@ class ReadAhead(Iterator[Batch]):
         else:
             self._open = []
         # Also called at exit, before modules are torn down: a thread that still read then would abort the process.
-        self.close = weakref.finalize(self, _close, self._open)
+        self.close = weakref.finalize(self, _close, self._open, steps.ahead)
 
     def __next__(self) -> Batch:
         if not self._open:
@@ -122,6 +147,8 @@ class ReadAhead(Iterator[Batch]):
             raise
 
 
-def _close(iterators: list[grain.DatasetIterator[Batch]]) -> None:
+def _close(iterators: list[grain.DatasetIterator[Batch]], ahead: Ahead | None) -> None:
     while iterators:
         iterators.pop().close()
+    if ahead is not None:
+        ahead.close()

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -16,26 +16,39 @@ TOLERANCE = 1e-3
 """Largest relative error of a share that a period may have before a longer one is taken."""
 
 
-def source_shares(stage: str, mixture: Mapping[str, float], sources: Mapping[str, SourceRows]) -> dict[str, float]:
-    """Share of each source that a stage reads, summing to 1; "domain:NAME" is divided by its sources' tokens.
+def matches(key: str, name: str, source: SourceRows) -> bool:
+    """Whether a key of a mixture means this source: by its name, that of what it is a bucket of, or its domain."""
+    return key in (name, source.of, f"domain:{source.domain}") and bool(key)
 
-    Raises UserError for a weight that is negative or no number, a key that matches nothing, and where no weight is
-    above 0.
+
+def source_shares(
+    stage: str,
+    mixture: Mapping[str, float],
+    sources: Mapping[str, SourceRows],
+    difficulty: tuple[float, ...] = (0.0, 1.0),
+) -> dict[str, float]:
+    """Share of each source that a stage reads, summing to 1.
+
+    A key is a source, one that was packed by difficulty, or "domain:NAME"; the latter two are divided by tokens. Of
+    sources packed by difficulty only buckets with their middle in `difficulty` are read. Raises UserError for a weight
+    that is negative or no number, a key that matches nothing, and where no weight is above 0.
     """
     shares = dict.fromkeys(sorted(sources), 0.0)
     for key, weight in mixture.items():
         if not 0 <= weight < float("inf"):
             raise UserError(f"stage {stage!r}: mixture key {key!r} has weight {weight}, which must be 0 or more.")
-        domain = key.removeprefix("domain:")
-        if domain != key:
-            matching = [name for name, source in sources.items() if source.domain == domain]
-        else:
-            matching = [key] if key in sources else []
-        if not matching:
+        every = [name for name, source in sources.items() if matches(key, name, source)]
+        if not every:
             domains = sorted({f"domain:{source.domain}" for source in sources.values()})
             raise UserError(
                 f"stage {stage!r}: mixture key {key!r} matches no source: there are {', '.join(sorted(sources))} "
                 f"and {', '.join(domains)}."
+            )
+        matching = [name for name in every if _in_range(sources[name], difficulty)]
+        if not matching and weight:
+            raise UserError(
+                f"stage {stage!r}: no difficulty bucket that mixture key {key!r} matches has its middle in "
+                f"{difficulty[0]:g} to {difficulty[1]:g}: there are {', '.join(sorted(every))}; widen the range."
             )
         tokens = sum(sources[name].tokens for name in matching)
         for name in matching:
@@ -89,28 +102,80 @@ def _largest_remainder(shares: Mapping[str, float], period: int) -> dict[str, in
     return rows
 
 
+def check_epochs(
+    caps: Mapping[str, float], sources: Mapping[str, SourceRows], uses: Iterable[tuple[str, str, float]]
+) -> None:
+    """Raises UserError where `uses` (stage, source, epochs) read a source more often than the caps allow.
+
+    A cap is looked up by the source, what it is a bucket of, its domain, and "*", the first that is there.
+    """
+    for key in caps:
+        if key != "*" and not any(matches(key, name, source) for name, source in sources.items()):
+            raise UserError(
+                f"config key data.max_epochs: {key!r} matches no source: there are {', '.join(sorted(sources))}."
+            )
+    total: dict[str, dict[str, float]] = {}
+    for stage, name, epochs in uses:
+        total.setdefault(name, {})[stage] = epochs
+    for name, by_stage in total.items():
+        source = sources[name]
+        keys = [key for key in (name, source.of, f"domain:{source.domain}", "*") if key and key in caps]
+        if keys and sum(by_stage.values()) > caps[key := keys[0]]:
+            stages = ", ".join(f"{epochs:.2f} in stage {stage!r}" for stage, epochs in by_stage.items() if epochs)
+            raise UserError(
+                f"source {name!r} ({source.tokens:,} tokens) would be read {sum(by_stage.values()):.2f} times "
+                f"({stages}), more than data.max_epochs[{key!r}] = {caps[key]:g} allows: lower its weight, shorten a "
+                f"stage, or raise the cap."
+            )
+
+
+def _in_range(source: SourceRows, difficulty: tuple[float, ...]) -> bool:
+    low, high = difficulty
+    return source.buckets == 1 or low <= (source.bucket + 0.5) / source.buckets < high
+
+
 @functools.lru_cache(maxsize=32)
 def period_table(quotas: tuple[int, ...]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Which source each row of a period is of, and how many rows of that source come before it; int32 (period,).
 
-    In every prefix of t rows a source with quota q of P rows has less than one row more or less than t q / P. Row j of
-    it may come from slot floor(j P / q) on and must come before slot ceil((j + 1) P / q); the earliest deadline first
-    meets all of these (Baruah et al. 1996, proportionate progress, on one processor).
+    In every prefix of t rows a source with quota q of P rows has less than one row more or less than t q / P: row j of
+    it comes from slot floor(j P / q) on and before slot ceil((j + 1) P / q). Inside these bounds the row is taken whose
+    middle (j + 1/2) P / q is earliest, so that a rare source is neither early nor late. A row may be taken before one
+    with an earlier deadline only where every deadline can still be met: that is where for every slot d before its own
+    deadline fewer than d - t of the rows left have deadlines up to d (Hall's condition for unit jobs on one machine).
     """
     period = sum(quotas)
     source = np.empty(period, np.int32)
     before = np.empty(period, np.int32)
-    released = [[i for i, quota in enumerate(quotas) if quota], *([] for _ in range(period))]
-    waiting: list[tuple[int, int]] = []
+    # slack[d]: slots from now to d, less the rows still to be placed whose deadline is at most d.
+    slack = np.arange(period + 1) - sum((_due(quota, period) for quota in quotas if quota), np.zeros(period + 1, int))
+    released: list[list[int]] = [[i for i, quota in enumerate(quotas) if quota], *([] for _ in range(period))]
+    waiting: list[tuple[float, int, int]] = []
     served = [0] * len(quotas)
     for slot in range(period):
         for i in released[slot]:
-            heapq.heappush(waiting, (-(-(served[i] + 1) * period // quotas[i]), i))
-        deadline, i = heapq.heappop(waiting)
-        assert slot < deadline, "the quotas fill the period exactly, so that no deadline is missed"
+            deadline = -(-(served[i] + 1) * period // quotas[i])
+            heapq.heappush(waiting, ((served[i] + 0.5) * period / quotas[i], i, deadline))
+        passed = []
+        while True:
+            entry = heapq.heappop(waiting)
+            _, i, deadline = entry
+            between = slack[slot + 1 : deadline]
+            if not between.size or between.min() > 0:
+                break
+            passed.append(entry)
+        between -= 1
+        for entry in passed:
+            heapq.heappush(waiting, entry)
         source[slot], before[slot] = i, served[i]
         served[i] += 1
         if served[i] < quotas[i]:
             # Its next row may already be due for release, at the next slot at the earliest.
             released[max(served[i] * period // quotas[i], slot + 1)].append(i)
     return source, before
+
+
+def _due(quota: int, period: int) -> npt.NDArray[np.int64]:
+    """How many of a source's rows have their deadline at or before each slot 0 … period."""
+    deadlines = -(-np.arange(1, quota + 1) * period // quota)
+    return np.cumsum(np.bincount(deadlines, minlength=period + 1))

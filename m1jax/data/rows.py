@@ -164,15 +164,29 @@ class RowStore:
         except (RuntimeError, ValueError) as error:
             raise UserError(f"row {index} of {self.path} is damaged ({error}): run `m1 pack` again.") from error
 
-    def check(self) -> None:
-        """Raises UserError where the file cannot be opened or does not hold the stated number of rows."""
+    def check(self, size: int = 0) -> None:
+        """A look that costs nothing: size, header and end of the file, and its first and last row.
+
+        `size` in bytes is the manifest's, 0 where it is not known. Raises UserError where the file is missing, of
+        another size, cannot be opened or does not hold the stated number of rows, or where those two are damaged.
+        """
         with self._lock:
             self._open()
+        found = self.path.stat().st_size
+        if size and found != size:
+            raise UserError(
+                f"{self.path} has {found} bytes where its manifest says {size}: it is cut short or another file, run "
+                f"`m1 pack` again."
+            )
+        for index in {0, self._rows - 1}:
+            self[index]
 
     def verify(self, sha256: str) -> None:
-        """Reads the whole file; raises UserError where its SHA-256 is not the manifest's `sha256`."""
+        """Reads the whole file; raises UserError where its SHA-256 is not `sha256`, naming the first damaged row."""
         self.check()
         if artefact.checksum(self.path) != sha256:
+            for index in range(self._rows):
+                self[index]
             raise UserError(f"{self.path} is not the file that its manifest describes: run `m1 pack` again.")
 
     def close(self) -> None:

@@ -1,65 +1,26 @@
 import collections
 import dataclasses
 import itertools
-import json
-import time
+import math
 
 import numpy as np
 import pytest
-import toy_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m1jax.config import RampConfig
 from m1jax.data.curriculum import Curriculum
-from m1jax.data.mixture import MAX_PERIOD, TOLERANCE, period_table, quantise, source_shares
-from m1jax.errors import UserError
-
-weights = st.dictionaries(st.sampled_from("abcdef"), st.floats(0.001, 1.0), min_size=1)
+from m1jax.data.manifest import open_stores
+from tests.data import toy_rows
 
 
-@given(weights)
-@settings(max_examples=60, deadline=None)
-def test_quotas_are_the_shares(mixture):
-    shares = {name: weight / sum(mixture.values()) for name, weight in mixture.items()}
-    quotas = quantise("s", shares)
-    assert quotas.period <= MAX_PERIOD and quotas.period & (quotas.period - 1) == 0
-    error = max(abs(quotas.rows[n] / quotas.period - share) / share for n, share in shares.items())
-    assert quotas.error == pytest.approx(error) and (error < TOLERANCE or quotas.period == MAX_PERIOD)
-    assert all(abs(quotas.rows[n] - share * quotas.period) < 1 for n, share in shares.items())
-
-
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any))
-@settings(max_examples=100, deadline=None)
-def test_every_prefix_is_within_one_row_of_the_quotas(quotas):
-    sources, before = period_table(tuple(quotas))
-    period = sum(quotas)
-    counts = np.zeros(len(quotas), int)
-    for t, (source, rank) in enumerate(zip(sources, before, strict=True), 1):
-        assert counts[source] == rank
-        counts[source] += 1
-        # In integers: |count - t q / P| < 1.
-        assert all(abs(n * period - t * q) < period for n, q in zip(counts, quotas, strict=True))
-    assert counts.tolist() == quotas
-
-
-def test_a_long_period_is_exact_to_its_end():
-    quotas = (1, 3, 65_000, 532)
-    sources, _ = period_table(quotas)
-    counts = np.cumsum(sources[:, None] == np.arange(4), axis=0)
-    ideal = np.arange(1, 65_537)[:, None] * np.array(quotas) / 65_536
-    assert np.abs(counts - ideal).max() < 1 and counts[-1].tolist() == list(quotas)
-
-
-def test_domains_are_divided_by_tokens():
-    manifest = toy_rows.manifest(
-        {"x": {8: [1]}, "y": {8: [1]}, "z": {8: [1]}},
-        domains={"x": "medical", "y": "medical"},
-        tokens={"x": 300, "y": 100},
+@st.composite
+def ramps(draw, row_length, batch, steps):
+    """No ramp, or one that leaves at least a step of the full batch."""
+    start = draw(st.integers(0, batch - 1))
+    return (
+        RampConfig(start, draw(st.integers(1, 3)), draw(st.integers(1, row_length * steps))) if start else RampConfig()
     )
-    shares = source_shares("s", {"domain:medical": 3.0, "z": 1.0}, manifest.sources)
-    assert shares == pytest.approx({"x": 0.5625, "y": 0.1875, "z": 0.25})
-    shares = source_shares("s", {"domain:medical": 1, "x": 1, "z": 0}, manifest.sources)
-    assert shares == pytest.approx({"x": 0.875, "y": 0.125})
 
 
 @st.composite
@@ -75,7 +36,9 @@ def curricula(draw):
         mixture = {name: draw(st.integers(0, 5)) for name in names}
         mixture[draw(st.sampled_from(names))] = 2
         row_length, batch, steps = draw(st.sampled_from([8, 32])), draw(st.integers(1, 6)), draw(st.integers(1, 12))
-        stages.append(toy_rows.stage(f"s{i}", row_length, batch, steps, mixture))
+        stages.append(
+            toy_rows.stage(f"s{i}", row_length, batch, steps, mixture, ramp=draw(ramps(row_length, batch, steps)))
+        )
     return tuple(stages), toy_rows.manifest(windows), draw(st.integers(0, 3))
 
 
@@ -126,7 +89,7 @@ def test_steps_rows_and_shares(case):
     all_places = places(curriculum)
     assert curriculum.first_row(curriculum.steps) == len(all_places)
     expected = [
-        (i, step) for i, stage in enumerate(stages) for step in range(stage.steps) for _ in range(stage.global_batch)
+        (i, step) for i, stage in enumerate(stages) for step in range(stage.steps) for _ in range(stage.batch_of(step))
     ]
     before = 0
     for i, stage in enumerate(stages):
@@ -141,8 +104,76 @@ def test_steps_rows_and_shares(case):
         assert dict(counts) == {name: use.rows for name, use in uses.items() if use.rows}
         for step in range(before, before + stage.steps):
             assert curriculum.stage_of_step(step) == i
+            assert curriculum.batch_of(step) == stage.batch_of(step - before)
             assert all_places[curriculum.first_row(step)].step == step
         before += stage.steps
+
+
+@given(st.integers(2, 9), st.integers(1, 30), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_ramp_grows_to_the_full_batch(batch, steps, data):
+    ramp = data.draw(ramps(8, batch, steps))
+    stage = toy_rows.stage("s", 8, batch, steps, {"a": 1}, ramp=ramp)
+    sizes = [stage.batch_of(step) for step in range(stage.steps)]
+    assert sizes == sorted(sizes) and set(sizes) <= {*range(ramp.start or batch, batch, ramp.increment or 1), batch}
+    # Whole steps: no token short, and less than one step of the last size too many.
+    assert 0 <= 8 * sum(sizes) - stage.tokens < 8 * batch or stage.batches[-1][1] == 0
+    assert [stage.rows_before(step) for step in range(len(sizes) + 1)] == [0, *itertools.accumulate(sizes)]
+    for size, count in stage.batches[:-1]:
+        assert sizes.count(size) == count == math.ceil(ramp.tokens / len(stage.batches[:-1]) / (8 * size))
+
+
+LENGTHS = {"a": [(i * 37) % 40 + 1 for i in range(40)], "b": [5] * 30, "c": [100, 3]}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Real rows of three sources, of several windows each, at two lengths, all read into memory."""
+    folder = tmp_path_factory.mktemp("rows")
+    manifest = toy_rows.pack_lengths(folder, LENGTHS, [8, 32], 9)
+    stores = open_stores(folder, manifest, [(length, name) for length in (8, 32) for name in LENGTHS])
+    return manifest, {key: [store[i] for i in range(len(store))] for key, store in stores.items()}
+
+
+def targets(row):
+    """(document, index in it) of the tokens that a row teaches: all of a piece but its first."""
+    columns = (row.documents.tolist(), row.offsets.tolist(), row.lengths.tolist())
+    return [(document, offset + i) for document, offset, length in zip(*columns, strict=True) for i in range(1, length)]
+
+
+@given(curricula())
+@settings(max_examples=25, deadline=None)
+def test_no_document_is_read_twice_in_an_epoch_and_none_left_out_but_what_is_reported(packed, case):
+    manifest, rows = packed
+    stages, _, seed = case
+    stages = tuple(dataclasses.replace(s, mixture={**s.mixture, "c": s.mixture.get("c", 0)}) for s in stages)
+    curriculum = Curriculum(stages, manifest, seed)
+    read, places_of = collections.defaultdict(list), collections.defaultdict(set)
+    for place in places(curriculum):
+        length = stages[place.stage].row_length
+        read[place.source, place.epoch] += targets(rows[length, place.source][place.row])
+        places_of[place.source, place.epoch, place.window, length].add(place.row)
+    last = {name: max(epoch for source, epoch in read if source == name) for name, _ in read}
+    opened = [(place, length) for *place, length in places_of]
+    assert len({tuple(place) for place, _ in opened}) == len(opened)
+    left_out = collections.Counter()
+    for (name, epoch), taught in read.items():
+        assert len(set(taught)) == len(taught)
+        if epoch == last[name]:
+            continue
+        every = {(i, k) for i, n in enumerate(LENGTHS[name]) for k in range(1, n + 1)}
+        for (source, at, window, length), served in places_of.items():
+            if (source, at) == (name, epoch):
+                first = manifest.sources[name].files[length].first_rows
+                unread = set(range(first[window], first[window + 1])) - served
+                left_out[name] += len(unread)
+                every -= {target for row in unread for target in targets(rows[length, name][row])}
+        assert set(taught) == every
+    reported = collections.Counter()
+    for use in curriculum.table():
+        reported[use.source] += use.skipped
+    # Windows left open in the last epoch are reported too; in it they are compared by the test above.
+    assert all(left_out[name] <= reported[name] for name in last)
 
 
 def test_epochs_and_seeds_differ_in_order():
@@ -175,6 +206,34 @@ def test_a_source_goes_on_where_another_stage_left_it():
     assert [use.skipped for use in curriculum.table()] == [0, 0, 0, 0]
 
 
+@given(st.lists(st.integers(1, 400), min_size=2, max_size=4), st.integers(0, 9))
+@settings(max_examples=15, deadline=None)
+def test_the_far_end_over_random_weights(parts, seed):
+    names = "abcd"[: len(parts)]
+    rng = np.random.default_rng(seed)
+    sizes = {name: rng.integers(1, 500, 300) for name in names}
+    manifest = toy_rows.manifest({n: {8192: s.tolist(), 32768: (s // 4 + 1).tolist()} for n, s in sizes.items()})
+    mixture = dict(zip(names, parts, strict=True))
+    back = dict(zip(names, reversed(parts), strict=True))
+    stages = (
+        toy_rows.stage("1", 8192, 2048, 18 * 10**12 // 2**24, mixture, ramp=RampConfig(256, 256, 10**11)),
+        toy_rows.stage("2", 32768, 512, 2 * 10**12 // 2**24, back),
+    )
+    curriculum = Curriculum(stages, manifest, seed)
+    rows = curriculum.first_row(curriculum.steps)
+    counts = {use.source: use.rows for use in curriculum.table() if use.stage == "2"}
+    total = rows - curriculum.first_row(stages[0].steps)
+    assert sum(counts.values()) == total
+    quotas = {use.source: round(use.share * 2**16) for use in curriculum.table() if use.stage == "2"}
+    assert all(abs(counts[n] * 2**16 - total * quotas[n]) < 2**16 for n in names)
+    tail = [curriculum.locate(row) for row in range(rows - 300, rows)]
+    for name in names:
+        mine = [(place.epoch, place.row) for place in tail if place.source == name]
+        assert len(set(mine)) == len(mine) and mine == sorted(mine, key=lambda pair: pair[0])
+    for row, place in enumerate(tail, rows - 300):
+        assert curriculum.first_row(place.step) <= row < curriculum.first_row(place.step + 1)
+
+
 def test_the_far_end_of_twenty_trillion_tokens():
     rng = np.random.default_rng(0)
     sizes = {name: rng.integers(1, 4000, 3000) for name in "ab"}
@@ -188,119 +247,11 @@ def test_the_far_end_of_twenty_trillion_tokens():
     )
     curriculum = Curriculum(stages, manifest, 0)
     last = curriculum.first_row(curriculum.steps) - 1
-    begun = time.perf_counter()
     tail = [curriculum.locate(row) for row in range(last - 5000, last + 1)]
-    assert time.perf_counter() - begun < 2
     assert tail[-1].step == curriculum.steps - 1 and tail[-1].stage == 2
     end = {use.source: use.end for use in curriculum.table()}
     for name in "ab":
         mine = [(place.epoch, place.row) for place in tail if place.source == name]
         assert len(set(mine)) == len(mine) and mine[-1][0] == end[name].epoch
     assert sum(place.source == "b" for place in tail) == pytest.approx(0.9 * 5001, abs=2)
-
-
-def test_bad_mixtures_and_rows():
-    manifest = toy_rows.manifest({"a": {8: [4]}, "b": {8: [4]}}, domains={"b": "medical"})
-
-    def build(mixture, row_length=8):
-        return Curriculum((toy_rows.stage("easy", row_length, 2, 2, mixture),), manifest, 0)
-
-    known = "there are a, b and domain:general, domain:medical"
-    for key in ("c", "domain:law", "medical", "domain:a"):
-        with pytest.raises(UserError, match=f"stage 'easy': mixture key '{key}' matches no source: {known}"):
-            build({key: 1.0})
-    for mixture in ({"a": 0.0}, {}, {"a": 0, "domain:medical": 0}):
-        with pytest.raises(UserError, match="no weight above 0"):
-            build(mixture)
-    for weight in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(UserError, match="weight"):
-            build({"a": weight, "b": 1.0})
-    with pytest.raises(UserError, match="share of source 'b' is 1e-07, below one row in 65536"):
-        build({"a": 1.0, "b": 1e-7})
-    with pytest.raises(UserError, match="rows of 16 tokens, but rows of 8 are packed"):
-        build({"a": 1.0}, row_length=16)
-    curriculum = build({"a": 1.0})
-    for row in (-1, 4):
-        with pytest.raises(UserError, match="has 4 rows"):
-            curriculum.locate(row)
-    for step in (-1, 2):
-        with pytest.raises(UserError, match="steps 0 to 1"):
-            curriculum.stage_of_step(step)
-
-
-MANIFEST = toy_rows.manifest({"a": {8: [9, 9], 32: [3, 3]}, "b": {8: [4], 32: [2]}, "c": {8: [1], 32: [1]}})
-STAGES = (
-    toy_rows.stage("one", 8, 2, 5, {"a": 1.0}),
-    toy_rows.stage("two", 8, 4, 5, {"a": 0.5, "b": 0.5}),
-    toy_rows.stage("three", 32, 4, 5, {"b": 1.0}),
-)
-
-
-def changed_source(name, length):
-    files = dict(MANIFEST.sources[name].files)
-    files[length] = dataclasses.replace(files[length], sha256="other")
-    source = dataclasses.replace(MANIFEST.sources[name], files=files)
-    return dataclasses.replace(MANIFEST, sources={**MANIFEST.sources, name: source})
-
-
-def changed_stage(index, **changes):
-    return (*STAGES[:index], dataclasses.replace(STAGES[index], **changes), *STAGES[index + 1 :])
-
-
-def check(stages=STAGES, manifest=MANIFEST, seed=0, step=None):
-    saved = json.loads(json.dumps(Curriculum(STAGES, MANIFEST, 0).record()))
-    Curriculum(stages, manifest, seed).check(saved, step)
-
-
-def test_the_same_curriculum_is_accepted():
-    for step in (None, 0, 7, 15):
-        check(step=step)
-        check(manifest=changed_source("c", 8), step=step)
-        check(manifest=changed_source("a", 32), step=step)
-        check(changed_stage(0, rope_base=5.0), step=step)
-
-
-@pytest.mark.parametrize(
-    ("change", "difference"),
-    [
-        ({"seed": 1}, "seed was 0, is 1"),
-        ({"manifest": dataclasses.replace(MANIFEST, tokenizer="new")}, "tokenizer was toy, is new"),
-        ({"manifest": changed_source("a", 8)}, "the rows of 8 tokens of source 'a' have changed"),
-        ({"manifest": changed_source("b", 8)}, "the rows of 8 tokens of source 'b' have changed"),
-        ({"stages": changed_stage(0, global_batch=1)}, "stage 'one': global_batch was 2, is 1"),
-        ({"stages": changed_stage(1, row_length=32)}, "stage 'two': row_length was 8, is 32"),
-        ({"stages": changed_stage(1, mixture={"a": 0.25, "b": 0.75})}, "stage 'two': the sources' rows in a period"),
-        ({"stages": changed_stage(0, tokens=8 * 2 * 6)}, "stage 'one': steps was 5, is 6"),
-        ({"stages": changed_stage(1, tokens=8 * 4)}, "stage 'two': steps was 5, is 1"),
-        ({"stages": STAGES[:1]}, "stage 'two' is gone"),
-    ],
-)
-def test_a_changed_past_is_refused(change, difference):
-    for step in (7, None):
-        with pytest.raises(UserError, match="has read other data") as refused:
-            check(**change, step=step)
-        assert difference in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "difference"),
-    [
-        ({"stages": changed_stage(2, global_batch=8)}, "stage 'three': global_batch was 4, is 8"),
-        ({"stages": changed_stage(1, tokens=8 * 4 * 9)}, "stage 'two': steps was 5, is 9"),
-        ({"stages": changed_stage(1, tokens=8 * 4 * 2)}, "stage 'two': steps was 5, is 2"),
-        ({"stages": STAGES[:2]}, "stage 'three' is gone"),
-        ({"stages": (*STAGES, toy_rows.stage("more", 8, 1, 1, {"c": 1}))}, "stage 'more' was added"),
-        ({"manifest": changed_source("b", 32)}, "the rows of 32 tokens of source 'b' have changed"),
-    ],
-)
-def test_a_change_ahead_is_told_apart(change, difference):
-    with pytest.raises(UserError, match="ahead of the checkpoint at step 7") as refused:
-        check(**change, step=7)
-    assert difference in str(refused.value)
-
-
-def test_a_source_that_is_gone():
-    sources = {name: source for name, source in MANIFEST.sources.items() if name != "b"}
-    stages = (STAGES[0], toy_rows.stage("two", 8, 4, 5, {"a": 1.0}))
-    with pytest.raises(UserError, match="source 'b' is gone"):
-        check(stages, dataclasses.replace(MANIFEST, sources=sources), step=7)
+    assert sum(stage.tokens for stage in stages) > 1.999e13 and last > 2e9 and end["b"].epoch > 100

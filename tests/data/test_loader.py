@@ -2,10 +2,10 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
-import toy_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +14,7 @@ from m1jax.data.loader import Loader
 from m1jax.data.manifest import Manifest, open_stores, row_path
 from m1jax.data.rows import expand
 from m1jax.errors import UserError
+from tests.data import toy_rows
 
 LENGTHS = {"a": [(i * 37) % 90 + 1 for i in range(60)], "b": [5] * 30, "c": [200, 3]}
 STAGES = (
@@ -164,8 +165,8 @@ def test_a_process_that_ends_while_reading_does_not_hang(folder, tmp_path):
     code = f"""
         import sys
         from pathlib import Path
-        sys.path.insert(0, {str(__file__).rsplit("/", 1)[0]!r})
-        import test_loader
+        sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+        from tests.data import test_loader
         iterator = test_loader.make(Path({str(folder)!r})).batches(0, 17)
         print(next(iterator)["tokens"].shape)
     """

@@ -178,8 +178,15 @@ def test_a_hole_in_the_middle_is_found_when_read(written):
             assert f"row {i} of {path} is damaged" in str(error)
             refused += 1
     assert 1 <= refused <= 2
-    with pytest.raises(UserError, match="not the file that its manifest describes"):
+    with pytest.raises(UserError, match=r"row \d+ of .*x\.array_record is damaged"):
         store.verify(sha256)
+    path.write_bytes(whole[:-1] + b"?")
+    with pytest.raises(UserError, match=r"damaged|not the file that its manifest describes|no whole"):
+        RowStore(path, 300).verify(sha256)
+    path.write_bytes(whole)
+    RowStore(path, 300).check(len(whole))
+    with pytest.raises(UserError, match="bytes where its manifest says"):
+        RowStore(path, 300).check(len(whole) + 1)
 
 
 def test_records_of_something_else(tmp_path):

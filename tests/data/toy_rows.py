@@ -1,5 +1,7 @@
 """Documents, a tokenizer of one id a character, and manifests, small enough to check by hand."""
 
+import numpy as np
+
 from m1jax.config import LearningRateConfig, StageConfig
 from m1jax.data.documents import Document
 from m1jax.data.manifest import Manifest, RowFile, SourceRows
@@ -16,8 +18,8 @@ class ToyTokenizer:
     def __init__(self, vocab_size=60_000):
         self.vocab_size = vocab_size
 
-    def encode_batch(self, texts):
-        return [[ord(character) for character in text] for text in texts]
+    def encode_arrays(self, texts):
+        return [np.array([ord(character) for character in text], np.uint32) for text in texts]
 
 
 def document(index, length, source="a", language="en", domain="general"):
@@ -58,11 +60,11 @@ def manifest(windows_by_source, domains=None, tokens=None):
     return Manifest("toy", 60_000, 0, 10, lengths, sources)
 
 
-def stage(name, row_length, global_batch, steps, mixture):
+def stage(name, row_length, global_batch, steps, mixture, **rest):
     tokens = row_length * global_batch * steps
     return StageConfig(
+        **{"tokens": tokens, **rest},
         name=name,
-        tokens=tokens,
         row_length=row_length,
         global_batch=global_batch,
         mixture=mixture,
