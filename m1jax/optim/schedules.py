@@ -1,8 +1,10 @@
 """The learning rate over a staged run: one segment a stage, joined end to end."""
 
+from collections.abc import Iterable
+
 import optax
 
-from m1jax.config import LearningRateConfig, RunConfig
+from m1jax.config import LearningRateConfig, RunConfig, StageConfig
 
 
 def segment(rate: LearningRateConfig, steps: int) -> optax.Schedule:
@@ -29,7 +31,19 @@ def learning_rate(config: RunConfig) -> optax.Schedule:
     """Learning rate of the whole run by global step."""
     segments: list[optax.Schedule] = []
     ends: list[int] = []
-    for stage in config.stages:
-        segments.append(segment(stage.learning_rate, stage.steps))
-        ends.append((ends[-1] if ends else 0) + stage.steps)
+    for rate, steps in _runs(config.stages):
+        segments.append(segment(rate, steps))
+        ends.append((ends[-1] if ends else 0) + steps)
     return optax.join_schedules(segments, ends[:-1])
+
+
+def _runs(stages: Iterable[StageConfig]) -> list[tuple[LearningRateConfig, int]]:
+    """The segments and their steps: a stage whose segment goes on lengthens the one before."""
+    runs: list[tuple[LearningRateConfig, int]] = []
+    for stage in stages:
+        if stage.learning_rate.goes_on:
+            rate, steps = runs.pop()
+            runs.append((rate, steps + stage.steps))
+        else:
+            runs.append((stage.learning_rate, stage.steps))
+    return runs

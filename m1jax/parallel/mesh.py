@@ -27,11 +27,13 @@ def check_batches(config: RunConfig, mesh: Mesh) -> None:
     """Raises UserError where a stage's rows or tokens cannot be divided over the mesh."""
     rows = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
     for i, stage in enumerate(config.stages):
-        if stage.global_batch % rows:
-            raise UserError(
-                f"config key stages.{i}.global_batch = {stage.global_batch} rows cannot be divided over {rows} devices "
-                f"(replica x data x fsdp): choose a multiple of {rows}, or fewer devices."
-            )
+        for batch, _ in stage.batches:
+            if batch % rows:
+                key = "global_batch" if batch == stage.global_batch else "ramp: a batch"
+                raise UserError(
+                    f"config key stages.{i}.{key} = {batch} rows cannot be divided over {rows} devices "
+                    f"(replica x data x fsdp): choose a multiple of {rows}, or fewer devices."
+                )
         if stage.row_length % mesh.shape["context"]:
             raise UserError(
                 f"config key stages.{i}.row_length = {stage.row_length} cannot be divided over mesh.context = "

@@ -20,6 +20,7 @@ from m1jax.train.state import TrainState
 
 # What a damaged checkpoint raises inside Orbax and tensorstore.
 DAMAGE = (ValueError, KeyError, OSError, json.JSONDecodeError)
+_CHUNK_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +33,13 @@ class Meta:
 
 
 def _save_args(state: TrainState) -> Any:
-    """One chunk a layer for arrays stacked over layers (any path through `periods`)."""
+    """One chunk a layer for arrays stacked over layers (any path through `periods`), rows of 64 MiB for others."""
 
     def args(path: tuple[Any, ...], leaf: jax.Array) -> ocp.SaveArgs:
         if "periods" in jax.tree_util.keystr(path) and leaf.ndim > 1:
             return ocp.SaveArgs(chunk_byte_size=max(leaf.nbytes // leaf.shape[0], 1), shard_axes=(0,))
-        return ocp.SaveArgs()
+        # No shard_axes here: Orbax would cut such an axis down to single rows before it looks at the bytes.
+        return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) if leaf.ndim else ocp.SaveArgs()
 
     return jax.tree_util.tree_map_with_path(args, state)
 
@@ -68,6 +70,10 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps of all whole checkpoints, ascending."""
         return sorted(self._manager.all_steps())
+
+    def state_folder(self, step: int) -> Path:
+        """The Orbax folder of a step's state, whose parameters lie under "params"."""
+        return self.folder / str(step) / "state"
 
     def save(self, state: TrainState, meta: Meta) -> None:
         """Starts to save; arrays are copied before it returns, and written behind the next steps.

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -25,11 +25,11 @@ from m1jax.optim.schedules import learning_rate
 from m1jax.parallel import rules
 from m1jax.train.checkpoint import Checkpoints, Meta, check_model
 from m1jax.train.faults import StopRequest
+from m1jax.train.feed import Feed, HostBatch
 from m1jax.train.metrics import peak_flops
 from m1jax.train.state import TrainState
 from m1jax.train.step import LossFn, train_step
 
-HostBatch = Mapping[str, np.ndarray]
 MAX_NONFINITE = 10
 """Steps in a row without a finite gradient after which the run stops."""
 
@@ -93,9 +93,11 @@ def fit(
     checkpoints: Checkpoints,
     meta: Meta,
     on_start: Callable[[int], Sequence[Callback]] = lambda step: (),
+    initial: Callable[[Any], Any] | None = None,
 ) -> TrainState:
     """Runs a config from its newest checkpoint, or from `init_params()`, to its last step.
 
+    `initial`, where given, makes the first parameters instead, from their shapes, dtypes and shardings (a tree).
     `batches(step)` yields this process's share of every batch from `step` on; `on_start(step)` makes the callbacks
     once it is known where the run goes on. Raises InterruptedRunError after saving when a signal asked the run to
     stop, and UserError where the loss stays non-finite or the checkpoint is another model's.
@@ -103,7 +105,12 @@ def fit(
     optimizer = optimizers.make(config)
     target = abstract_state(jax.eval_shape(init_params), params_axes, mesh, optimizer)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
-    if checkpoints.latest_step() is None:
+    if checkpoints.latest_step() is None and initial is not None:
+        begin = jax.jit(
+            functools.partial(TrainState.create, optimizer=optimizer), donate_argnums=0, out_shardings=shardings
+        )
+        state = begin(initial(target.params))
+    elif checkpoints.latest_step() is None:
         create = jax.jit(lambda: TrainState.create(init_params(), optimizer), out_shardings=shardings)
         state = create()
     else:
@@ -118,19 +125,14 @@ def fit(
     )
     reporter = _Reporter(config, mesh, first, callbacks)
     with StopRequest() as stop:
-        source = batches(first)
+        feed = Feed(batches(first), mesh)
         for step in range(first, config.total_steps):
-            waited = time.perf_counter()
-            host_batch = next(source)
-            waited = time.perf_counter() - waited
-            stage = stage_of(config, step)
-            batch = {
-                name: jax.make_array_from_process_local_data(rules.batch_sharding(mesh), value)
-                for name, value in host_batch.items()
-            }
-            state, metrics = step_fn(state, batch, jnp.float32(stage.rope_base), jnp.bool_(stage.skip_steps))
-            reporter.add(step, host_batch["positions"], metrics, waited)
+            stage, batch = stage_of(config, step), feed.take()
+            state, metrics = step_fn(state, batch.device, jnp.float32(stage.rope_base), jnp.bool_(stage.skip_steps))
             done = step + 1
+            if done < config.total_steps:
+                feed.prepare()  # while the devices compute
+            reporter.add(step, batch.host["positions"], metrics, batch.waited)
             if done % config.train.checkpoint_every == 0 or done == config.total_steps or stop.requested:
                 reporter.flush()  # what is reported never lags behind what is saved
                 checkpoints.save(state, meta)
@@ -146,9 +148,13 @@ def fit(
 
 def stage_of(config: RunConfig, step: int) -> StageConfig:
     """The stage that global step `step` (from 0) belongs to."""
+    return _stage_and_step(config, step)[0]
+
+
+def _stage_and_step(config: RunConfig, step: int) -> tuple[StageConfig, int]:
     for stage in config.stages:
         if step < stage.steps:
-            return stage
+            return stage, step
         step -= stage.steps
     raise IndexError(step)
 
@@ -178,8 +184,8 @@ class _Reporter:
 
     def _report(self, step: int, positions: np.ndarray, metrics: dict[str, jax.Array], waited: float) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        stage = stage_of(self._config, step)
-        tokens = stage.row_length * stage.global_batch
+        stage, step_of_stage = _stage_and_step(self._config, step)
+        tokens = stage.row_length * stage.batch_of(step_of_stage)
         flops = train_flops(self._config.model, positions) * jax.process_count()
         now = time.perf_counter()
         self._recent.append((now, tokens, flops))
@@ -216,6 +222,6 @@ def _tokens_before(config: RunConfig, step: int) -> int:
     tokens = 0
     for stage in config.stages:
         steps = min(stage.steps, step)
-        tokens += steps * stage.row_length * stage.global_batch
+        tokens += stage.rows_before(steps) * stage.row_length
         step -= steps
     return tokens

@@ -1,0 +1,46 @@
+"""Batches on their way to the devices: the next one is placed while the devices compute."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from m1jax.parallel import rules
+
+HostBatch = Mapping[str, np.ndarray]
+
+
+class Fed(NamedTuple):
+    """A batch as it was read, on the devices, and the seconds that it was waited for."""
+
+    host: HostBatch
+    device: dict[str, jax.Array]
+    waited: float
+
+
+class Feed:
+    """Two batches: one that a step computes on, one that `prepare` places on the devices meanwhile."""
+
+    def __init__(self, source: Iterator[HostBatch], mesh: Mesh) -> None:
+        """`source` yields this process's share of every batch."""
+        self._source, self._sharding = source, rules.batch_sharding(mesh)
+        self._next: Fed | None = None
+
+    def prepare(self) -> None:
+        """Reads the next batch and starts to transfer it; call it once a step is dispatched."""
+        begun = time.perf_counter()
+        host = next(self._source)
+        waited = time.perf_counter() - begun
+        device = {name: jax.make_array_from_process_local_data(self._sharding, value) for name, value in host.items()}
+        self._next = Fed(host, device, waited)
+
+    def take(self) -> Fed:
+        """The batch that was prepared, or else the next one."""
+        if self._next is None:
+            self.prepare()
+        assert self._next is not None
+        fed, self._next = self._next, None
+        return fed
