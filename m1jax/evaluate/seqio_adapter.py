@@ -5,57 +5,16 @@ those of the choice, and the scores of an item's choices meet again in the metri
 seqio and TensorFlow are imported when an evaluation starts, never before.
 """
 
-import contextlib
-import importlib.util
-import os
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from m1jax.errors import UserError
+from m1jax.data.tasks import import_seqio
 from m1jax.evaluate.choice import Encoder, Request, Result, count_hits, requests, summarise
 from m1jax.evaluate.scoring import Scorer
 from m1jax.evaluate.tasks import METRICS, Item, Task
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Holds back what is written to standard error, from C++ too, and lets it out if the block fails.
-
-    TensorFlow 2.21 greets with lines about drivers and processors that no log level stops while it is imported.
-    """
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
-        saved = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(saved, held.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(saved, 2)
-            os.close(saved)
-
-
-def _import_seqio() -> tuple[Any, Any]:
-    """The modules seqio and tensorflow, without the accelerator, whose memory is JAX's."""
-    if importlib.util.find_spec("seqio") is None:
-        raise UserError("the package seqio is not installed: run `pip install 'm1jax[data]'`.")
-    if "tensorflow" not in sys.modules:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with _quiet():
-        import seqio
-        import tensorflow as tf
-
-        tf.config.set_visible_devices([], "GPU")
-    return seqio, tf
 
 
 def seqio_task(name: str, items: Sequence[Item], asked: Sequence[Request], vocab_size: int) -> Any:
@@ -63,7 +22,7 @@ def seqio_task(name: str, items: Sequence[Item], asked: Sequence[Request], vocab
 
     Its metric takes (targets, scores) and gives the accuracy by each metric of `METRICS`.
     """
-    seqio, tf = _import_seqio()
+    seqio, tf = import_seqio()
 
     def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
         del split, shuffle_files, seed
@@ -137,7 +96,7 @@ def evaluate(task: Task, items: Sequence[Item], tokenizer: Encoder, scorer: Scor
 
     Raises UserError where seqio is not installed, or a choice alone is as long as the scorer's longest row.
     """
-    seqio, _ = _import_seqio()
+    seqio, _ = import_seqio()
     begin = time.perf_counter()
     asked, shortened = requests(items, tokenizer, scorer.max_tokens)
     name = f"m1jax_{task.name.replace('-', '_')}"

@@ -1,6 +1,7 @@
-"""Generation with a KV cache: the engine and the sampling functions."""
+"""Generation with a KV cache: the engine, its sessions, sampling, text as it comes, and chats."""
 
 from m1jax.generate.engine import LanguageModel
-from m1jax.generate.sampling import Sampling, sample
+from m1jax.generate.sampling import Sampling
+from m1jax.generate.session import Session
 
-__all__ = ["LanguageModel", "Sampling", "sample"]
+__all__ = ["LanguageModel", "Sampling", "Session"]

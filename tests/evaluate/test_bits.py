@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import Toy, alone
 
 from m1jax.evaluate.bits import Bits, bits_per_byte, by_domain, cut, take
+from tests.evaluate.toy import Toy, alone
 
 
 @settings(max_examples=100, deadline=None)

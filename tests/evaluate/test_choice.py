@@ -7,11 +7,11 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import Toy, alone
 
 from m1jax.errors import UserError
 from m1jax.evaluate import choice, seqio_adapter, tasks
 from m1jax.evaluate.scoring import RowScorer
+from tests.evaluate.toy import Toy, alone
 
 TASKS = {task.name: task for task in tasks.TASKS}
 

@@ -2,13 +2,13 @@ import io
 import json
 
 from rich.console import Console
-from test_choice import Bytes
-from toy import Toy
 
 from m1jax.evaluate import choice, report
 from m1jax.evaluate.bits import Bits
 from m1jax.evaluate.scoring import RowScorer
 from m1jax.evaluate.tasks import TASKS, Item
+from tests.evaluate.test_choice import Bytes
+from tests.evaluate.toy import Toy
 
 DOMAINS = {"onto": "medical", "icd": "medical", "[dict]": "general"}
 BEFORE = {"onto": Bits(400.0, 50, 30), "icd": Bits(400.0, 50, 30), "[dict]": Bits(80.0, 10, 4)}

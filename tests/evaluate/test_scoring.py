@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import Toy, alone
 
 from m1jax.errors import UserError
 from m1jax.evaluate.scoring import RowScorer, sequence_logprobs
+from tests.evaluate.toy import Toy, alone
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 99), min_size=2, max_size=24), max_size=12)
 

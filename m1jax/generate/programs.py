@@ -1,0 +1,220 @@
+"""The compiled programs of generation, and the parameters as they want them.
+
+Programs are pure functions of parameters and state, compiled once per batch, padded length and capacity; limits, keys
+and sampling settings are data.
+
+Legend: B batch, S sequence, V vocabulary, R room for new tokens.
+"""
+
+import dataclasses
+import functools
+import time
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from m1jax import kernels
+from m1jax import model as models
+from m1jax.config import ModelConfig
+from m1jax.generate.sampling import Controls, sample
+from m1jax.model.cache import LAYER_AXES, grown, take
+from m1jax.model.head import normalize_rows
+from m1jax.parallel import rules
+
+Array = jax.Array
+
+ROOM = 64
+"""New tokens that one call of `decode` can hold."""
+
+
+class State(NamedTuple):
+    """What generation goes on from: the cache, and the logits (B, V) float32 after each row's last token."""
+
+    cache: models.Cache
+    logits: Array
+
+
+class Draws(NamedTuple):
+    """What sampling needs beside logits: `seen` (B, V) bool marks the tokens that each row holds."""
+
+    seen: Array
+    keys: Array
+    controls: Controls
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model laid out for many calls; on a mesh, parameters and cache are split as `m1jax.parallel.rules` says."""
+
+    config: ModelConfig
+    graphdef: Any
+    parameters: dict[str, Any]
+    rope_base: Array
+    mesh: Mesh | None
+    _warm: set[Any] = field(default_factory=set)
+
+    def run(self, program: Any, *args: Any) -> tuple[Any, float]:
+        """What a program of the model makes of its other arguments, and the seconds of compiling it just now."""
+        return self._timed(program, (self.graphdef, self.mesh, self.parameters, self.rope_base), args)
+
+    def arrange(self, program: Any, *args: Any) -> tuple[Any, float]:
+        """The same for a program that needs no parameters."""
+        return self._timed(program, (self.config, self.mesh), args)
+
+    def _timed(self, program: Any, ours: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, float]:
+        sizes = tuple(leaf if isinstance(leaf, int) else leaf.shape for leaf in jax.tree.leaves(args))
+        kind = program, jax.tree.structure(args), sizes
+        seconds = 0.0
+        if kind not in self._warm:
+            started = time.perf_counter()
+            program.lower(*ours, *args).compile()
+            seconds = time.perf_counter() - started
+            self._warm.add(kind)
+        return program(*ours, *args), seconds
+
+
+def prepare(config: ModelConfig, rope_base: float, parameters: dict[str, Any], mesh: Mesh | None) -> Prepared:
+    """Every layer by itself, matrices in the compute dtype where that is narrower, the head normalised once.
+
+    None of it changes a logit: a decoding step would do the same to each matrix again. Raises UserError where a
+    dimension does not divide over the mesh.
+    """
+    _, tree = models.unrolled(config, parameters)
+    if config.normalize_head:
+        table = tree["embed" if config.tie_embeddings else "head"]["weight"]
+        tree["head"] = {"weight": jax.jit(normalize_rows)(table).astype(config.compute_dtype)}
+        config = dataclasses.replace(config, normalize_head=False, tie_embeddings=False)
+    cut = models.Layout(config.layer_kinds, (), 0, ())
+    abstract = models.abstract(config, cut=cut)
+    narrow = jnp.dtype(config.compute_dtype)
+
+    def cast(axes: tuple[str | None, ...], leaf: Array) -> Array:
+        # Norms and convolutions stay: the dtype of their weight is that of their arithmetic.
+        matrix = len(axes) > 1 and "conv" not in axes
+        return leaf.astype(narrow) if matrix and narrow.itemsize < leaf.dtype.itemsize else leaf
+
+    tree = jax.tree.map(cast, abstract.axes, tree, is_leaf=lambda axes: isinstance(axes, tuple))
+    # As bits: the CPU backend would widen the whole bfloat16 table to float32 at every call to take some of its rows.
+    tree["embed"] = jax.tree.map(kernels.to_bits, tree["embed"])
+    base = jnp.float32(rope_base)
+    if mesh is not None:
+        tree = jax.device_put(tree, rules.parameter_shardings(mesh, abstract.shapes, abstract.axes))
+        base = jax.device_put(base, rules.replicated(mesh))
+    return Prepared(config, abstract.graphdef, tree, base, mesh)
+
+
+def laid_out(mesh: Mesh | None, state: State) -> State:
+    """The state in its place on the mesh: KV heads split where they divide, everything else on every device."""
+    if mesh is None:
+        return state
+
+    def split(name: str, leaf: Array) -> Array:
+        sharding = rules.parameter_sharding(mesh, leaf.shape, LAYER_AXES[name], f"cache {name}")
+        return jax.lax.with_sharding_constraint(leaf, sharding)
+
+    layers = tuple(
+        type(layer)(**{name: split(name, leaf) for name, leaf in layer._asdict().items()})
+        for layer in state.cache.layers
+    )
+    whole = rules.replicated(mesh)
+    lengths, logits = jax.lax.with_sharding_constraint((state.cache.lengths, state.logits), whole)
+    return State(models.Cache(layers, lengths), logits)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def forward(
+    graphdef: Any,
+    mesh: Mesh | None,
+    parameters: Any,
+    rope_base: Array,
+    tokens: Array,
+    segment_ids: Array | None,
+    positions: Array | None,
+) -> Array:
+    """Logits (B, S, V) float32 without a cache."""
+    return nnx.merge(graphdef, parameters)(tokens, segment_ids, positions, rope_base=rope_base)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def start(config: ModelConfig, mesh: Mesh | None, batch: int, capacity: int) -> State:
+    """No tokens yet; the logits are zeros until there are."""
+    empty = models.empty_cache(config, batch, capacity)
+    return laid_out(mesh, State(empty, jnp.zeros((batch, config.vocab_size), jnp.float32)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))
+def widen(config: ModelConfig, mesh: Mesh | None, state: State, capacity: int) -> State:
+    """The state with room for `capacity` tokens a row."""
+    return laid_out(mesh, state._replace(cache=grown(config, state.cache, capacity)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def choose(config: ModelConfig, mesh: Mesh | None, state: State, rows: Array) -> State:
+    """The state of the named rows (B',), a copy."""
+    return laid_out(mesh, State(take(state.cache, rows), state.logits[rows]))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def prefill(
+    graphdef: Any, mesh: Mesh | None, parameters: Any, rope_base: Array, state: State, tokens: Array, real: Array
+) -> State:
+    """The state with new tokens (B, S), padded on the left; a row without a real one keeps its logits."""
+    decoder = nnx.merge(graphdef, parameters)
+    hidden, cache = decoder.extend(tokens, state.cache, rope_base=rope_base, real=real)
+    logits = jnp.where(real[:, -1:], decoder.logits(hidden[:, -1:])[:, 0], state.logits)
+    return laid_out(mesh, State(cache, logits))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def decode(
+    graphdef: Any,
+    mesh: Mesh | None,
+    parameters: Any,
+    rope_base: Array,
+    state: State,
+    done: Array,
+    step: Array,
+    limit: Array,
+    eos_ids: Array,
+    draws: Draws | None,
+) -> tuple[State, Array, Array, Array, Draws | None]:
+    """Up to `limit` - `step` (at most ROOM) new tokens of each row that is not done.
+
+    Returns the state, the tokens (B, R), how many of each row count, which rows are done, and the draws to go on
+    with. A token among `eos_ids` ends its row: it counts, but is not put into the cache. `draws` None is greedy.
+    """
+    decoder = nnx.merge(graphdef, parameters)
+    B = done.shape[0]
+    first = step
+
+    def going(carry: Any) -> Array:
+        step, *_, done, _ = carry
+        return (step < limit) & ~jnp.all(done)
+
+    def one(carry: Any) -> Any:
+        step, state, new, counts, done, seen = carry
+        if draws is None:
+            token = jnp.argmax(state.logits, axis=-1).astype(jnp.int32)
+        else:
+            token = sample(state.logits, seen, draws.keys, step, draws.controls)
+            seen = seen.at[jnp.arange(B), token].max(~done)
+        new = jax.lax.dynamic_update_slice(new, token[:, None], (0, step - first))
+        counts += ~done
+        done |= jnp.any(token[:, None] == eos_ids, axis=1)
+        cache = jax.tree.map(kernels.from_bits, state.cache)
+        hidden, cache = decoder.extend(token[:, None], cache, rope_base=rope_base, real=~done[:, None])
+        logits = jnp.where(done[:, None], state.logits, decoder.logits(hidden)[:, 0])
+        state = State(jax.tree.map(kernels.to_bits, cache), logits)
+        return step + 1, laid_out(mesh, state), new, counts, done, seen
+
+    seen: Any = None if draws is None else draws.seen
+    # In bits, so that every step writes its keys and values in place.
+    state = State(jax.tree.map(kernels.to_bits, state.cache), state.logits)
+    begun = step, state, jnp.zeros((B, ROOM), jnp.int32), jnp.zeros(B, jnp.int32), done, seen
+    _, state, new, counts, done, seen = jax.lax.while_loop(going, one, begun)
+    state = State(jax.tree.map(kernels.from_bits, state.cache), state.logits)
+    return state, new, counts, done, None if draws is None else Draws(seen, draws.keys, draws.controls)
