@@ -1,51 +1,67 @@
 """Checkpoints in the layout that Baichuan published: written for PyTorch users, read back bit by bit."""
 
 import json
-import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-
-from m1jax import artefact
-from m1jax import model as models
-from m1jax.config import DTYPES, ModelConfig
-from m1jax.convert import config_json
-from m1jax.convert.table import Entry, Tree, entries, find
-from m1jax.errors import UserError
-
-WEIGHTS = "model.safetensors"
+from m1jax.config import ModelConfig
+from m1jax.convert import config_json, reading, table, tokenizer_files, torch_model, writing
+from m1jax.convert.parameters import InMemory, Parameters
+from m1jax.convert.table import Tree
 
 
 def export(
-    parameters: Mapping[str, Any],
+    parameters: Mapping[str, Any] | Parameters,
     config: ModelConfig,
     rope_base: float,
     tokenizer_folder: Path | None,
     folder: Path,
-    token_ids: Mapping[str, int] | None = None,
-) -> None:
-    """Writes config.json, generation_config.json, model.safetensors and the tokenizer's files into an existing folder.
+    token_ids: Mapping[str, Any] | None = None,
+    *,
+    generation: Mapping[str, Any] | None = None,
+    dtypes: Mapping[str, str] | None = None,
+    form: str = "hf",
+    shard_bytes: int = writing.SHARD_BYTES,
+    advance: writing.Advance = lambda _: None,
+) -> list[str]:
+    """Writes a checkpoint into an existing folder: weights, configs, the tokenizer's files and the PyTorch model's.
 
-    `parameters` is the tree of `m1jax.model.create`; tensors keep its dtype, NormHead is stored unnormalised.
-    `token_ids` (bos_token_id, eos_token_id, pad_token_id) go into both config files. The caller makes the folder whole
-    or absent (`artefact.building`).
+    Returns the names of the weights' files. NormHead is stored unnormalised. The caller makes the folder whole or
+    absent (`artefact.building`); a folder that was not finished has no config.json and loads nowhere.
+
+    Args:
+        parameters: the tree of `m1jax.model.create`, or parameters read in parts.
+        config: the model.
+        rope_base: base of the rotary positions.
+        tokenizer_folder: where the tokenizer's files lie; None for none.
+        folder: where to write.
+        token_ids: bos_token_id, eos_token_id, pad_token_id, for both config files.
+        generation: content of generation_config.json, by default the token ids.
+        dtypes: dtype of each tensor (`tensor_dtypes`), by default that of its parameter.
+        form: "hf" for safetensors, "torch" for torch.save.
+        shard_bytes: most bytes of a file of weights.
+        advance: is told of bytes written.
     """
     ids = dict(token_ids or {})
-    dtype = str(find(parameters, "embed/weight").dtype)
+    source: Parameters = InMemory(parameters) if isinstance(parameters, Mapping) else parameters
+    dtypes = dtypes or tensor_dtypes(source, config)
+    files = writing.write(folder, source, config, dtypes, form, shard_bytes, advance)
+    torch_model.write(folder)
+    tokenizer_files.write(tokenizer_folder, folder, config_json.single(ids), config.max_positions)
+    _write_json(folder / config_json.GENERATION, generation or {"_from_model_config": True, **ids})
+    dtype = dtypes[table.EMBEDDING.name]
     _write_json(folder / config_json.FILE, config_json.to_json(config, rope_base, dtype, ids))
-    _write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
-    if tokenizer_folder is not None:
-        for file in sorted(tokenizer_folder.iterdir()):
-            if file.is_file() and file.name != artefact.STAMP:
-                shutil.copyfile(file, folder / file.name)
-    tensors = {entry.name: _tensor(parameters, entry) for entry in entries(models.layout(config))}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    return files
+
+
+def tensor_dtypes(parameters: Parameters, config: ModelConfig) -> dict[str, str]:
+    """The dtype of every checkpoint tensor that holds its parameters exactly."""
+    found = {}
+    for entry in table.entries(config):
+        kinds = {parameters.dtype(path) for path in entry.paths}
+        found[entry.name] = "float32" if "float32" in kinds else "bfloat16"
+    return found
 
 
 def read(folder: Path) -> tuple[ModelConfig, float, Tree]:
@@ -54,57 +70,8 @@ def read(folder: Path) -> tuple[ModelConfig, float, Tree]:
     Computing happens in the dtype of the weights unless the caller replaces `compute_dtype`. Raises UserError naming
     the file and the key or tensor that is missing, too many, of another shape or of a dtype m1jax does not train.
     """
-    config, rope_base = config_json.read(folder)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{path} is missing: give the folder of a checkpoint in one {WEIGHTS} file.")
-    shapes = models.abstract(config).shapes
-    layout = models.layout(config)
-    try:
-        with safe_open(path, framework="np") as file:
-            _check_names({entry.name for entry in entries(layout)}, set(file.keys()), path)
-            stacked: dict[str, list[np.ndarray]] = {}
-            for entry in entries(layout):
-                _read_entry(file, entry, shapes, path, stacked)
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}): fetch or export it again.") from error
-    parameters = jax.tree_util.tree_map_with_path(lambda at, _: _assembled(at, stacked), shapes)
-    dtype = str(find(parameters, "embed/weight").dtype)
-    return replace(config, param_dtype=dtype, compute_dtype=dtype), rope_base, parameters
+    return reading.tree(folder)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _tensor(parameters: Mapping[str, Any], entry: Entry) -> np.ndarray:
-    leaves = [find(parameters, path) for path in entry.paths]
-    if entry.stack_index is not None:
-        leaves = [leaf[entry.stack_index] for leaf in leaves]
-    return entry.tensor.join([np.asarray(leaf) for leaf in leaves])
-
-
-def _check_names(wanted: set[str], found: set[str], path: Path) -> None:
-    for names, fault in ((wanted - found, "lacks"), (found - wanted, "has more than config.json describes:")):
-        if names:
-            shown = ", ".join(sorted(names)[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            raise UserError(f"{path} {fault} {shown}: check that weights and config.json belong together.")
-
-
-def _read_entry(file: Any, entry: Entry, shapes: Tree, path: Path, stacked: dict[str, list[np.ndarray]]) -> None:
-    """Adds the leaves of one tensor to `stacked`; layers come in order, so stacked leaves do too."""
-    leaf_shapes = entry.shapes(shapes)
-    wanted, found = entry.tensor.shape(leaf_shapes), tuple(file.get_slice(entry.name).get_shape())
-    if wanted != found:
-        raise UserError(f"{path}: {entry.name} has the shape {found}, config.json asks for {wanted}.")
-    tensor = file.get_tensor(entry.name)
-    if str(tensor.dtype) not in DTYPES:
-        raise UserError(f"{path}: {entry.name} is {tensor.dtype}, m1jax reads {' and '.join(DTYPES)}.")
-    for leaf_path, leaf in zip(entry.paths, entry.tensor.split(tensor, leaf_shapes), strict=True):
-        stacked.setdefault(leaf_path, []).append(leaf)
-
-
-def _assembled(at: tuple[Any, ...], stacked: dict[str, list[np.ndarray]]) -> np.ndarray:
-    """The leaf at a path of the tree, its layers stacked where it lies in the periods; frees what it takes."""
-    leaves = stacked.pop("/".join(key.key for key in at))
-    return np.stack(leaves) if at[0].key == "periods" else leaves[0]

@@ -1,4 +1,8 @@
-"""An export judged by somebody else's program: mlx-lm loads the folder and its logits are compared with ours."""
+"""A checkpoint judged by another program: it loads the folder, and its logits are compared with ours.
+
+mlx-lm is somebody else's program and is preferred. It knows NormHead and a head of its own only, and reads safetensors:
+other checkpoints are judged by the PyTorch model that our exports carry.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +12,9 @@ from typing import Any
 import numpy as np
 
 from m1jax.errors import UserError
+
+Logits = Callable[[np.ndarray], Any]
+"""tokens (S,) to logits (S, V)."""
 
 
 @dataclass(frozen=True)
@@ -25,32 +32,56 @@ class Agreement:
     """Share of positions where both find the same token likeliest."""
 
 
-def verify_with_mlx(
-    folder: Path, prompts: Sequence[Sequence[int]], logits_of: Callable[[np.ndarray], Any]
-) -> Agreement:
-    """Compares mlx-lm's logits of prompts (token ids) with `logits_of(tokens (S,)) -> (S, V)`.
+def verify_with_mlx(folder: Path, prompts: Sequence[Sequence[int]], logits_of: Logits) -> Agreement:
+    """Compares mlx-lm's logits of prompts (token ids) with those of `logits_of`.
 
-    mlx-lm (extra `quickstart`) loads the weights of the folder as any user's program would; no tokenizer is needed.
-    Raises UserError where it is not installed.
+    mlx-lm (extra `quickstart`) loads the weights of the folder as any user's program would, and computes in float32; no
+    tokenizer is needed. Raises UserError where it is not installed.
     """
     try:
         import mlx.core as mx
         from mlx_lm.utils import load_model
     except ImportError as error:
+        raise UserError("mlx-lm is not installed: run `pip install 'm1jax[quickstart]'` to verify logits.") from error
+    model, _ = load_model(Path(folder))
+    model.set_dtype(mx.float32)
+    return _agreement(prompts, logits_of, lambda tokens: model(mx.array(tokens[None].tolist()))[0].astype(mx.float32))
+
+
+def verify_with_torch(folder: Path, prompts: Sequence[Sequence[int]], logits_of: Logits) -> Agreement:
+    """The same by our own PyTorch model under transformers, in float32; no code of the folder runs.
+
+    Raises UserError where torch or transformers is not installed.
+    """
+    try:
+        import torch
+        from transformers.utils import logging
+
+        from m1jax.convert.torch_model.modeling_m1 import BaichuanM1ForCausalLM
+    except ImportError as error:
         raise UserError(
-            "mlx-lm is not installed: run `pip install 'm1jax[quickstart]'` to verify an export."
+            "torch or transformers is not installed: run `pip install torch transformers` to verify the logits of this "
+            "checkpoint."
         ) from error
-    theirs, _ = load_model(Path(folder))
-    pairs = []
-    for prompt in prompts:
-        expected = np.asarray(theirs(mx.array([list(prompt)]))[0].astype(mx.float32))
-        pairs.append((np.asarray(logits_of(np.asarray(prompt, np.int32)), np.float32), expected))
-    difference = max(float(np.abs(ours - other).max()) for ours, other in pairs)
-    hits = sum(int((ours.argmax(-1) == other.argmax(-1)).sum()) for ours, other in pairs)
-    tokens = sum(len(prompt) for prompt in prompts)
+    logging.disable_progress_bar()
+    model = BaichuanM1ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def theirs(tokens: np.ndarray) -> Any:
+        with torch.no_grad():
+            return model(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].numpy()
+
+    return _agreement(prompts, logits_of, theirs)
+
+
+def _agreement(prompts: Sequence[Sequence[int]], ours: Logits, theirs: Logits) -> Agreement:
+    rows = [np.asarray(prompt, np.int32) for prompt in prompts]
+    pairs = [(np.asarray(ours(row), np.float32), np.asarray(theirs(row))) for row in rows]
+    difference = max(float(np.abs(mine - other).max()) for mine, other in pairs)
+    hits = sum(int((mine.argmax(-1) == other.argmax(-1)).sum()) for mine, other in pairs)
+    tokens = sum(len(row) for row in rows)
     return Agreement(
         tokens=tokens,
-        longest=max(len(prompt) for prompt in prompts),
+        longest=max(len(row) for row in rows),
         max_difference=difference,
         relative_difference=difference / max(float(np.abs(other).max()) for _, other in pairs),
         greedy_agreement=hits / tokens,
