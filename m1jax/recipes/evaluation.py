@@ -21,8 +21,9 @@ from m1jax.evaluate import bits, choice, ngram, report, seqio_adapter, tasks
 from m1jax.evaluate.scoring import RowScorer, TargetLogprobs
 from m1jax.recipes import console as consoles
 from m1jax.recipes import jax_setup
+from m1jax.recipes import tokenizer as tokenizers
+from m1jax.recipes.curriculum import open_curriculum
 from m1jax.recipes.loading import Trained, of_config
-from m1jax.recipes.rows import open_curriculum
 
 RESULTS = "results.json"
 ALL_TOKENS = 1 << 40
@@ -56,7 +57,7 @@ def run(
     chosen = _tasks(task_names)
     made = artefact.require(config.corpus, "corpus", "corpus")
     trained = of_config(config, step)
-    tokenizer = Tokenizer.load(config.tokenizer)
+    tokenizer = tokenizers.load(config)
     folder = folder_of(config, trained.step)
     of = artefact.key(
         trained.key, made["key"], tokenizer.fingerprint, [task.name for task in chosen], limit, heldout_tokens, plain
@@ -106,7 +107,7 @@ def target_logprobs(trained: Trained, attention: kernels.AttentionFunction = ker
         decoder = nnx.merge(graphdef, params)
         place = batch["segment_ids"], batch["positions"]
         hidden = decoder.hidden(batch["tokens"], *place, rope_base=trained.rope_base)
-        return model.log_likelihood(hidden, params["head"]["weight"], batch["targets"], chunk=1024)
+        return decoder.log_likelihood(hidden, batch["targets"], chunk=1024)
 
     return lambda batch: np.asarray(score(trained.params, dict(batch)))
 

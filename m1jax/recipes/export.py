@@ -1,68 +1,92 @@
-"""`m1 export`: a run's newest checkpoint in the reference checkpoint's layout, and somebody else's word that it is."""
+"""`m1 export`: a run's newest checkpoint, or an imported model, in the reference layout, and its proof."""
 
-import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from m1jax import artefact
-from m1jax.convert import hf
-from m1jax.convert.verify import Agreement, verify_with_mlx
+from m1jax.config import ModelConfig
+from m1jax.convert import hf, parameters, table, tensor_files, writing
+from m1jax.convert.source import Checkpoint
 from m1jax.errors import UserError
-from m1jax.generate.engine import LanguageModel
 from m1jax.recipes import console as consoles
-from m1jax.recipes import jax_setup
-from m1jax.recipes.loading import from_run, tokenizer_of
+from m1jax.recipes import jax_setup, loading, transfer
 
 VERIFICATION = "verification.json"
-# Longer than the window of the shipped small model, so that its edge is compared too.
-VERIFIED_TOKENS = 320
-TOLERANCE = 1e-3
-"""Largest difference of a logit, over the largest logit, that passes for agreement in float32."""
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def run(model_folder: str, out: str, verify: bool) -> None:
-    """Writes config.json, model.safetensors and the tokenizer's files into `out`; does nothing if they are there.
+def run(
+    model_folder: str,
+    out: str,
+    verify: bool = False,
+    dtype: str | None = None,
+    form: str = "hf",
+    shard_size: str = "5GB",
+    prompt: str | None = None,
+) -> None:
+    """Writes configs, weights and the files of tokenizer and PyTorch model into `out`; does nothing if they are there.
 
-    With `verify`, mlx-lm loads the folder and its logits are compared with ours on random tokens. Raises UserError
-    for a folder without a checkpoint, an occupied `out`, and logits that disagree.
+    With `verify` every tensor written is compared bit by bit with the parameter it came from, and another program loads
+    the folder and compares logits, on `prompt` or random tokens. Raises UserError for a folder without a model, an
+    occupied `out`, and whatever disagrees.
     """
     jax_setup.prepare()
     console = consoles.make()
-    source, target = Path(model_folder), Path(out)
-    trained = from_run(source)
-    of = artefact.key(trained.key, verify)
+    if prompt is not None and not verify:
+        raise UserError("--prompt says what --verify compares logits on: give both.")
+    shard_bytes, target = _bytes(shard_size), Path(out)
+    source = loading.stored(Path(model_folder))
+    of = artefact.key(source.key, verify, dtype, form, shard_bytes, prompt)
     if artefact.is_whole(target, "export", of):
         console.print(f"{target} is whole already.")
         return
-    details: dict[str, Any] = {"step": trained.step}
-    with artefact.building(target, "export", of, details) as folder:
-        tokenizer = tokenizer_of(source, trained.config)
-        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
-        hf.export(trained.params, trained.config.model, trained.rope_base, None, folder, ids)
-        tokenizer.save(folder)
-        if verify:
-            ours = LanguageModel(trained.config.model, trained.rope_base, trained.params)
-            prompts = np.random.default_rng(0).integers(384, tokenizer.vocab_size, (2, VERIFIED_TOKENS))
-            found = verify_with_mlx(folder, prompts.tolist(), ours)
-            sentence = _judge(found, out)
-            record = {**dataclasses.asdict(found), "agrees": True, "sentence": sentence}
-            (folder / VERIFICATION).write_text(json.dumps(record) + "\n", encoding="utf-8")
-            console.print(sentence)
-    console.print(f"Step {trained.step} exported to {target}: config.json, model.safetensors, tokenizer.json.")
-
-
-def _judge(found: Agreement, out: str) -> str:
-    """One sentence on the agreement; raises UserError where it is not one."""
-    if not found.relative_difference < TOLERANCE:
-        raise UserError(
-            f"mlx-lm's logits differ from ours by {found.relative_difference:.1e} of the largest: {out} was not "
-            f"written, please report this as a fault of m1jax."
+    on_disk = parameters.OnDisk(source.parameters)
+    own = hf.tensor_dtypes(on_disk, source.config) | dict(source.dtypes)
+    dtypes = dict.fromkeys(own, dtype) if dtype else own
+    total = _size(source.config, dtypes)
+    transfer.check_room(target, total + (min(total, shard_bytes) if form == "torch" else 0))
+    details: dict[str, Any] = {} if source.step is None else {"step": source.step}
+    with transfer.bar(console) as line, artefact.building(target, "export", of, details) as folder:
+        files = hf.export(
+            on_disk,
+            source.config,
+            source.rope_base,
+            source.tokenizer,
+            folder,
+            source.token_ids,
+            generation=source.generation,
+            dtypes=dtypes,
+            form=form,
+            shard_bytes=shard_bytes,
+            advance=line("exporting", total),
         )
-    return (
-        f"mlx-lm loads the folder and agrees: over {found.tokens} tokens its logits differ by at most "
-        f"{found.max_difference:.1e} ({found.relative_difference:.1e} of the largest), and the likeliest token is the "
-        f"same at {found.greedy_agreement:.1%} of the positions."
-    )
+        if verify:
+            advance = line("comparing", total)
+            count = writing.compare(Checkpoint(folder), on_disk, source.config, into_files=True, advance=advance)
+            tokenizer = loading.tokenizer_in(source.tokenizer, source.token_ids)
+            rows = transfer.prompts(source.config, prompt, tokenizer, Path(model_folder))
+            ours = loading.language_model(source.config, source.rope_base, source.parameters, "float32", dtype)
+            found = transfer.judge(folder, source.config, rows, ours)
+            (folder / VERIFICATION).write_text(json.dumps({**found, "tensors": count}) + "\n", encoding="utf-8")
+            console.print(f"{count} tensors compared with their source and found the same, bit by bit.")
+            console.print(found["sentence"])
+    what = "The imported model" if source.step is None else f"Step {source.step}"
+    console.print(f"{what} exported to {target}: config.json, {_shown(files)}, tokenizer and PyTorch model.")
+
+
+def _size(config: ModelConfig, dtypes: dict[str, str]) -> int:
+    return sum(tensor_files.nbytes(entry.shape, dtypes[entry.name]) for entry in table.entries(config))
+
+
+def _shown(files: list[str]) -> str:
+    return files[0] if len(files) == 1 else f"{len(files) - 1} files of weights"
+
+
+def _bytes(size: str) -> int:
+    """Bytes of a size such as 5GB, 500MB or 2GiB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)?", size.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise UserError(f"--shard-size {size!r} is no size: write it as 5GB, 500MB or 2GiB.")
+    return max(1, int(float(found[1]) * _UNITS[(found[2] or "").upper()]))

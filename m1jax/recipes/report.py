@@ -125,7 +125,7 @@ def _paths(config: RunConfig, folder: Path) -> list[tuple[str, Path]]:
     return [
         ("corpus", config.corpus),
         ("tokenizer", config.tokenizer / "tokenizer.json"),
-        ("rows", config.rows),
+        ("rows", Path(config.rows_address)),
         ("checkpoints", config.checkpoints),
         ("metrics", journal_folder(config) / "metrics.jsonl"),
         ("TensorBoard", journal_folder(config) / "tensorboard"),

@@ -14,8 +14,9 @@ from m1jax.config import RunConfig, to_dict
 from m1jax.data.loader import Loader
 from m1jax.parallel import mesh as meshes
 from m1jax.recipes import console as consoles
-from m1jax.recipes import jax_setup
-from m1jax.recipes.rows import open_curriculum
+from m1jax.recipes import jax_setup, loading
+from m1jax.recipes.curriculum import open_curriculum
+from m1jax.train import history
 from m1jax.train.checkpoint import Checkpoints, Meta
 from m1jax.train.loop import Callback, StepReport, fit
 from m1jax.train.metrics import Journal
@@ -34,8 +35,7 @@ def next_token_loss(config: RunConfig) -> LossFn:
         hidden = decoder.hidden(
             batch["tokens"], batch["segment_ids"], batch["positions"], rope_base=rope_base, remat=config.train.remat
         )
-        head = params["head"]["weight"]
-        loss = model.cross_entropy(hidden, head, batch["targets"], batch["weights"], chunk=config.train.loss_chunk)
+        loss = decoder.cross_entropy(hidden, batch["targets"], batch["weights"], chunk=config.train.loss_chunk)
         return loss.loss, loss.weight
 
     return loss_fn
@@ -46,11 +46,17 @@ def journal_folder(config: RunConfig) -> Path:
     return Path(config.folder) / "train"
 
 
-def run(config: RunConfig) -> None:
+def history_file(config: RunConfig) -> Path:
+    """Where it is written when a run's stages were changed ahead."""
+    return Path(config.folder) / "train" / "history.jsonl"
+
+
+def run(config: RunConfig, amend: bool = False) -> None:
     """Trains from the newest checkpoint, or from the seed, to the last step of the last stage.
 
-    Raises UserError for rows, a tokenizer or a checkpoint that do not fit the config, and InterruptedRunError (saved)
-    on a signal.
+    `amend` accepts that the stages ahead of the checkpoint were changed, and writes it into the run's history. Raises
+    UserError for rows, a tokenizer or a checkpoint that do not fit the config, and InterruptedRunError (saved) on a
+    signal.
     """
     jax_setup.prepare()
     console = consoles.make()
@@ -65,7 +71,11 @@ def run(config: RunConfig) -> None:
     )
     record = curriculum.record()
     if (done := checkpoints.latest_step()) is not None:
-        curriculum.check(checkpoints.meta().curriculum, done)
+        changes = curriculum.check(checkpoints.meta().curriculum, done, amend)
+        if changes:
+            console.print(f"Amended after step {done}: {'; '.join(changes)}.", highlight=False)
+            if jax.process_index() == 0:
+                history.append(history_file(config), done, changes)
     bar = ProgressBar(console, config.train.log_every)
     journals: list[Journal] = []
 
@@ -87,6 +97,7 @@ def run(config: RunConfig) -> None:
                 checkpoints=checkpoints,
                 meta=Meta(run=to_dict(config), curriculum=record, versions=_versions()),
                 on_start=on_start,
+                initial=functools.partial(loading.initial, config) if config.train.initial else None,
             )
     finally:
         for journal in journals:

@@ -150,7 +150,7 @@ def test_a_disk_that_fills(road, tmp_path):
             shutil.copytree(road / part, disk / "run" / part)
         free = shutil.disk_usage(disk).free
         (disk / "filler").write_bytes(bytes(max(0, free - 60_000)))
-        full = {"train": "is full: free some space", "pack": "check the disk's space"}
+        full = {"train": "is full: free some space", "pack": "space"}
         for name, words in full.items():
             overrides = ["seed=1"] if name == "pack" else []
             end = subprocess.run([*PROGRAM, *verb(name, disk / "run", *overrides)], capture_output=True, text=True)

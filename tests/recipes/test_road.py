@@ -16,7 +16,10 @@ from m1jax.cli import main
 from m1jax.train.metrics import read_journal
 from tests.recipes.conftest import PROGRAM, TINY, quickstart
 
-VERBS = ("quickstart", "corpus", "tokenizer", "pack", "curriculum", "train", "eval", "generate", "export", "report")
+VERBS = (
+    *("quickstart", "corpus", "tokenizer", "pack", "curriculum", "train", "eval", "report"),
+    *("generate", "chat", "import", "export"),
+)
 
 
 def test_every_result_is_there_and_true(road):
@@ -65,6 +68,9 @@ def test_on_disk_one_layer_is_one_chunk(road):
     for array in stacked:
         assert array["write_shape"][0] == 2
         assert array["chunk_shape"] == [1, *array["write_shape"][1:]] or len(array["write_shape"]) == 1
+    tables = [array for array in arrays if array["param_name"] in ("params.embed.weight", "params.head.weight")]
+    assert len(tables) == 2
+    assert all(array["chunk_shape"] == array["write_shape"] for array in tables)
 
 
 def test_json_is_for_machines(road, capsys):
@@ -74,7 +80,7 @@ def test_json_is_for_machines(road, capsys):
     assert len(answer["tokens"]) <= 3
     run = ["--config", TINY, "--set", f"folder={road}", "--json"]
     assert main(["curriculum", *run]) == 0
-    assert {use["stage"] for use in json.loads(capsys.readouterr().out)} == {"general", "medical", "annealing"}
+    assert {use["stage"] for use in json.loads(capsys.readouterr().out)["uses"]} == {"general", "medical", "annealing"}
     assert main(["report", *run]) == 0
     assert json.loads(capsys.readouterr().out)["parameters"] == m1jax.load(road)[0].config.num_parameters
 

@@ -1,0 +1,53 @@
+"""Verbs of a run: train, eval, report."""
+
+import argparse
+from typing import Any
+
+from m1jax.cli.arguments import CONFIG, add, config_of
+
+
+def register(verbs: Any) -> None:
+    """Adds the verbs to the command."""
+    sub = add(verbs, "train", "train, or continue to", f"m1 train {CONFIG} --set train.checkpoint_every=100", _train)
+    sub.add_argument(
+        "--amend", action="store_true", help="accept changed stages ahead of the checkpoint, and write it down"
+    )
+
+    sub = add(verbs, "eval", "measure bits per byte and answer accuracy", f"m1 eval {CONFIG} --step 0", _eval)
+    sub.add_argument(
+        "--step", type=int, metavar="N", help="checkpoint of step N, 0 the initial model (default: newest)"
+    )
+    sub.add_argument("--tasks", nargs="*", metavar="TASK", help="question sets to ask (default: all)")
+    sub.add_argument("--limit", type=int, default=0, metavar="N", help="ask at most N questions of a set; 0 is all")
+    sub.add_argument("--heldout-tokens", type=int, default=0, metavar="N", help="at most N tokens a source; 0 is all")
+    sub.add_argument("--plain", action="store_true", help="ask questions without seqio (the numbers are the same)")
+    sub.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+    sub = add(verbs, "report", "summary table and loss plot of a run", f"m1 report {CONFIG}", _report)
+    sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from m1jax.recipes import training
+
+    training.run(config_of(args), amend=args.amend)
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from m1jax.recipes import evaluation
+
+    evaluation.run(
+        config_of(args),
+        step=args.step,
+        task_names=args.tasks,
+        limit=args.limit,
+        heldout_tokens=args.heldout_tokens,
+        plain=args.plain,
+        as_json=args.json,
+    )
+
+
+def _report(args: argparse.Namespace) -> None:
+    from m1jax.recipes import report
+
+    report.run(config_of(args), as_json=args.json)
