@@ -8,13 +8,17 @@ constraints := constraints/$(version).txt
 # What an installed extra leaves behind, so that it is installed once.
 installed = $(VENV)/.installed-$(1)
 
-.PHONY: quickstart test compat lint clean
+.PHONY: quickstart test test-slow compat lint clean
 
 quickstart: $(call installed,quickstart)
 	$(VENV)/bin/m1 quickstart --config configs/quickstart.py
 
 test: $(call installed,test)
-	$(python) -m pytest
+	$(python) -m pytest -m 'not slow'
+
+# Kills, several processes, real weights: what takes longer than about ten seconds a test. CI runs both.
+test-slow: $(call installed,test)
+	$(python) -m pytest -m slow
 
 # The rooms that lean most on jax, flax and orbax: a short run for another Python or jax.
 compat: $(call installed,test)
