@@ -54,6 +54,11 @@ def parameter_shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, shapes, axes, is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct))
 
 
+def shardings_of(tree: Any) -> Any:
+    """The shardings of a tree of arrays or ShapeDtypeStructs."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over replica, data and fsdp; the sequence over context."""
     return NamedSharding(mesh, BATCH)

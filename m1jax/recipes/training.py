@@ -4,10 +4,8 @@ import functools
 import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-from flax import nnx
 
 from m1jax import __version__, model
 from m1jax.config import RunConfig, to_dict
@@ -19,26 +17,11 @@ from m1jax.recipes.curriculum import open_curriculum
 from m1jax.train import history
 from m1jax.train.checkpoint import Checkpoints, Meta
 from m1jax.train.loop import Callback, StepReport, fit
+from m1jax.train.loss import next_token_loss
 from m1jax.train.metrics import Journal
 from m1jax.train.progress import ProgressBar
-from m1jax.train.step import Batch, LossFn
 
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
-
-
-def next_token_loss(config: RunConfig) -> LossFn:
-    """The sum over targets of -log p(target), and their number, of a run's model."""
-    graphdef = model.abstract(config.model).graphdef
-
-    def loss_fn(params: Any, batch: Batch, rope_base: jax.Array) -> tuple[jax.Array, jax.Array]:
-        decoder = nnx.merge(graphdef, params)
-        hidden = decoder.hidden(
-            batch["tokens"], batch["segment_ids"], batch["positions"], rope_base=rope_base, remat=config.train.remat
-        )
-        loss = decoder.cross_entropy(hidden, batch["targets"], batch["weights"], chunk=config.train.loss_chunk)
-        return loss.loss, loss.weight
-
-    return loss_fn
 
 
 def journal_folder(config: RunConfig) -> Path:

@@ -5,30 +5,26 @@ device.
 """
 
 import dataclasses
-import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from m1jax.config import RunConfig, StageConfig
 from m1jax.errors import InterruptedRunError, UserError
 from m1jax.model.flops import train_flops
-from m1jax.optim import optimizer as optimizers
 from m1jax.optim.schedules import learning_rate
-from m1jax.parallel import rules
+from m1jax.train import program as programs
 from m1jax.train.checkpoint import Checkpoints, Meta, check_model
 from m1jax.train.faults import StopRequest
 from m1jax.train.feed import Feed, HostBatch
 from m1jax.train.metrics import peak_flops
 from m1jax.train.state import TrainState
-from m1jax.train.step import LossFn, train_step
+from m1jax.train.step import LossFn
 
 MAX_NONFINITE = 10
 """Steps in a row without a finite gradient after which the run stops."""
@@ -64,24 +60,6 @@ class Callback(Protocol):
         """Takes the report of one step."""
 
 
-def abstract_state(params: Any, axes: Any, mesh: Mesh, optimizer: optax.GradientTransformationExtraArgs) -> TrainState:
-    """Shapes, dtypes and shardings of the whole state, from the parameters' shapes and logical axes."""
-    shardings = rules.parameter_shardings(mesh, params, axes)
-    place = functools.partial(
-        jax.tree.map, lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding)
-    )
-    scalars = rules.replicated(mesh)
-    opt_state = optax.tree_map_params(
-        optimizer,
-        place,
-        jax.eval_shape(optimizer.init, params),
-        shardings,
-        transform_non_params=lambda leaf: place(leaf, scalars),
-    )
-    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=scalars)
-    return TrainState(step=step, params=jax.tree.map(place, params, shardings), opt_state=opt_state)
-
-
 def fit(
     config: RunConfig,
     *,
@@ -102,33 +80,22 @@ def fit(
     once it is known where the run goes on. Raises InterruptedRunError after saving when a signal asked the run to
     stop, and UserError where the loss stays non-finite or the checkpoint is another model's.
     """
-    optimizer = optimizers.make(config)
-    target = abstract_state(jax.eval_shape(init_params), params_axes, mesh, optimizer)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
+    program = programs.build(config, mesh, loss_fn=loss_fn, params=jax.eval_shape(init_params), params_axes=params_axes)
     if checkpoints.latest_step() is None and initial is not None:
-        begin = jax.jit(
-            functools.partial(TrainState.create, optimizer=optimizer), donate_argnums=0, out_shardings=shardings
-        )
-        state = begin(initial(target.params))
+        state = program.begin(initial(program.state.params))
     elif checkpoints.latest_step() is None:
-        create = jax.jit(lambda: TrainState.create(init_params(), optimizer), out_shardings=shardings)
-        state = create()
+        state = program.create(init_params)
     else:
         check_model(config, checkpoints.meta(), checkpoints.folder)
-        state = checkpoints.restore(target)
+        state = checkpoints.restore(program.state)
     first = int(state.step)
     callbacks = on_start(first)
-    step_fn = jax.jit(
-        functools.partial(train_step, loss_fn=loss_fn, optimizer=optimizer),
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-    )
     reporter = _Reporter(config, mesh, first, callbacks)
     with StopRequest() as stop:
         feed = Feed(batches(first), mesh)
         for step in range(first, config.total_steps):
             stage, batch = stage_of(config, step), feed.take()
-            state, metrics = step_fn(state, batch.device, jnp.float32(stage.rope_base), jnp.bool_(stage.skip_steps))
+            state, metrics = program.step(state, batch.device, *programs.stage_scalars(stage))
             done = step + 1
             if done < config.total_steps:
                 feed.prepare()  # while the devices compute

@@ -3,19 +3,15 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from m1jax import config_file, model
 from m1jax.config import MeshConfig
-from m1jax.optim import optimizer
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import rules
-from m1jax.recipes.training import next_token_loss
-from m1jax.train.loop import abstract_state
-from m1jax.train.state import TrainState
-from m1jax.train.step import train_step
+from m1jax.train import program
+from m1jax.train.loss import next_token_loss
 from tests.recipes.conftest import TINY
 
 CONFIG = config_file.load(TINY)
@@ -42,18 +38,19 @@ def batches(steps=3, rows=8, length=64):
 
 def losses(mesh_config, devices):
     mesh = meshes.make(mesh_config, jax.devices()[:devices])
-    opt = optimizer.make(CONFIG)
     init = functools.partial(model.initialise, CONFIG.model, 0)
-    target = abstract_state(jax.eval_shape(init), model.abstract(CONFIG.model).axes, mesh, opt)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
-    state = jax.jit(lambda: TrainState.create(init(), opt), out_shardings=shardings)()
-    step = jax.jit(
-        functools.partial(train_step, loss_fn=next_token_loss(CONFIG), optimizer=opt), out_shardings=(shardings, None)
+    built = program.build(
+        CONFIG,
+        mesh,
+        loss_fn=next_token_loss(CONFIG),
+        params=jax.eval_shape(init),
+        params_axes=model.abstract(CONFIG.model).axes,
     )
+    state = built.create(init)
     found = []
     for batch in batches():
         batch = jax.device_put(batch, rules.batch_sharding(mesh))
-        state, metrics = step(state, batch, jnp.float32(1e4), jnp.bool_(True))
+        state, metrics = built.step(state, batch, np.float32(1e4), np.bool_(True))
         found.append((float(metrics["loss"]), float(metrics["grad_norm"])))
         assert float(metrics["targets"]) == batch["weights"].sum()
     return np.array(found), state

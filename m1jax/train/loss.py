@@ -1,0 +1,25 @@
+"""The loss of pre-training."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from m1jax import kernels, model
+from m1jax.config import RunConfig
+from m1jax.train.step import Batch, LossFn
+
+
+def next_token_loss(config: RunConfig, attention: kernels.AttentionFunction = kernels.attention) -> LossFn:
+    """The sum over targets of -log p(target), and their number, of a run's model."""
+    graphdef = model.abstract(config.model, attention).graphdef
+
+    def loss_fn(params: Any, batch: Batch, rope_base: jax.Array) -> tuple[jax.Array, jax.Array]:
+        decoder = nnx.merge(graphdef, params)
+        hidden = decoder.hidden(
+            batch["tokens"], batch["segment_ids"], batch["positions"], rope_base=rope_base, remat=config.train.remat
+        )
+        loss = decoder.cross_entropy(hidden, batch["targets"], batch["weights"], chunk=config.train.loss_chunk)
+        return loss.loss, loss.weight
+
+    return loss_fn
