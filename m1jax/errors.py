@@ -1,4 +1,7 @@
-"""What a user can put right, as one sentence: what was wrong, where, what to do."""
+"""What a user can put right, as one sentence: what was wrong, where, what to do; and how a run ends."""
+
+AGAIN = 75
+"""Exit status (sysexits' EX_TEMPFAIL) of a run that was interrupted or lost a process: it is to be started again."""
 
 
 class UserError(Exception):
@@ -10,4 +13,4 @@ class UserError(Exception):
 
 
 class InterruptedRunError(Exception):
-    """A signal asked a run to stop and it has saved: the same command continues it; exit status 75."""
+    """A signal asked a run to stop and it has saved: the same command continues it; exit status AGAIN."""

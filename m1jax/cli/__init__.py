@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from m1jax import __version__
 from m1jax.cli import data, training, weights
 from m1jax.cli.arguments import CONFIG, TEXT_HELP, USER_ERROR, Parser, add
-from m1jax.errors import InterruptedRunError, UserError
+from m1jax.errors import AGAIN, InterruptedRunError, UserError
 
 FAILURE = 1
-# sysexits' EX_TEMPFAIL: nothing is wrong, start the same command again. Launch scripts rely on it.
-AGAIN = 75
 
 
 def parser() -> argparse.ArgumentParser:

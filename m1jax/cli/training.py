@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from m1jax.cli.arguments import CONFIG, add, config_of
+from m1jax.errors import UserError
 
 
 def register(verbs: Any) -> None:
@@ -12,6 +13,12 @@ def register(verbs: Any) -> None:
     sub.add_argument(
         "--amend", action="store_true", help="accept changed stages ahead of the checkpoint, and write it down"
     )
+    group = sub.add_argument_group(
+        "several processes", "Found by itself on a TPU pod, under Slurm and under Open MPI; elsewhere give all three."
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--processes", type=int, metavar="N", help="how many processes the run has")
+    group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
 
     sub = add(verbs, "eval", "measure bits per byte and answer accuracy", f"m1 eval {CONFIG} --step 0", _eval)
     sub.add_argument(
@@ -28,9 +35,15 @@ def register(verbs: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    given = (args.coordinator, args.processes, args.process)
+    if any(value is not None for value in given) and None in given:
+        raise UserError("--coordinator, --processes and --process belong together: give all three, or none.")
+    config = config_of(args)
+
+    from m1jax.parallel.processes import Processes
     from m1jax.recipes import training
 
-    training.run(config_of(args), amend=args.amend)
+    training.run(config, amend=args.amend, processes=Processes(*given) if args.coordinator else None)
 
 
 def _eval(args: argparse.Namespace) -> None:

@@ -11,6 +11,8 @@ from m1jax import __version__, model
 from m1jax.config import RunConfig, to_dict
 from m1jax.data.loader import Loader
 from m1jax.parallel import mesh as meshes
+from m1jax.parallel import processes as joining
+from m1jax.parallel.processes import Processes
 from m1jax.recipes import console as consoles
 from m1jax.recipes import jax_setup, loading
 from m1jax.recipes.curriculum import open_curriculum
@@ -34,15 +36,16 @@ def history_file(config: RunConfig) -> Path:
     return Path(config.folder) / "train" / "history.jsonl"
 
 
-def run(config: RunConfig, amend: bool = False) -> None:
+def run(config: RunConfig, amend: bool = False, processes: Processes | None = None) -> None:
     """Trains from the newest checkpoint, or from the seed, to the last step of the last stage.
 
-    `amend` accepts that the stages ahead of the checkpoint were changed, and writes it into the run's history. Raises
-    UserError for rows, a tokenizer or a checkpoint that do not fit the config, and InterruptedRunError (saved) on a
-    signal.
+    `processes` says how this process joins the others of the run, where the machine does not. `amend` accepts that the
+    stages ahead of the checkpoint were changed, and writes it into the run's history. Raises UserError for rows, a
+    tokenizer or a checkpoint that do not fit the config, and InterruptedRunError (saved) on a signal.
     """
     jax_setup.prepare()
-    console = consoles.make()
+    joining.start(processes)
+    console = consoles.make(quiet=jax.process_index() != 0)
     mesh = meshes.make(config.mesh)
     meshes.check_batches(config, mesh)
     curriculum, stores = open_curriculum(config)
@@ -65,6 +68,8 @@ def run(config: RunConfig, amend: bool = False) -> None:
     def on_start(first: int) -> Sequence[Callback]:
         if first:
             console.print(f"Going on after step {first} of {config.total_steps}.")
+        if jax.process_index():
+            return []
         journals.append(Journal(journal_folder(config), first))
         return [bar, functools.partial(_record, journals[0])]
 

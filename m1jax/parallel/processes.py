@@ -1,0 +1,65 @@
+"""Joining the processes of one run: given by hand, or found where a TPU pod, Slurm or Open MPI started them."""
+
+import dataclasses
+import os
+
+import jax
+
+from m1jax.errors import UserError
+
+HEARTBEAT_SECONDS = 40
+"""How long jax's own service waits for a silent process: under a minute, above what train/liveness.py waits."""
+_SHUTDOWN_SECONDS = 30
+_JOIN_SECONDS = 300
+# What clusters that jax recognises set in the environment of a task: the number of tasks, or of slices.
+_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """How a process joins its run: the coordinator's HOST:PORT, the number of processes, and which one this is."""
+
+    coordinator: str
+    count: int
+    index: int
+
+
+def start(given: Processes | None = None) -> None:
+    """Joins the run's processes, before anything else touches a device; one process alone is left as it is.
+
+    Without `given`, jax's own detection finds the others on a TPU pod (Compute Engine, GKE), under Slurm and under
+    Open MPI. Raises UserError where they cannot be joined.
+    """
+    if jax.distributed.is_initialized():
+        return
+    if given is None and not _on_a_cluster():
+        return
+    if given is not None and not 0 <= given.index < given.count:
+        raise UserError(f"--process {given.index} is none of {given.count} processes: count them from 0.")
+    try:
+        jax.distributed.initialize(
+            coordinator_address=given.coordinator if given else None,
+            num_processes=given.count if given else None,
+            process_id=given.index if given else None,
+            cluster_detection_method="deactivate" if given else None,
+            initialization_timeout=_JOIN_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        where = f"the coordinator at {given.coordinator}" if given else "the coordinator that jax found"
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"process could not join {where} ({reason}): start all processes, and give the same --coordinator to each."
+        ) from error
+
+
+def _on_a_cluster() -> bool:
+    """Whether this process is one of several, by what the machine and the environment say."""
+    if any(int(os.environ.get(name) or 1) > 1 for name in _COUNTS):
+        return True
+    # Importing jax sets TPU_SKIP_MDS_QUERY where the machine has no TPU.
+    if os.environ.get("JAX_PLATFORMS") == "cpu" or os.environ.get("TPU_SKIP_MDS_QUERY"):
+        return False
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES")  # GKE sets it; a VM of Compute Engine asks its metadata server
+    return hosts is None or "," in hosts
