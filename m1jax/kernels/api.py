@@ -35,7 +35,7 @@ def attention(
     window: int | None,
     scale: float,
     prev_kv: tuple[Array, Array] | None = None,
-    q_offset: int = 0,
+    q_offset: int | Array = 0,
     return_lse: bool = False,
     impl: str = "reference",
 ) -> Any:
@@ -57,7 +57,7 @@ def attention(
         scale: factor of the scores, 1/sqrt(D) in Baichuan-M1.
         prev_kv: raw K and V, (B, K, D) each, of the token before key 0 where that token belongs to key 0's document
             and zeros in rows where it does not; None means zeros.
-        q_offset: key index of the first query.
+        q_offset: key index of the first query, an int or a traced int32 scalar.
         return_lse: also return the log of the softmax's denominator, (B, S, H) float32 (-1e30 at padding).
         impl: name of the implementation.
 

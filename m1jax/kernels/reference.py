@@ -32,17 +32,17 @@ def attention(
     window: int | None,
     scale: float,
     prev_kv: tuple[Array, Array] | None = None,
-    q_offset: int = 0,
+    q_offset: int | Array = 0,
     return_lse: bool = False,
 ) -> Any:
     """`kernels.attention` by blocks of queries, each against the keys that its causal and window span can reach."""
     S = q.shape[1]
-    assert k.shape[1] >= q_offset + S, "a query must stand at a key"
+    assert not isinstance(q_offset, int) or k.shape[1] >= q_offset + S, "a query must stand at a key"
     starts = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
     prev_k, prev_v = prev_kv if prev_kv is not None else (None, None)
     k = rotate(convolve(k, _previous(k, starts, prev_k), conv_k), positions, inv_freq)
     v = convolve(v, _previous(v, starts, prev_v), conv_v)
-    q = rotate(q, positions[:, q_offset : q_offset + S], inv_freq)
+    q = rotate(q, jax.lax.dynamic_slice_in_dim(positions, q_offset, S, axis=1), inv_freq)
     out, lse = _blockwise(q, k, v, segment_ids, window, scale, q_offset)
     return (out, lse) if return_lse else out
 
@@ -72,7 +72,13 @@ def rotate(x_BSND: Array, positions_BS: Array, inv_freq: Array) -> Array:
 
 
 def _blockwise(
-    q_BSHD: Array, k_BTKD: Array, v_BTKD: Array, segments_BT: Array, window: int | None, scale: float, q_offset: int
+    q_BSHD: Array,
+    k_BTKD: Array,
+    v_BTKD: Array,
+    segments_BT: Array,
+    window: int | None,
+    scale: float,
+    q_offset: int | Array,
 ) -> tuple[Array, Array]:
     B, S, H, D = q_BSHD.shape
     K = k_BTKD.shape[2]
@@ -84,15 +90,18 @@ def _blockwise(
     outs, lses = [], []
     for start in range(0, S, _BLOCK):
         stop = min(S, start + _BLOCK)
-        first = max(0, start + q_offset - window + 1) if window is not None else 0
-        last = stop + q_offset
+        if isinstance(q_offset, int):
+            first = max(0, start + q_offset - window + 1) if window is not None else 0
+            last = stop + q_offset
+        else:  # known on the device only: all keys, masked
+            first, last = 0, k_BTKD.shape[1]
         block = functools.partial(_block, distance=start + q_offset - first, window=window, scale=scale)
         # Recomputing the scores in the backward pass keeps one block of them alive instead of all.
         out, lse = jax.checkpoint(block)(
             q_BKGSD[:, :, :, start:stop],
             k_BKDT[..., first:last],
             v_BKTD[:, :, first:last],
-            segments_BT[:, start + q_offset : last],
+            jax.lax.dynamic_slice_in_dim(segments_BT, start + q_offset, stop - start, axis=1),
             segments_BT[:, first:last],
         )
         outs.append(out)
@@ -108,7 +117,7 @@ def _block(
     q_segments_BS: Array,
     segments_BT: Array,
     *,
-    distance: int,
+    distance: int | Array,
     window: int | None,
     scale: float,
 ) -> tuple[Array, Array]:
