@@ -12,6 +12,7 @@ from m1jax.config import RunConfig, to_dict
 from m1jax.data.loader import Loader
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import processes as joining
+from m1jax.parallel.attention import partitioned
 from m1jax.parallel.processes import Processes
 from m1jax.recipes import console as consoles
 from m1jax.recipes import jax_setup, loading
@@ -80,7 +81,7 @@ def run(config: RunConfig, amend: bool = False, processes: Processes | None = No
                 mesh=mesh,
                 init_params=functools.partial(model.initialise, config.model, config.seed),
                 params_axes=model.abstract(config.model).axes,
-                loss_fn=next_token_loss(config),
+                loss_fn=next_token_loss(config, partitioned(mesh)),
                 batches=lambda first: loader.batches(first, config.total_steps),
                 checkpoints=checkpoints,
                 meta=Meta(run=to_dict(config), curriculum=record, versions=_versions()),
