@@ -17,6 +17,7 @@ from m1jax.stages import bounded as _bounded
 
 DTYPES = ("float32", "bfloat16")
 LAYER_KINDS = ("global", "window")
+CLIP_POLICIES = ("skip_spikes", "skip_sigmas", "global_norm", "adaptive")
 
 
 @dataclass(frozen=True)
@@ -135,18 +136,30 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
-class SkipConfig:
-    """Adaptive gradient clipping that skips steps (report, Algorithm 1)."""
+class ClipConfig:
+    """How gradients far above the usual are held back; under every policy one that is not finite moves nothing."""
 
+    policy: str = _bounded(choices=CLIP_POLICIES, default="skip_spikes")
+    """skip_spikes: the report's Algorithm 1. skip_sigmas: skips by standard deviations. global_norm: never skips.
+    adaptive: never skips, and scales unit by unit (optax.adaptive_grad_clip) instead of to max_norm."""
+    max_norm: float = _bounded(0.0, default=1.0)
+    """Global norm that a gradient is scaled down to; 0: it is not. Not for `adaptive`."""
     history: int = _bounded(1, default=100)
+    """Accepted norms that a skipping policy looks back on; it acts once it has as many."""
     factor: float = _bounded(0.0, default=1.2)
     margin: float = _bounded(0.0, default=0.1)
+    """skip_spikes skips a norm above factor x mean + margin."""
+    sigmas: float = _bounded(0.0, default=6.0)
+    """skip_sigmas skips a norm above mean + sigmas x standard deviation."""
     max_skips: int = _bounded(0, default=1)
+    """Steps skipped in a row, after which an update is forced; those that are not finite are skipped without end."""
+    max_ratio: float = _bounded(0.0, default=0.01)
+    """adaptive: largest norm of a unit's gradient, as a share of its parameters' norm."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) behind a global-norm clip and the report's step skipping."""
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) behind a clip."""
 
     eps: float = _bounded(0.0)
     b1: float = _bounded(0.0, default=0.9)
@@ -154,8 +167,7 @@ class OptimizerConfig:
     weight_decay: float = _bounded(0.0, default=0.1)
     no_decay: tuple[str, ...] = ("norm", "conv")
     """Parameters whose path holds one of these words are not decayed."""
-    clip_norm: float = _bounded(0.0, default=1.0)
-    skip: SkipConfig = SkipConfig()
+    clip: ClipConfig = ClipConfig()
 
 
 @dataclass(frozen=True)

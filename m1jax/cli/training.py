@@ -1,6 +1,7 @@
 """Verbs of a run: train, eval, report."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from m1jax.cli.arguments import CONFIG, add, config_of
@@ -12,6 +13,11 @@ def register(verbs: Any) -> None:
     sub = add(verbs, "train", "train, or continue to", f"m1 train {CONFIG} --set train.checkpoint_every=100", _train)
     sub.add_argument(
         "--amend", action="store_true", help="accept changed stages ahead of the checkpoint, and write it down"
+    )
+    group = sub.add_argument_group("instead of training")
+    group.add_argument("--plot-schedule", action="store_true", help="draw the learning rate over all stages")
+    group.add_argument(
+        "--replay-norms", metavar="FILE", help="draw what each clip policy would have done with a metrics.jsonl's norms"
     )
     group = sub.add_argument_group(
         "several processes", "Found by itself on a TPU pod, under Slurm and under Open MPI; elsewhere give all three."
@@ -39,6 +45,16 @@ def _train(args: argparse.Namespace) -> None:
     if any(value is not None for value in given) and None in given:
         raise UserError("--coordinator, --processes and --process belong together: give all three, or none.")
     config = config_of(args)
+    if args.plot_schedule:
+        from m1jax.recipes import schedule_plot
+
+        schedule_plot.plot(config)
+    if args.replay_norms:
+        from m1jax.recipes import norm_replay
+
+        norm_replay.run(config, Path(args.replay_norms))
+    if args.plot_schedule or args.replay_norms:
+        return
 
     from m1jax.parallel.processes import Processes
     from m1jax.recipes import training

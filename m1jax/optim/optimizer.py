@@ -1,4 +1,4 @@
-"""AdamW behind a global-norm clip, inside the step-skipping clip."""
+"""AdamW behind the clip of a run."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 import optax
 
 from m1jax.config import OptimizerConfig, RunConfig
-from m1jax.optim.clipping import skip_spikes
+from m1jax.optim.clipping import guard, scaling
 from m1jax.optim.schedules import learning_rate
 
 
@@ -21,7 +21,7 @@ def decay_mask(config: OptimizerConfig, params: Any) -> Any:
 
 
 def make(config: RunConfig) -> optax.GradientTransformationExtraArgs:
-    """The optimiser of a run: clip to `clip_norm`, AdamW on the run's schedule, steps skipped by Algorithm 1.
+    """The optimiser of a run: the clip, AdamW on the run's schedule.
 
     Adam's second moment and the decay follow Loshchilov & Hutter (arXiv 1711.05101); the norm that is judged is the
     one before the clip. The schedule runs on the global step, given as `update(…, step=…)`, which a skipped step
@@ -29,11 +29,11 @@ def make(config: RunConfig) -> optax.GradientTransformationExtraArgs:
     """
     settings = config.optimizer
     adam = optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
+        scaling(settings.clip),
         optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
         optax.add_decayed_weights(settings.weight_decay, mask=lambda params: decay_mask(settings, params)),
     )
-    return _scaled(skip_spikes(adam, settings.skip), learning_rate(config))
+    return _scaled(guard(adam, settings.clip), learning_rate(config))
 
 
 def _scaled(

@@ -11,6 +11,7 @@ from rich.table import Table
 from m1jax.config import RunConfig
 from m1jax.errors import UserError
 from m1jax.recipes import console as consoles
+from m1jax.recipes import figures
 from m1jax.recipes.evaluation import RESULTS, folder_of
 from m1jax.recipes.export import VERIFICATION
 from m1jax.recipes.training import journal_folder
@@ -138,17 +139,9 @@ def _paths(config: RunConfig, folder: Path) -> list[tuple[str, Path]]:
 
 def plot(lines: Sequence[Line], path: Path, title: str) -> None:
     """Draws loss over tokens with the stages marked; raises UserError where matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "matplotlib is missing: install m1jax with its extra, `pip install m1jax[quickstart]`."
-        ) from error
     tokens = np.array([line["tokens"] for line in lines]) / 1e6
     losses = np.array([line["loss"] for line in lines])
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.make(9, 4.5)
     axes = figure.add_subplot()
     axes.plot(tokens, losses, color="0.75", linewidth=0.8, label="each step")
     axes.plot(tokens, _smoothed(losses), color="tab:blue", linewidth=1.8, label="mean of 15 steps")
@@ -162,7 +155,7 @@ def plot(lines: Sequence[Line], path: Path, title: str) -> None:
     axes.set_xlim(0, start)
     axes.legend(loc="lower left", frameon=False)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    figures.save(figure, path)
 
 
 def _smoothed(values: np.ndarray, width: int = 15) -> np.ndarray:

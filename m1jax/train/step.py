@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from m1jax.optim.clipping import SkipState
+from m1jax.optim.clipping import ClipState
 from m1jax.train.state import TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -30,8 +30,8 @@ def train_step(
 
     The loss is a sum over targets divided by their count over the global batch, never a mean of means, so that the
     way rows are spread over devices does not change it. `judge_norm` (bool ()) lets the step-skipping clip act.
-    Returns the new state and fp32 scalars: loss (nats a target), targets, grad_norm (before the clip), skipped
-    (0 or 1), skipped_total.
+    Returns the new state and fp32 scalars: loss (nats a target), targets, grad_norm (before the clip), norm_mean
+    (of the accepted norms before it), skipped (0 or 1), skipped_total, nonfinite_in_row.
     """
 
     def mean_loss(params: Any) -> tuple[jax.Array, jax.Array]:
@@ -42,13 +42,16 @@ def train_step(
     # The loss itself may be the first thing that is not finite; the clip must see it in the norm that it judges.
     grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan).astype(g.dtype), grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step, active=judge_norm)
-    assert isinstance(opt_state, SkipState)
+    assert isinstance(opt_state, ClipState)
+    history = opt_state.history
     metrics = {
         "loss": loss,
         "targets": count,
-        "grad_norm": opt_state.last_norm,
-        "skipped": opt_state.last_skipped.astype(jnp.float32),
-        "skipped_total": opt_state.skipped.astype(jnp.float32),
+        "grad_norm": history.last_norm,
+        "norm_mean": history.last_mean,
+        "skipped": history.last_skipped.astype(jnp.float32),
+        "skipped_total": history.skipped.astype(jnp.float32),
+        "nonfinite_in_row": history.nonfinite_in_row.astype(jnp.float32),
     }
     params = optax.apply_updates(state.params, updates)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics

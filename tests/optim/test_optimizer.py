@@ -19,7 +19,7 @@ def test_norms_and_convolutions_are_not_decayed():
 
 
 def test_steps_are_adamw_written_out():
-    config = config_file.load("quickstart", ["optimizer.weight_decay=0.1", "optimizer.clip_norm=1.0"])
+    config = config_file.load("quickstart", ["optimizer.weight_decay=0.1", "optimizer.clip.max_norm=1.0"])
     config = dataclasses.replace(config, stages=config.stages[1:2])  # constant learning rate
     rate = config.stages[0].learning_rate.start
     opt = optimizer.make(config)
