@@ -23,6 +23,9 @@ from m1jax.recipes.loading import load
 from m1jax.train.faults import StopRequest
 
 INTERRUPTED = 130
+# U+2400 and on picture the control characters of ASCII; the ones above DEL have no pictures of their own.
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
+_PICTURES |= {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
 
 
 def run(
@@ -60,13 +63,13 @@ def run(
         print(json.dumps(_for_machines(texts, encoded, found, generation.session.timing), ensure_ascii=False))  # noqa: T201
         return INTERRUPTED if interrupted else 0
     if len(texts) == 1:
-        console.print(Text(texts[0], "bold"), end="", soft_wrap=True)
+        console.print(Text(shown(texts[0]), "bold"), end="", soft_wrap=True)
         found, interrupted = read_all(pieces, console)
         console.print("\n")
     else:
         found, interrupted = read_all(pieces)
         for text, answer in zip(texts, found, strict=True):
-            console.print(Text.assemble((text, "bold"), answer.text.rstrip()), soft_wrap=True)
+            console.print(Text.assemble((shown(text), "bold"), shown(answer.text.rstrip())), soft_wrap=True)
             console.print()
     console.print(_summary(found, sampling, seed, generation.session.timing, interrupted), style="dim")
     return INTERRUPTED if interrupted else 0
@@ -92,10 +95,15 @@ def read_all(pieces: Iterator[list[Answer]], console: Console | None = None) -> 
         for latest in pieces:
             found = latest
             if console is not None:
-                console.print(Text(found[0].new), end="", soft_wrap=True)
+                console.print(Text(shown(found[0].new)), end="", soft_wrap=True)
             if stop.requested:
                 break
     return found, stop.requested is not None and any(answer.finish_reason is None for answer in found)
+
+
+def shown(text: str) -> str:
+    """`text` for a terminal: control characters, which could move its cursor or rename its window, become pictures."""
+    return text.translate(_PICTURES)
 
 
 def _given(prompt: str) -> str:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import pathlib
+import pty
 import re
 import signal
 import subprocess
@@ -17,7 +19,8 @@ from m1jax.convert import hf
 from m1jax.data.tokenizer import DEFAULT_SYSTEM, train
 from m1jax.generate import Sampling, chat
 from m1jax.generate.text import answers
-from m1jax.recipes.generation import read_all
+from m1jax.recipes.chat import HELP
+from m1jax.recipes.generation import read_all, shown
 from tests.model import small
 from tests.recipes.conftest import PROGRAM
 
@@ -65,9 +68,9 @@ def test_json_tells_everything_and_the_stream_shows_the_same_text(verb, folder):
     assert (found["prompt"], found["prompt_tokens"], found["new_tokens"]) == ("Asthma", len(ids), len(found["tokens"]))
     assert found["finish_reason"] == ("eos" if found["tokens"][-1] == 2 else "length")
     assert found["batch"]["prefill_tokens_per_second"] > 0 and found["batch"]["decode_tokens_per_second"] > 0
-    shown = verb("generate", *arguments).out
-    assert shown.startswith("Asthma" + found["text"])
-    assert f"{found['new_tokens']} tokens, temperature 1.3, seed 4" in shown
+    printed = verb("generate", *arguments).out
+    assert printed.startswith("Asthma" + shown(found["text"]))
+    assert f"{found['new_tokens']} tokens, temperature 1.3, seed 4" in printed
 
 
 def test_prompts_come_from_files_and_standard_input_too(verb, tmp_path):
@@ -110,12 +113,12 @@ def test_ctrl_c_in_the_middle_of_a_stream(tmp_path):
     endless = export(tmp_path / "endless", max_positions=1_000_000)
     arguments = ["generate", "--model", str(endless), "--prompt", "Asthma", "--max-new-tokens", "900000"]
     with subprocess.Popen([*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        shown = process.stdout.read(40)
+        begun = process.stdout.read(40)
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == b""
-    assert shown.startswith(b"Asthma")
+    assert begun.startswith(b"Asthma")
     assert "interrupted; prompt" in rest.decode()
 
 
@@ -138,13 +141,46 @@ def test_a_chat_answers_each_line_on_the_whole_conversation(verb, folder):
 
 
 def test_a_chat_for_people_shows_text_and_the_usual_system_is_first(verb, folder):
-    shown = verb("chat", "--max-new-tokens", "6", stdin="hello\n").out
+    printed = verb("chat", "--max-new-tokens", "6", stdin="hello\n").out
     loaded, tokenizer = m1jax.load(folder)
     turns = chat.encode(tokenizer, [{"role": "user", "content": "hello"}], add_generation_prompt=True)
     assert turns[: len(tokenizer.encode(DEFAULT_SYSTEM)) + 1] == [71, *tokenizer.encode(DEFAULT_SYSTEM)]
     ends = chat.ends(tokenizer)
     new = loaded.generate(turns, 6, eos_id=ends)
-    assert shown == tokenizer.decode(new) + "\n"
+    assert printed == shown(tokenizer.decode(new)) + "\n"
+
+
+def test_what_a_model_says_cannot_steer_the_terminal(verb):
+    assert shown("a\x1b[2J\x07\r\x9b\x7f\tb\nc") == "a␛[2J␇␍�␡\tb\nc"
+    assert verb("generate", "--prompt", "As\x1b]0;x\x07", "--max-new-tokens", "3").out.startswith("As␛]0;x␇")
+
+
+@pytest.mark.slow
+def test_a_chat_at_a_terminal(folder):
+    """Through a real terminal: help, a prompt for every line, an answer, Ctrl-C while waiting leaves."""
+    outer, inner = pty.openpty()
+    arguments = ["chat", "--model", str(folder), "--max-new-tokens", "6"]
+    environment = {**os.environ, "TERM": "dumb"}
+    with subprocess.Popen([*PROGRAM, *arguments], stdin=inner, stdout=inner, stderr=inner, env=environment) as process:
+        os.close(inner)
+
+        def until(prompts):
+            seen = ""
+            while seen.count("> ") < prompts:
+                seen += os.read(outer, 4096).decode(errors="replace")
+            return seen
+
+        assert HELP in until(1)
+        os.write(outer, b"Is asthma a disease?\n")
+        answered = until(1).replace("\r", "")
+        loaded, tokenizer = m1jax.load(folder)
+        turns = chat.encode(
+            tokenizer, [{"role": "user", "content": "Is asthma a disease?"}], add_generation_prompt=True
+        )
+        assert shown(tokenizer.decode(loaded.generate(turns, 6, eos_id=chat.ends(tokenizer)))) in answered
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+    os.close(outer)
 
 
 def test_the_guides_python_runs_as_it_stands(folder, tmp_path, monkeypatch, capsys):
