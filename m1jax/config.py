@@ -91,6 +91,8 @@ class DataConfig:
     """Ids of it that general text decides, before medical text decides the rest; 0 is three quarters."""
     tokenizer_bytes: int = _bounded(1, default=100_000_000)
     """Text that it is trained on, at most: small sources whole, large ones evenly over their length."""
+    source_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Most bytes of a fetched source's text, from its beginning, by source; those not named are taken whole."""
     row_lengths: tuple[int, ...] = (8192,)
     window_documents: int = _bounded(1, default=4096)
     """Documents of one packing window (shuffled once, packed together for every row length)."""
@@ -279,6 +281,9 @@ def check_run(config: RunConfig) -> None:
             f"config key data.vocab_size = {config.data.vocab_size} exceeds model.vocab_size = "
             f"{config.model.vocab_size}: the model must hold every token."
         )
+    for key, size in config.data.source_bytes.items():
+        if size < 1:
+            raise UserError(f"config key data.source_bytes.{key} must be at least 1, got {size}.")
     for key, cap in config.data.max_epochs.items():
         if not cap > 0:
             raise UserError(f"config key data.max_epochs.{key} must be above 0, got {cap}.")

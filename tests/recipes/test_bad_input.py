@@ -56,6 +56,11 @@ def test_a_step_of_the_road_left_out_is_named(capsys, tmp_path, name, missing):
     refused(capsys, verb(name, tmp_path), tmp_path, f"run `m1 {missing}` first")
 
 
+def test_a_corpus_with_less_of_no_source(capsys, tmp_path):
+    refused(capsys, verb("corpus", tmp_path, "data.source_bytes={'poesy': 1}"), "source_bytes.poesy", "poetry")
+    refused(capsys, verb("corpus", tmp_path, "data.source_bytes={'poetry': 0}"), "at least 1")
+
+
 def test_a_corpus_without_text(capsys, tmp_path):
     out = tmp_path / "run"
     refused(capsys, [*verb("corpus", out), "--text", str(tmp_path / "nothing")], "nothing", "is no folder")

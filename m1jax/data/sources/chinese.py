@@ -11,8 +11,7 @@ from typing import Any
 from m1jax.data.sources.archives import tar_members, wheel_member
 from m1jax.data.sources.source import gather
 
-_POETRY_BYTES = 12_000_000
-# Works in prose and verse, in this order, before the large collections fill what is left. Anthologies of poems that
+# Works in prose and verse, in this order, before the large collections. Anthologies of poems that
 # the collections hold too are left out, so that no poem is both trained on and held out.
 _WORKS = (
     "lunyu/lunyu", "sishuwujing/daxue", "sishuwujing/mengzi", "sishuwujing/zhongyong", "shijing/shijing",
@@ -26,16 +25,12 @@ _SHORTEST = 12  # characters: placeholders such as "--" stand where a life or a 
 
 
 def poetry(path: Path) -> Iterator[tuple[str, str]]:
-    """Works, song lyrics, opera and Tang poems, one poem or chapter a document, the first 12 MB of them."""
+    """Works, song lyrics, opera and Tang poems, one poem or chapter a document."""
     members = tar_members(path, lambda name: _order(name) is not None)
-    spent = 0
     for name in sorted(members, key=lambda name: _order(name) or (0, 0, "")):
         stem = name.removeprefix("package/dist/").removesuffix(".json")
         for number, text in enumerate(_pieces(json.loads(members[name]))):
             yield f"{stem}-{number}", text
-            spent += len(text.encode())
-            if spent >= _POETRY_BYTES:
-                return
 
 
 def _order(name: str) -> tuple[int, int, str] | None:
