@@ -156,6 +156,7 @@ def test_poetry_reads_works_then_collections_in_number_order(tmp_path: Path) -> 
     files = {
         "quantangshi/poet.tang.1000": [dict(poem, title="唐二")],
         "quantangshi/poet.tang.0": [dict(poem, title="唐一")],
+        "quantangshi/poet.song.0": [dict(poem, title="宋一")],
         "songci/ci.song.2000": [{"rhythmic": "词二", "author": "某", "paragraphs": [line]}],
         "songci/ci.song.1000": [{"rhythmic": "词一", "author": "某", "paragraphs": [line]}],
         "songci/ci.song.2019y": [{"rhythmic": "重复", "paragraphs": [line]}],
@@ -176,12 +177,12 @@ def test_poetry_reads_works_then_collections_in_number_order(tmp_path: Path) -> 
     path = tmp_path / "a.tgz"
     path.write_bytes(tarball(members, "w:gz"))
     documents = list(EXTRACT["poetry"](path))
-    assert [text.splitlines()[0] for _, text in documents] == ["篇", line, "花", "词一", "词二", "唐一", "唐二"]
+    assert [text.splitlines()[0] for _, text in documents] == ["篇", line, "花", "词一", "词二", "唐一", "唐二", "宋一"]
     texts = [text for _, text in documents]
     assert texts[0] == f"篇\n左\n{line}"
     assert texts[1] == f"{line}\n评：是也。"
     assert texts[2] == f"花\n温\n{line}"
-    assert texts[-1] == f"唐二\n人\n{line}\n{line}\n末。"
+    assert texts[-1] == f"宋一\n人\n{line}\n{line}\n末。"
     source = next(source for source in SOURCES if source.name == "poetry")
     for size in (len("".join(texts[:3]).encode()), len("".join(texts[:2]).encode()) + 1):
         assert [d.text for d in source_documents(source, path, size)] == texts[:3]

@@ -20,12 +20,20 @@ _WORKS = (
     "youmengying/youmengying", "caocaoshiji/caocao", "nalanxingde/纳兰性德诗集",
     "wudaishici/nantang/poetrys", "songci/author.song", "quantangshi/authors.tang",
 )  # fmt: skip
-_NUMBERED = re.compile(r"(?:wudaishici/huajianji/huajianji-|songci/ci\.song\.|quantangshi/poet\.tang\.)(\d+)(?:-juan)?")
+_NUMBERED = re.compile(
+    r"(wudaishici/huajianji/huajianji-|songci/ci\.song\.|quantangshi/poet\.(?:tang|song)\.)(\d+)(?:-juan)?"
+)
+_RANKS = {
+    "wudaishici/huajianji/huajianji-": 0,
+    "songci/ci.song.": 1,
+    "quantangshi/poet.tang.": 3,
+    "quantangshi/poet.song.": 4,
+}
 _SHORTEST = 12  # characters: placeholders such as "--" stand where a life or a poem is lost
 
 
 def poetry(path: Path) -> Iterator[tuple[str, str]]:
-    """Works, song lyrics, opera and Tang poems, one poem or chapter a document."""
+    """Works, song lyrics, opera, poems of Tang and then of Song, one poem or chapter a document."""
     members = tar_members(path, lambda name: _order(name) is not None)
     for name in sorted(members, key=lambda name: _order(name) or (0, 0, "")):
         stem = name.removeprefix("package/dist/").removesuffix(".json")
@@ -43,8 +51,7 @@ def _order(name: str) -> tuple[int, int, str] | None:
     if stem == "yuanqu/yuanqu":
         return (2, 0, stem)
     if match := _NUMBERED.fullmatch(stem):
-        rank = {"w": 0, "s": 1, "q": 3}[stem[0]]
-        return (rank, len(_WORKS) + int(match[1]), stem)
+        return (_RANKS[match[1]], len(_WORKS) + int(match[2]), stem)
     return None
 
 
