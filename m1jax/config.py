@@ -169,6 +169,8 @@ class OptimizerConfig:
     weight_decay: float = _bounded(0.0, default=0.1)
     no_decay: tuple[str, ...] = ("norm", "conv")
     """Parameters whose path holds one of these words are not decayed."""
+    second_moment: str = _bounded(choices=("full", "factored"), default="full")
+    """AdamW's, or Adafactor's row and column means (Shazeer & Stern, arXiv 1804.04235): a third less state."""
     clip: ClipConfig = ClipConfig()
 
 
@@ -181,8 +183,10 @@ class TrainConfig:
     keep_checkpoints: int = _bounded(1, default=2)
     loss_chunk: int = _bounded(1, default=512)
     """Tokens whose logits exist at once in the loss."""
-    remat: str = _bounded(choices=("none", "block"), default="none")
-    """What the backward pass recomputes: nothing, or each block from its input."""
+    remat: str = _bounded(choices=("none", "dots", "block", "offload"), default="none")
+    """What the backward pass keeps: everything, the products, block inputs, or those in the host's memory."""
+    accumulation: int = _bounded(1, default=1)
+    """Parts of a batch that pass one after the other before the optimiser moves; the gradient is the same."""
     initial: str = ""
     """Folder of a model whose parameters the run starts from: imported, exported, or a run's; empty: the seed."""
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from m1jax.config import ModelConfig
 from m1jax.kernels import AttentionFunction, LayerCache, decode_attention
 from m1jax.model.layers import Initializer, project, rope_frequencies
+from m1jax.model.remat import ATTENTION
 
 Array = jax.Array
 
@@ -50,7 +52,7 @@ class Attention(nnx.Module):
             positions=place.positions,
             segment_ids=place.segment_ids,
         )
-        return project("bshd,hde->bse", out_BSHD, self.o_proj)
+        return project("bshd,hde->bse", checkpoint_name(out_BSHD, ATTENTION), self.o_proj)
 
     def extend(
         self, x_BSE: Array, cache: LayerCache, lengths_B: Array, real_BS: Array, rope_base: float | Array

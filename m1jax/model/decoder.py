@@ -22,6 +22,8 @@ layer numbers to prefix, periods and suffix.
 Legend: B batch, S sequence, H heads, K KV heads, D head_dim, E hidden, F FFN, V vocabulary, L layers.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,16 +33,26 @@ from flax import nnx
 from m1jax import kernels
 from m1jax.config import ModelConfig
 from m1jax.model import head as heads
+from m1jax.model import remat as remats
 from m1jax.model.attention import Attention, Place
 from m1jax.model.cache import Cache
 from m1jax.model.layers import MLP, Initializer, RMSNorm
 from m1jax.model.layout import LayerPath, Layout, layout
 
 Array = jax.Array
+Constrain = Callable[[Array, tuple[str | None, ...]], Array]
+
+HIDDEN = ("batch", "sequence", None)
+"""Logical axes of hidden states."""
 
 # A scan of up to this many periods is unrolled: it compiles as fast and trains a sixth faster on CPUs, because nothing
 # is stacked for the backward pass.
 _UNROLLED = 4
+
+
+def unconstrained(x: Array, axes: tuple[str | None, ...]) -> Array:
+    """The activation as it is: one device, or wherever the compiler puts it."""
+    return x
 
 
 class Block(nnx.Module):
@@ -78,8 +90,8 @@ class Decoder(nnx.Module):
     """A causal language model with Baichuan-M1's architecture (arXiv 2502.12671); it knows no mesh.
 
     Matrices start normal with `config.init_std`, those that write into the residual divided by sqrt(2L); norms start
-    at 1. `attention` is called as `kernels.attention` is; `cut` says how the layers lie in the tree, by default
-    `layout(config)`.
+    at 1. `attention` is called as `kernels.attention` is; `constrain(x, axes)` returns x and may say how an activation
+    with these logical axes lies over devices; `cut` says how the layers lie in the tree, by default `layout(config)`.
     """
 
     def __init__(
@@ -88,6 +100,7 @@ class Decoder(nnx.Module):
         *,
         rngs: nnx.Rngs,
         attention: kernels.AttentionFunction = kernels.attention,
+        constrain: Constrain = unconstrained,
         cut: Layout | None = None,
     ):
         with nnx.use_eager_sharding(False):
@@ -95,6 +108,7 @@ class Decoder(nnx.Module):
             cut = cut or layout(config)
             self.config = config
             self.attention = attention
+            self.constrain = constrain
             self.repeats = cut.repeats
             self.embed = Table("embed", config, init)
             self.prefix = nnx.Dict({str(i): Block(config, kind, init.layer(i)) for i, kind in enumerate(cut.prefix)})
@@ -140,13 +154,14 @@ class Decoder(nnx.Module):
                 a row. Neighbouring documents carry different numbers.
             positions: (B, S) int32, by default counted from the start of each document.
             rope_base: base of the rotary positions, a float or a traced scalar.
-            remat: "block" recomputes each block in the backward pass from its input; "none" keeps what it needs.
+            remat: what the backward pass keeps, a name of `m1jax.model.remat`.
         """
         if segment_ids is None:
             segment_ids = jnp.ones(tokens.shape, jnp.int32)
         if positions is None:
             positions = document_positions(segment_ids)
-        return self.run(self.embedded(tokens), Place(segment_ids, positions, rope_base), remat)
+        embedded_BSE = self.constrain(self.embedded(tokens), HIDDEN)
+        return self.run(embedded_BSE, Place(segment_ids, positions, rope_base), remat)
 
     def extend(
         self, tokens: Array, cache: Cache, *, rope_base: float | Array, real: Array | None = None
@@ -194,25 +209,25 @@ class Decoder(nnx.Module):
     def run(self, x_BSE: Array, place: Place, remat: str = "none") -> Array:
         """All blocks and the final norm over embeddings (B, S, E)."""
 
-        def apply(block: Block, x: Array) -> Array:
+        def apply(block: Block, x: Array, looped: bool = False) -> Array:
             graphdef, state = nnx.split(block)
 
             def pure(state: Any, x: Array, place: Place) -> Array:
-                return nnx.merge(graphdef, state)(x, place, self.attention)
+                return self.constrain(nnx.merge(graphdef, state)(x, place, self.attention), HIDDEN)
 
-            return (jax.checkpoint(pure) if remat == "block" else pure)(state, x, place)
+            return remats.block(pure, remat, looped=looped)(state, x, place)
 
         for block in _in_order(self.prefix):
             x_BSE = apply(block, x_BSE)
         if self.periods:
             graphdef, stacked = nnx.split(self.periods)
+            few = self.repeats <= _UNROLLED
 
             def period(x: Array, state: Any) -> tuple[Array, None]:
                 for block in _in_order(nnx.merge(graphdef, state)):
-                    x = apply(block, x)
+                    x = apply(block, x, looped=not few)
                 return x, None
 
-            few = self.repeats <= _UNROLLED
             x_BSE, _ = jax.lax.scan(period, x_BSE, stacked, unroll=few)
         for block in _in_order(self.suffix):
             x_BSE = apply(block, x_BSE)
@@ -240,10 +255,14 @@ class Abstract(NamedTuple):
 
 
 def abstract(
-    config: ModelConfig, attention: kernels.AttentionFunction = kernels.attention, cut: Layout | None = None
+    config: ModelConfig,
+    attention: kernels.AttentionFunction = kernels.attention,
+    constrain: Constrain = unconstrained,
+    cut: Layout | None = None,
 ) -> Abstract:
     """The graph of a Decoder, and two trees of its parameters: ShapeDtypeStructs, and tuples of axis names."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), attention=attention, cut=cut)))
+    make = functools.partial(Decoder, config, attention=attention, constrain=constrain, cut=cut)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     axes = jax.tree.map(lambda p: p.get_metadata("out_sharding"), state, is_leaf=lambda p: isinstance(p, nnx.Variable))
     return Abstract(graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes))
 

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from m1jax.kernels.matmul import einsum, matmul_precision
+from m1jax.model.remat import PROJECTION
 
 Array = jax.Array
 
@@ -69,7 +71,7 @@ def project(subscripts: str, x: Array, weight: nnx.Param) -> Array:
     The gradient has its own rule because the automatic one forms the weight's gradient transposed (half the speed of
     a feed-forward layer on CPUs) and rounds it to x's dtype.
     """
-    return _project(subscripts, x, weight[...])
+    return checkpoint_name(_project(subscripts, x, weight[...]), PROJECTION)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

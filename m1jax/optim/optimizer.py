@@ -1,4 +1,4 @@
-"""AdamW behind the clip of a run."""
+"""AdamW, or Adafactor's moments, behind the clip of a run."""
 
 from typing import Any
 
@@ -28,12 +28,26 @@ def make(config: RunConfig) -> optax.GradientTransformationExtraArgs:
     advances like any other.
     """
     settings = config.optimizer
-    adam = optax.chain(
+    rule = optax.chain(
         scaling(settings.clip),
-        optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
+        _moments(settings),
         optax.add_decayed_weights(settings.weight_decay, mask=lambda params: decay_mask(settings, params)),
     )
-    return _scaled(guard(adam, settings.clip), learning_rate(config))
+    return _scaled(guard(rule, settings.clip), learning_rate(config))
+
+
+def _moments(settings: OptimizerConfig) -> optax.GradientTransformation:
+    """Adam's two moments, or Adafactor's second one under the same first.
+
+    Factored, the second moment of a matrix is the product of its row and column means, decayed by 1 - t^-0.8, and the
+    root mean square of an update is clipped to 1 (Shazeer & Stern, arXiv 1804.04235, algorithms 4 and 5); the first
+    moment is of the update, as there, with Adam's correction of its start.
+    """
+    if settings.second_moment == "full":
+        return optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps)
+    return optax.chain(
+        optax.scale_by_factored_rms(decay_rate=0.8), optax.clip_by_block_rms(1.0), optax.ema(settings.b1, debias=True)
+    )
 
 
 def _scaled(

@@ -1,9 +1,11 @@
 """The device mesh of a run."""
 
+import math
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from m1jax.config import MeshConfig, RunConfig
@@ -16,23 +18,77 @@ BATCH_AXES = ("replica", "data", "fsdp")
 def make(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A Mesh with the axes replica, data, fsdp, tensor, context over `devices` (default: all of them).
 
-    Raises UserError where the axis sizes do not multiply out to the number of devices.
+    Only `replica` crosses slices. Raises UserError where the axis sizes do not multiply out to the number of devices,
+    or cannot be laid over them.
     """
     devices = jax.devices() if devices is None else devices
     shape = config.shape(len(devices))
-    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_arranged(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices as an array of `shape`: neighbours on a TPU's torus are neighbours in it, slices lie along `replica`."""
+    if devices[0].platform != "tpu":
+        return np.asarray(devices).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if shape[0] % slices:
+        raise UserError(
+            f"mesh.replica = {shape[0]} does not spread over the {slices} slices that the devices lie in: set it to "
+            f"{slices} or a multiple, so that only `replica` crosses the data-centre network."
+        )
+    try:
+        if slices == 1:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        inside = (shape[0] // slices, *shape[1:])
+        across = (slices, *(1 for _ in shape[1:]))
+        return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    except (ValueError, NotImplementedError) as error:
+        sizes = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, shape, strict=True))
+        raise UserError(
+            f"mesh {sizes} cannot be laid over these {len(devices)} {devices[0].device_kind} devices ({error}): choose "
+            f"other axis sizes."
+        ) from error
+
+
+def row_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process reads part `index` of `count` equal parts of every batch's rows.
+
+    Processes whose devices hold the same rows (they differ in tensor or context) read the same part. Raises UserError
+    where the rows of two processes overlap only in part.
+    """
+    return row_share_of(mesh.devices, jax.process_index())
+
+
+def row_share_of(devices: np.ndarray, process: int) -> tuple[int, int]:
+    """`row_share` of one process on a mesh's devices, an array over AXES."""
+    shards = math.prod(devices.shape[: len(BATCH_AXES)])
+    held: dict[int, set[int]] = {}
+    for shard, holders in enumerate(devices.reshape(shards, -1)):
+        for device in holders:
+            held.setdefault(device.process_index, set()).add(shard)
+    parts = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if sum(map(len, parts)) != shards or len({len(part) for part in parts}) != 1:
+        sizes = ", ".join(f"{axis} {size}" for axis, size in zip(AXES, devices.shape, strict=True))
+        raise UserError(
+            f"on a mesh of {sizes}, processes hold rows of a batch that overlap in part: let the number of devices of "
+            f"a process be a multiple or a divisor of mesh.tensor x mesh.context = {devices.size // shards}."
+        )
+    return parts.index(tuple(sorted(held[process]))), len(parts)
 
 
 def check_batches(config: RunConfig, mesh: Mesh) -> None:
     """Raises UserError where a stage's rows or tokens cannot be divided over the mesh."""
-    rows = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = config.train.accumulation
+    rows = devices * parts
     for i, stage in enumerate(config.stages):
         for batch, _ in stage.batches:
             if batch % rows:
                 key = "global_batch" if batch == stage.global_batch else "ramp: a batch"
+                passes = f" in train.accumulation = {parts} parts" if parts > 1 else ""
                 raise UserError(
-                    f"config key stages.{i}.{key} = {batch} rows cannot be divided over {rows} devices "
-                    f"(replica x data x fsdp): choose a multiple of {rows}, or fewer devices."
+                    f"config key stages.{i}.{key} = {batch} rows cannot be divided over {devices} devices "
+                    f"(replica x data x fsdp){passes}: choose a multiple of {rows}, or fewer devices."
                 )
         if stage.row_length % mesh.shape["context"]:
             raise UserError(

@@ -1,8 +1,10 @@
 """The one table from logical axis names to mesh axes, and the shardings that follow from it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from m1jax.errors import UserError
@@ -21,6 +23,7 @@ PARAMETERS: dict[str, str | None] = {
 # Baichuan-M1's global layers have two KV heads: where `tensor` does not divide them, they are held by every device.
 REPLICATED_IF_INDIVISIBLE = ("kv_heads",)
 
+ACTIVATIONS: dict[str, str | tuple[str, ...]] = {"batch": BATCH_AXES, "sequence": "context", "vocab": "tensor"}
 BATCH = PartitionSpec(BATCH_AXES, "context")
 """Layout of every (rows, S) array of a batch."""
 
@@ -62,6 +65,31 @@ def shardings_of(tree: Any) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over replica, data and fsdp; the sequence over context."""
     return NamedSharding(mesh, BATCH)
+
+
+def activation_constraint(mesh: Mesh) -> Callable[[jax.Array, tuple[str | None, ...]], jax.Array]:
+    """What the model calls as `constrain(x, axes)`: x, laid out over `mesh` by the names of its axes."""
+
+    def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        spec = PartitionSpec(*(ACTIVATIONS[axis] if axis else None for axis in axes))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    return constrain
+
+
+def micro_batches(mesh: Mesh, batch: Any, parts: int) -> Any:
+    """Arrays (rows, S) of a batch as (parts, rows / parts, S), without a row leaving its device.
+
+    Part i has every `parts`-th row from row i on: consecutive rows lie on one device, so that each device keeps an
+    equal share of every part.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(None, *BATCH))
+
+    def split(x: jax.Array) -> jax.Array:
+        cut = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+        return jax.lax.with_sharding_constraint(cut, sharding)
+
+    return jax.tree.map(split, batch)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

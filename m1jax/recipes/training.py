@@ -12,7 +12,6 @@ from m1jax.config import RunConfig, to_dict
 from m1jax.data.loader import Loader
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import processes as joining
-from m1jax.parallel.attention import partitioned
 from m1jax.parallel.processes import Processes
 from m1jax.recipes import console as consoles
 from m1jax.recipes import jax_setup, loading
@@ -50,7 +49,7 @@ def run(config: RunConfig, amend: bool = False, processes: Processes | None = No
     mesh = meshes.make(config.mesh)
     meshes.check_batches(config, mesh)
     curriculum, stores = open_curriculum(config)
-    loader = Loader(curriculum, stores, jax.process_index(), jax.process_count())
+    loader = Loader(curriculum, stores, *meshes.row_share(mesh))
     checkpoints = Checkpoints(config.checkpoints, config.train.keep_checkpoints)
     console.print(
         f"{config.model.num_parameters:,} parameters, {config.total_steps:,} steps on {mesh.size} "
@@ -81,7 +80,7 @@ def run(config: RunConfig, amend: bool = False, processes: Processes | None = No
                 mesh=mesh,
                 init_params=functools.partial(model.initialise, config.model, config.seed),
                 params_axes=model.abstract(config.model).axes,
-                loss_fn=next_token_loss(config, partitioned(mesh)),
+                loss_fn=next_token_loss(config, mesh),
                 batches=lambda first: loader.batches(first, config.total_steps),
                 checkpoints=checkpoints,
                 meta=Meta(run=to_dict(config), curriculum=record, versions=_versions()),

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from m1jax.parallel import mesh as meshes
 from m1jax.parallel import rules
 
 HostBatch = Mapping[str, np.ndarray]
@@ -25,8 +26,9 @@ class Feed:
     """Two batches: one that a step computes on, one that `prepare` places on the devices meanwhile."""
 
     def __init__(self, source: Iterator[HostBatch], mesh: Mesh) -> None:
-        """`source` yields this process's share of every batch."""
+        """`source` yields this process's share of every batch, as `mesh.row_share` tells it."""
         self._source, self._sharding = source, rules.batch_sharding(mesh)
+        self._parts = meshes.row_share(mesh)[1]
         self._next: Fed | None = None
 
     def prepare(self) -> None:
@@ -34,8 +36,11 @@ class Feed:
         begun = time.perf_counter()
         host = next(self._source)
         waited = time.perf_counter() - begun
-        device = {name: jax.make_array_from_process_local_data(self._sharding, value) for name, value in host.items()}
-        self._next = Fed(host, device, waited)
+        self._next = Fed(host, {name: self._place(value) for name, value in host.items()}, waited)
+
+    def _place(self, value: np.ndarray) -> jax.Array:
+        shape = (value.shape[0] * self._parts, *value.shape[1:])
+        return jax.make_array_from_process_local_data(self._sharding, value, shape)
 
     def take(self) -> Fed:
         """The batch that was prepared, or else the next one."""

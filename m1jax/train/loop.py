@@ -18,6 +18,7 @@ from m1jax.config import RunConfig, StageConfig
 from m1jax.errors import InterruptedRunError, UserError
 from m1jax.model.flops import train_flops
 from m1jax.optim.schedules import learning_rate
+from m1jax.parallel import mesh as meshes
 from m1jax.train import program as programs
 from m1jax.train.checkpoint import Checkpoints, Meta, check_model
 from m1jax.train.faults import StopRequest
@@ -131,6 +132,7 @@ class _Reporter:
 
     def __init__(self, config: RunConfig, mesh: Mesh, first: int, callbacks: Sequence[Callback]):
         self._config, self._callbacks = config, callbacks
+        self._parts = meshes.row_share(mesh)[1]
         self._rate = learning_rate(config)
         self._peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype) * mesh.size
         self._tokens = _tokens_before(config, first)
@@ -153,7 +155,7 @@ class _Reporter:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         stage, step_of_stage = _stage_and_step(self._config, step)
         tokens = stage.row_length * stage.batch_of(step_of_stage)
-        flops = train_flops(self._config.model, positions) * jax.process_count()
+        flops = train_flops(self._config.model, positions) * self._parts
         now = time.perf_counter()
         self._recent.append((now, tokens, flops))
         span = now - self._recent[0][0]

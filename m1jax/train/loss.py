@@ -4,15 +4,18 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
-from m1jax import kernels, model
+from m1jax import model
 from m1jax.config import RunConfig
+from m1jax.parallel import rules
+from m1jax.parallel.attention import partitioned
 from m1jax.train.step import Batch, LossFn
 
 
-def next_token_loss(config: RunConfig, attention: kernels.AttentionFunction = kernels.attention) -> LossFn:
-    """The sum over targets of -log p(target), and their number, of a run's model."""
-    graphdef = model.abstract(config.model, attention).graphdef
+def next_token_loss(config: RunConfig, mesh: Mesh) -> LossFn:
+    """The sum over targets of -log p(target), and their number, of a run's model laid out over `mesh`."""
+    graphdef = model.abstract(config.model, partitioned(mesh), rules.activation_constraint(mesh)).graphdef
 
     def loss_fn(params: Any, batch: Batch, rope_base: jax.Array) -> tuple[jax.Array, jax.Array]:
         decoder = nnx.merge(graphdef, params)

@@ -84,8 +84,10 @@ def build(config: RunConfig, mesh: Mesh, *, loss_fn: LossFn, params: Any, params
     optimizer = optimizers.make(config)
     state = abstract_state(params, params_axes, mesh, optimizer)
     shardings, scalar = rules.shardings_of(state), rules.replicated(mesh)
+    parts = config.train.accumulation
+    split = functools.partial(rules.micro_batches, mesh, parts=parts) if parts > 1 else None
     step = jax.jit(
-        functools.partial(train_step, loss_fn=loss_fn, optimizer=optimizer),
+        functools.partial(train_step, loss_fn=loss_fn, optimizer=optimizer, split=split),
         donate_argnums=0,
         in_shardings=(shardings, rules.batch_sharding(mesh), scalar, scalar),
         out_shardings=(shardings, scalar),
@@ -94,20 +96,26 @@ def build(config: RunConfig, mesh: Mesh, *, loss_fn: LossFn, params: Any, params
 
 
 def abstract_state(params: Any, axes: Any, mesh: Mesh, optimizer: optax.GradientTransformationExtraArgs) -> TrainState:
-    """Shapes, dtypes and shardings of the whole state, from the parameters' shapes and logical axes."""
+    """Shapes, dtypes and shardings of the whole state, from the parameters' shapes and logical axes.
+
+    What the optimiser keeps for a parameter in its shape lies as the parameter does; the row and column means of a
+    factored second moment, thousands of times smaller, lie on every device.
+    """
     shardings = rules.parameter_shardings(mesh, params, axes)
-    place = functools.partial(
-        jax.tree.map, lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding)
-    )
-    scalars = rules.replicated(mesh)
+    everywhere = rules.replicated(mesh)
+
+    def place(leaf: Any, sharding: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
     opt_state = optax.tree_map_params(
         optimizer,
-        place,
+        lambda leaf, param, sharding: place(leaf, sharding if leaf.shape == param.shape else everywhere),
         jax.eval_shape(optimizer.init, params),
+        params,
         shardings,
-        transform_non_params=lambda leaf: place(leaf, scalars),
+        transform_non_params=lambda leaf: place(leaf, everywhere),
     )
-    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=scalars)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     return TrainState(step=step, params=jax.tree.map(place, params, shardings), opt_state=opt_state)
 
 

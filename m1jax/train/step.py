@@ -17,6 +17,10 @@ LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array]]
 """(params, batch, rope_base) to (sum of the targets' losses in nats, number of targets), both fp32 ()."""
 
 
+Split = Callable[[Batch], Batch]
+"""A batch to its micro-batches, stacked on a leading axis."""
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -25,22 +29,21 @@ def train_step(
     *,
     loss_fn: LossFn,
     optimizer: optax.GradientTransformationExtraArgs,
+    split: Split | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Moves the state by one batch.
 
-    The loss is a sum over targets divided by their count over the global batch, never a mean of means, so that the
-    way rows are spread over devices does not change it. `judge_norm` (bool ()) lets the step-skipping clip act.
-    Returns the new state and fp32 scalars: loss (nats a target), targets, grad_norm (before the clip), norm_mean
-    (of the accepted norms before it), skipped (0 or 1), skipped_total, nonfinite_in_row.
+    The loss is a sum over targets divided by their count over the global batch, never a mean of means: neither the way
+    rows are spread over devices nor the micro-batches that `split` makes change it. `judge_norm` (bool ()) lets the
+    step-skipping clip act. Returns the new state and fp32 scalars: loss (nats a target), targets, grad_norm (before the
+    clip), norm_mean (of the accepted norms before it), skipped (0 or 1), skipped_total, nonfinite_in_row.
     """
-
-    def mean_loss(params: Any) -> tuple[jax.Array, jax.Array]:
-        total, count = loss_fn(params, batch, rope_base)
-        return total / jnp.maximum(count, 1.0), count
-
-    (loss, count), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    total, count, grads = _sums(loss_fn, state.params, batch, rope_base, split)
+    divisor = jnp.maximum(count, 1.0)
+    loss = total / divisor
     # The loss itself may be the first thing that is not finite; the clip must see it in the norm that it judges.
-    grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan).astype(g.dtype), grads)
+    scale = jnp.where(jnp.isfinite(loss), 1.0 / divisor, jnp.nan)
+    grads = jax.tree.map(lambda g, p: (g * scale).astype(p.dtype), grads, state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step, active=judge_norm)
     assert isinstance(opt_state, ClipState)
     history = opt_state.history
@@ -55,3 +58,23 @@ def train_step(
     }
     params = optax.apply_updates(state.params, updates)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def _sums(
+    loss_fn: LossFn, params: Any, batch: Batch, rope_base: jax.Array, split: Split | None
+) -> tuple[jax.Array, jax.Array, Any]:
+    """Summed loss, targets, and the gradient of the sum; over micro-batches in float32, one after the other."""
+
+    def evaluate(part: Batch) -> tuple[jax.Array, jax.Array, Any]:
+        (total, count), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part, rope_base)
+        return total, count, grads
+
+    if split is None:
+        return evaluate(batch)
+
+    def add(sums: Any, part: Batch) -> tuple[Any, None]:
+        return jax.tree.map(lambda s, x: s + x.astype(jnp.float32), sums, evaluate(part)), None
+
+    zero = jnp.zeros((), jnp.float32)
+    start = zero, zero, jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    return jax.lax.scan(add, start, split(batch))[0]

@@ -10,7 +10,6 @@ from m1jax import config_file, model
 from m1jax.config import MeshConfig
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import rules
-from m1jax.parallel.attention import partitioned
 from m1jax.train import program
 from m1jax.train.loss import next_token_loss
 from tests.recipes.conftest import TINY
@@ -43,7 +42,7 @@ def losses(mesh_config, devices):
     built = program.build(
         CONFIG,
         mesh,
-        loss_fn=next_token_loss(CONFIG, partitioned(mesh)),
+        loss_fn=next_token_loss(CONFIG, mesh),
         params=jax.eval_shape(init),
         params_axes=model.abstract(CONFIG.model).axes,
     )

@@ -1,0 +1,123 @@
+"""The compiled step: what it keeps, what it gives back, and that it gives the same however it is cut."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from m1jax import model
+from m1jax.config import MeshConfig
+from m1jax.parallel import mesh as meshes
+from m1jax.parallel import rules
+from m1jax.train.loss import next_token_loss
+from tests.parallel import toy
+
+BATCHES = [toy.batch(seed) for seed in range(3)]
+TALKS_TO_HOST = ("callback", "infeed", "outfeed", "SendToHost", "RecvFromHost")
+
+
+def single():
+    return meshes.make(MeshConfig(), jax.devices()[:1])
+
+
+@functools.cache
+def trained(*overrides, **sizes):
+    """Losses and norms of three steps, and the parameters after them."""
+    mesh = meshes.make(MeshConfig(**sizes), jax.devices()) if sizes else single()
+    run = toy.config(*overrides)
+    built = toy.program(run, mesh)
+    found, state = toy.steps(built, toy.state(built, run), BATCHES)
+    return found, jax.device_get(state.params)
+
+
+def assert_same(found, expected, rtol=2e-5):
+    np.testing.assert_allclose(found[0], expected[0], rtol=rtol)
+    for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
+        # Adam divides by the gradient's own size: an entry near zero may take the step of another sign.
+        assert np.mean(np.abs(a - b) > 2e-4) < 1e-3
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+def test_accumulation_is_exact_per_token(parts):
+    # The rows have different numbers of targets: a mean of means would differ in the second digit.
+    counts = BATCHES[0]["weights"].sum(axis=1)
+    assert counts.max() > 1.5 * counts.min()
+    assert_same(trained(f"train.accumulation={parts}"), trained())
+
+
+def test_accumulation_on_a_mesh_is_that_of_one_device():
+    assert_same(trained("train.accumulation=2", fsdp=2, tensor=2, context=2), trained())
+
+
+def test_micro_batches_leave_every_row_where_it_is():
+    mesh = meshes.make(MeshConfig(fsdp=4), jax.devices()[:4])
+    split = jax.jit(lambda x: rules.micro_batches(mesh, x, 2), in_shardings=rules.batch_sharding(mesh))
+    rows = np.arange(8 * 4, dtype=np.int32).reshape(8, 4)
+    np.testing.assert_array_equal(split(rows), [rows[::2], rows[1::2]])
+    text = split.lower(rows).compile().as_text()
+    assert not any(name in text for name in ("all-gather", "all-to-all", "collective-permute", "all-reduce"))
+
+
+@pytest.mark.parametrize("remat", ["dots", "block", "offload"])
+def test_what_is_computed_again_comes_out_the_same(remat):
+    assert_same(trained(f"train.remat={remat}"), trained())
+
+
+def test_offload_works_on_a_mesh():
+    assert_same(trained("train.remat=offload", fsdp=2, tensor=2, context=2), trained())
+
+
+def test_each_policy_keeps_less_than_the_one_before():
+    sizes = {}
+    for remat in ("none", "dots", "block"):
+        built = toy.program(toy.config(f"train.remat={remat}"), single())
+        compiled = built.step.lower(*built.arguments(8, 128)).compile()
+        sizes[remat] = compiled.memory_analysis().temp_size_in_bytes
+    assert sizes["block"] < sizes["dots"] < sizes["none"], sizes
+
+
+def test_the_state_is_donated():
+    built = toy.program(toy.config(), single())
+    state = toy.state(built, toy.config())
+    before = jax.tree.leaves(state)
+    _, after = toy.steps(built, state, BATCHES[:1])
+    assert all(leaf.is_deleted() for leaf in before)
+    memory = built.step.lower(*built.arguments(8, 64)).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(after))
+
+
+def test_the_step_never_talks_to_the_host():
+    mesh = meshes.make(MeshConfig(fsdp=2, tensor=2, context=2), jax.devices())
+    built = toy.program(toy.config("train.remat=block", "train.accumulation=2"), mesh)
+    text = built.step.lower(*built.arguments(8, 64)).compile().as_text()
+    assert not [word for word in TALKS_TO_HOST if word in text]
+
+
+def test_a_callback_in_the_loss_would_be_seen():
+    loss_fn = next_token_loss(toy.config(), single())
+
+    def talking(params, batch, rope_base):
+        loss = loss_fn(params, batch, rope_base)
+        jax.debug.callback(lambda x: None, loss[0])
+        return loss
+
+    abstract = model.abstract(toy.config().model)
+    text = jax.jit(talking).lower(abstract.shapes, BATCHES[0], toy.BASE).compile().as_text()
+    assert [word for word in TALKS_TO_HOST if word in text]
+
+
+def test_a_factored_second_moment_is_adafactors():
+    run = toy.config("optimizer.second_moment=factored", "model.hidden=128", "model.ffn=256", "model.num_layers=2")
+    built = toy.program(run, single())
+    _, state = toy.steps(built, toy.state(built, run), BATCHES)
+    full = toy.program(toy.config("model.hidden=128", "model.ffn=256", "model.num_layers=2"), single())
+
+    def size(tree):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    params = size(state.params)
+    assert size(full.state.opt_state) > 2 * params
+    assert size(state.opt_state) < 1.1 * params
+    assert optax.tree_utils.tree_get(state, "v_row") is not None
