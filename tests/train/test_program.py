@@ -81,11 +81,13 @@ def test_each_policy_keeps_less_than_the_one_before():
 def test_the_state_is_donated():
     built = toy.program(toy.config(), single())
     state = toy.state(built, toy.config())
-    before = jax.tree.leaves(state)
     _, after = toy.steps(built, state, BATCHES[:1])
-    assert all(leaf.is_deleted() for leaf in before)
+    # The clip writes the last norm and whether it skipped without reading them: nothing is there to give back.
+    kept = {jax.tree_util.keystr(p) for p, leaf in jax.tree.leaves_with_path(state) if not leaf.is_deleted()}
+    assert kept <= {".opt_state.last_norm", ".opt_state.last_skipped"}
     memory = built.step.lower(*built.arguments(8, 64)).compile().memory_analysis()
-    assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(after))
+    arrays = sum(leaf.nbytes for leaf in jax.tree.leaves((after.params, after.opt_state)) if leaf.ndim)
+    assert memory.alias_size_in_bytes >= arrays
 
 
 def test_the_step_never_talks_to_the_host():
@@ -108,16 +110,17 @@ def test_a_callback_in_the_loss_would_be_seen():
     assert [word for word in TALKS_TO_HOST if word in text]
 
 
-def test_a_factored_second_moment_is_adafactors():
-    run = toy.config("optimizer.second_moment=factored", "model.hidden=128", "model.ffn=256", "model.num_layers=2")
-    built = toy.program(run, single())
-    _, state = toy.steps(built, toy.state(built, run), BATCHES)
-    full = toy.program(toy.config("model.hidden=128", "model.ffn=256", "model.num_layers=2"), single())
-
-    def size(tree):
-        return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-    params = size(state.params)
-    assert size(full.state.opt_state) > 2 * params
-    assert size(state.opt_state) < 1.1 * params
-    assert optax.tree_utils.tree_get(state, "v_row") is not None
+def test_a_factored_second_moment_is_small_and_lies_on_every_device():
+    mesh = meshes.make(MeshConfig(fsdp=4, tensor=2), jax.devices())
+    states = {
+        moment: toy.program(toy.config(f"optimizer.second_moment={moment}", "model.ffn=256", "model.hidden=128"), mesh)
+        for moment in ("full", "factored")
+    }
+    sizes = {moment: sum(leaf.size for leaf in jax.tree.leaves(built.state)) for moment, built in states.items()}
+    assert sizes["factored"] < 0.8 * sizes["full"]
+    state = states["factored"].state
+    rows = optax.tree_utils.tree_get(state, "v_row")["periods"]["0"]["mlp"]["up_proj"]
+    assert (rows.shape, rows.sharding.is_fully_replicated) == ((5, 128), True)
+    first = optax.tree_utils.tree_get(state, "ema")["periods"]["0"]["mlp"]["up_proj"]
+    assert first.sharding == state.params["periods"]["0"]["mlp"]["up_proj"].sharding
+    assert not first.sharding.is_fully_replicated
