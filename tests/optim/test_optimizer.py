@@ -41,7 +41,7 @@ def test_steps_are_adamw_written_out():
 
 
 def test_a_factored_second_moment_is_adafactors():
-    run = config_file.load("quickstart", ["optimizer.second_moment=factored", "optimizer.clip_norm=0"])
+    run = config_file.load("quickstart", ["optimizer.second_moment=factored", "optimizer.clip.max_norm=0"])
     rng = np.random.default_rng(0)
     params = {"w": np.zeros((128, 160), np.float32), "norm": np.zeros(160, np.float32)}
     opt = optimizer.make(run)
