@@ -1,0 +1,260 @@
+"""`kernels.attention` on TPU: shapes made to fit the kernels, and their gradient.
+
+Legend: as in grid.py.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from m1jax.errors import UserError
+from m1jax.kernels.tpu import rotary, schedule, tuning
+from m1jax.kernels.tpu.backward import backward
+from m1jax.kernels.tpu.forward import forward
+from m1jax.kernels.tpu.grid import Call
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What is static about an attention call."""
+
+    plan: schedule.Plan
+    batch: int
+    kv_heads: int
+    group: int
+    head_dim: int
+    dtype: Any
+    query_groups: int
+    aligned: bool
+    window: int | None
+    scale: float
+    packed: bool
+    counted: bool
+    interpret: Any
+
+    def call(self, blocks: schedule.Blocks, first_group: int, key_groups: int, num_groups: int) -> Call:
+        rows = self.plan.forward.rows * self.plan.cores
+        return Call(
+            batch=self.batch,
+            kv_heads=self.kv_heads,
+            group=self.group,
+            head_dim=self.head_dim,
+            dtype=self.dtype,
+            blocks=blocks,
+            cores=self.plan.cores,
+            first_group=first_group,
+            num_groups=num_groups,
+            key_groups=key_groups,
+            query_groups=self.query_groups,
+            total_groups=self.plan.keys // rows,
+            aligned=self.aligned,
+            window=self.window,
+            scale=self.scale,
+            packed=self.packed,
+            counted=self.counted,
+            vmem_bytes=self.plan.vmem_bytes,
+            interpret=self.interpret,
+        )
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    conv_k: Array,
+    conv_v: Array,
+    inv_freq: Array,
+    positions: Array,
+    segment_ids: Array,
+    window: int | None,
+    scale: float,
+    prev_kv: tuple[Array, Array] | None = None,
+    q_offset: Any = 0,
+    return_lse: bool = False,
+    interpret: Any = False,
+    chip: str | None = None,
+    plan: schedule.Plan | None = None,
+    packed: bool = True,
+) -> Any:
+    """`kernels.attention` by Pallas kernels; the convolution and RoPE are done inside them.
+
+    Args:
+        q: as of `kernels.attention`, like all up to `return_lse`.
+        interpret: run on CPU: True, or `pltpu.InterpretParams`.
+        chip: "v5e", "v5p", "v6e" or "tpu7x"; None looks at the devices.
+        plan: block sizes; None takes the chip's from the table.
+        packed: False where every row is one document from key 0 on without padding; segment ids then do not count.
+            It makes the schedule arithmetic, which libtpu's static profiler can follow.
+
+    Raises:
+        UserError: a shape or a dtype that the kernels do not support.
+    """
+    B, S, H, D = q.shape
+    T, K = k.shape[1:3]
+    chip = chip or tuning.chip()
+    _check(q, k, v, chip)
+    padded = rotary.LANES if D <= rotary.LANES else 2 * rotary.LANES
+    plan = plan or tuning.plan(chip, padded, T, B * K, q.dtype, window)
+    whole = plan.forward.rows * plan.cores
+    aligned = isinstance(q_offset, int) and q_offset == 0 and S == T
+    shift = jnp.asarray(q_offset, jnp.int32) % whole
+    query_groups = plan.keys // whole if aligned else min(-(-(S + whole - 1) // whole), plan.keys // whole)
+    static = _Static(
+        plan, B, K, H // K, padded, q.dtype, query_groups, aligned, window, scale, packed, False, interpret
+    )
+
+    def wide(x: Array, tokens: int) -> Array:
+        """(B, T, N, D) as (B, tokens, N x padded D)."""
+        x = jnp.pad(x, ((0, 0), (0, tokens - x.shape[1]), (0, 0), (0, 0)))
+        return _widen(x, padded).reshape(B, tokens, -1)
+
+    prev_k, prev_v = prev_kv if prev_kv is not None else (jnp.zeros((B, K, D), k.dtype),) * 2
+    if aligned:
+        q_BSX = wide(q, plan.keys)
+    else:
+        frame = jnp.zeros((B, query_groups * whole, H * padded), q.dtype)
+        q_BSX = jax.lax.dynamic_update_slice(frame, _widen(q, padded).reshape(B, S, -1), (0, shift, 0))
+    to_keys = ((0, 0), (0, plan.keys - T))
+    segments = jnp.pad(segment_ids, to_keys)
+    first_BT = schedule.first_keys(segments, window)
+    token_rows = jnp.stack([first_BT, schedule.same_as_previous(segments).astype(jnp.int32)], axis=1)
+    frequencies = jnp.pad(inv_freq.astype(jnp.float32), (0, padded // 2 - D // 2))
+    out, lse = _attention(
+        static,
+        q_BSX,
+        wide(k, plan.keys),
+        wide(v, plan.keys),
+        jnp.concatenate([conv_k, conv_v], axis=1).astype(jnp.float32),
+        wide(prev_k.astype(k.dtype)[:, None], 1),
+        wide(prev_v.astype(v.dtype)[:, None], 1),
+        jnp.stack(schedule.visits(first_BT, plan.forward.rows)).reshape(-1),
+        (jnp.asarray(q_offset, jnp.int32) // whole)[None],
+        rotary.table(jnp.pad(positions, to_keys), frequencies),
+        jnp.pad(token_rows, ((0, 0), (0, 6), (0, 0))),
+    )
+    out = out.reshape(B, -1, H, padded)
+    lse = lse.reshape(B, H, -1).transpose(0, 2, 1)
+    if aligned:
+        out, lse = out[:, :S], lse[:, :S]
+    else:
+        out = jax.lax.dynamic_slice_in_dim(out, shift, S, axis=1)
+        lse = jax.lax.dynamic_slice_in_dim(lse, shift, S, axis=1)
+    out = _narrow(out, D)
+    return (out, lse) if return_lse else out
+
+
+def _check(q: Array, k: Array, v: Array, chip: str) -> None:
+    H, D = q.shape[2:]
+    K = k.shape[2]
+    if D > 256 or D % 2:
+        raise UserError(f"attention pallas_tpu has head_dim {D}: even sizes up to 256 are supported; use reference.")
+    if H % K:
+        raise UserError(f"attention pallas_tpu has {H} query heads for {K} KV heads: make it a multiple.")
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
+        raise UserError(
+            f"attention pallas_tpu has q, k, v of {q.dtype}, {k.dtype}, {v.dtype}: all float32 or all bfloat16 is "
+            "supported; set model.compute_dtype."
+        )
+    if chip not in tuning.CHIPS:
+        raise UserError(
+            f"attention pallas_tpu has no kernel for {chip}: {', '.join(tuning.CHIPS)} are supported; set "
+            "model.attention to reference."
+        )
+
+
+def _widen(x: Array, padded: int) -> Array:
+    """Each half of the last axis padded by zeros, so that RoPE's pairs stay half of it apart."""
+    D = x.shape[-1]
+    if D == padded:
+        return x
+    halves = x.reshape(*x.shape[:-1], 2, D // 2)
+    return jnp.pad(halves, [(0, 0)] * (x.ndim) + [(0, (padded - D) // 2)]).reshape(*x.shape[:-1], padded)
+
+
+def _narrow(x: Array, size: int) -> Array:
+    """The inverse of `_widen`."""
+    padded = x.shape[-1]
+    if size == padded:
+        return x
+    return x.reshape(*x.shape[:-1], 2, padded // 2)[..., : size // 2].reshape(*x.shape[:-1], size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(static: _Static, *operands: Array) -> tuple[Array, Array]:
+    out, lse = _run_forward(static, operands, save=False)[:2]
+    return out, lse
+
+
+def _run_forward(static: _Static, operands: tuple[Array, ...], *, save: bool) -> tuple[Array, ...]:
+    q, k, v, weights, first_k, first_v, visits, offset, table, token_rows = operands
+    groups = static.plan.keys // (static.plan.forward.rows * static.plan.cores)
+    call = static.call(static.plan.forward, 0, groups, groups)
+    more = weights.reshape(-1), q, k, v, first_k, first_v, table, token_rows
+    return forward(call, visits, offset, *more, save=save)
+
+
+def _forward_rule(static: _Static, *operands: Array) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
+    out, lse, keys, values, *_ = _run_forward(static, operands, save=True)
+    return (out, lse), (operands, out, lse, keys, values)
+
+
+def _backward_rule(static: _Static, saved: tuple[Any, ...], gradients: tuple[Array, Array]) -> tuple[Any, ...]:
+    operands, out, lse, keys, values = saved
+    dq, dk, dv, dweights, first_dk, first_dv, _ = run_backward(static, operands, out, lse, keys, values, gradients)
+    return dq, dk, dv, dweights, first_dk, first_dv, None, None, jnp.zeros_like(operands[8]), None
+
+
+def run_backward(
+    static: _Static,
+    operands: tuple[Array, ...],
+    out: Array,
+    lse: Array,
+    keys: Array,
+    values: Array,
+    gradients: tuple[Array, Array],
+) -> tuple[Array, ...]:
+    """Gradients of q, k, v, the convolution's weights and the pair before key 0; and the visited blocks."""
+    q, k, v, weights, first_k, first_v, visits, offset, table, token_rows = operands
+    plan, (B, T, _), K, D = static.plan, k.shape, static.kv_heads, static.head_dim
+    P, rows = plan.cores, plan.forward.rows
+    groups, chunks = T // (rows * P), plan.chunks
+    chunk = groups // chunks
+    reach = groups if static.window is None else -(-(static.window - 1) // rows) + 1
+    dq = None if chunks == 1 else jnp.zeros(q.shape, jnp.float32)
+    parts, heads, counts = [], [], []
+    dweights = jnp.zeros((K, 4), jnp.float32)
+    for first in range(0, groups, chunk):
+        call = static.call(plan.backward, first, chunk, min(groups - first, chunk + -(-reach // P)))
+        more = q, gradients[0], out, lse, gradients[1], keys, values, k, v, table, token_rows, dq
+        dq, dk, dv, sums, *count = backward(call, visits, offset, weights.reshape(-1), *more)
+        sums = sums.reshape(B, K, P, 8, D)
+        parts.append([part.reshape(P, B, -1, K, D) for part in (dk, dv)])
+        heads.append([sums[:, :, :, 4 + which].sum(2) for which in (0, 1)])
+        counts += count
+        dweights += sums[:, :, :, :4].sum((0, 2, 4))
+    results, firsts = [], []
+    for which, (raw, before) in enumerate(((k, first_k), (v, first_v))):
+        w0 = weights[:, 2 * which, None]
+        # What the first key of a chunk owes to the key before it, which another chunk, or the caller, holds.
+        for at, (part, head) in enumerate(zip(parts, heads, strict=True)):
+            begin = at * chunk * rows * P
+            row = before[:, 0] if at == 0 else raw[:, begin - 1]
+            owed = head[which]
+            dweights = dweights.at[:, 2 * which].add((owed * row.reshape(B, K, D)).sum((0, 2)))
+            if at:
+                parts[at - 1][which] = parts[at - 1][which].at[0, :, -1].add((w0 * owed).astype(part[which].dtype))
+        firsts.append((w0 * heads[0][which]).reshape(B, 1, K * D).astype(before.dtype))
+        summed = [part[which][0] if P == 1 else part[which].sum(0) for part in parts]
+        whole = summed[0] if chunks == 1 else jnp.concatenate(summed, axis=1)
+        results.append(whole.reshape(B, T, K * D).astype(raw.dtype))
+    assert dq is not None
+    return dq.astype(q.dtype), *results, dweights, *firsts, counts
+
+
+_attention.defvjp(_forward_rule, _backward_rule)

@@ -1,0 +1,81 @@
+"""Which blocks of keys a block of queries visits, and how large blocks are on which chip.
+
+Everything stands in the frame of the keys: block i holds keys, and the queries that stand at them, i*rows to
+(i+1)*rows. A token sees the contiguous keys from `first` to itself, as segments are contiguous runs.
+
+Legend: B batch, T keys, N blocks of keys.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+PADDING = -1
+"""`first` of a token of padding: below every key, so that its scores stay finite; its output is zeroed instead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Sizes of one kernel's tiles, in tokens."""
+
+    rows: int
+    """Queries of a grid step, and keys of a block that is visited or skipped; a multiple of 128."""
+    keys: int
+    """Keys whose scores are computed at once; divides `rows`."""
+    diagonal: int
+    """Side of the sub-tiles that the diagonal block is cut into, above which nothing is computed; divides `rows`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The static shape of one attention call on one chip."""
+
+    forward: Blocks
+    backward: Blocks
+    cores: int
+    """Cores that share the queries of one row and KV head: 2 where there would be nothing else to share."""
+    keys: int
+    """T, padded to whole blocks."""
+    chunks: int
+    """Parts of the keys that the backward pass takes one after the other, so that their gradients stay in VMEM."""
+    vmem_bytes: int
+
+
+def first_keys(segments_BT: Array, window: int | None) -> Array:
+    """(B, T) int32, the first key that each token sees, PADDING where it is none."""
+    T = segments_BT.shape[1]
+    index = jnp.arange(T, dtype=jnp.int32)
+    starts = jax.lax.cummax(jnp.where(same_as_previous(segments_BT), 0, index), axis=1)
+    if window is not None:
+        starts = jnp.maximum(starts, index - (window - 1))
+    return jnp.where(segments_BT > 0, starts, PADDING)
+
+
+def same_as_previous(segments_BT: Array) -> Array:
+    """(B, T) bool, False where a document starts inside the row; key 0 follows what `prev_kv` says."""
+    return jnp.pad(segments_BT[:, 1:] == segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+
+
+def visits(first_BT: Array, rows: int) -> tuple[Array, Array]:
+    """For each block of queries, (B, N) int32 each: the first block of keys that any of its tokens sees, and the first
+    that all of them see whole, up to the diagonal. A block of padding alone visits none: its first is N.
+    """
+    B, T = first_BT.shape
+    blocks = first_BT.reshape(B, T // rows, rows)
+    first = jnp.min(jnp.where(blocks == PADDING, T, blocks), axis=2) // rows
+    whole = (jnp.max(blocks, axis=2) + rows - 1) // rows
+    return first, jnp.maximum(whole, first)
+
+
+def unpacked_visits(i: Any, rows: int, window: int | None) -> tuple[Any, Any]:
+    """`visits` of block i of a row that is one document, as arithmetic that a profiler without data can follow."""
+    if window is None:
+        return jnp.int32(0), jnp.int32(0)
+    # Multiples of `rows` stay above zero, so that the division truncates as it should.
+    first = i - (window - 1 + rows - 1) // rows
+    whole = i + 1 - window // rows
+    return jnp.where(first > 0, first, 0), jnp.where(whole > 0, whole, 0)

@@ -1,0 +1,54 @@
+"""Block sizes by chip, head_dim and length: a table that `benchmarks/attention_tpu.py --tune` measures."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from m1jax.kernels.tpu.schedule import Blocks, Plan
+
+MEBIBYTE = 2**20
+CHIPS = {"v5e": 1, "v5p": 2, "v6e": 1, "tpu7x": 1}
+"""Cores that one device runs a kernel on."""
+VMEM = {"v5e": 128 * MEBIBYTE, "v5p": 64 * MEBIBYTE, "v6e": 128 * MEBIBYTE, "tpu7x": 64 * MEBIBYTE}
+"""Bytes of vector memory a core."""
+_KINDS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
+
+_BLOCKS: dict[tuple[str, int], tuple[Blocks, Blocks]] = {}
+"""(chip, head_dim): forward and backward; both have the same rows."""
+_DEFAULT = Blocks(512, 512, 256), Blocks(512, 512, 256)
+
+
+def chip() -> str:
+    """The chip that is being compiled for: the mesh's in `use_abstract_mesh` or shard_map, else the first device's."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    kind = getattr(device, "device_kind", None) or jax.devices()[0].device_kind
+    return _KINDS.get(kind, kind)
+
+
+def plan(chip: str, head_dim: int, keys: int, pairs: int, dtype: Any, window: int | None) -> Plan:
+    """Blocks for `keys` tokens and `pairs` rows x KV heads on a chip."""
+    forward, backward = _BLOCKS.get((chip, head_dim), _DEFAULT)
+    cores = 2 if CHIPS.get(chip, 1) == 2 and pairs % 2 else 1
+    # Short rows take smaller blocks rather than much padding.
+    rows = min(forward.rows, -(-keys // (128 * cores)) * 128)
+    while rows & (rows - 1):
+        rows += rows & -rows
+    groups = -(-keys // (rows * cores))
+    itemsize = jnp.dtype(dtype).itemsize
+    # A key's share in the backward kernel: prepared K, its transpose and V, and two sums in float32.
+    resident = int(VMEM.get(chip, 64 * MEBIBYTE) * 0.55) // (head_dim * (3 * itemsize + 8))
+    chunks = max(1, -(-groups * rows * cores // resident))
+    groups = -(-groups // chunks) * chunks
+    return Plan(
+        forward=_fitted(forward, rows),
+        backward=_fitted(backward, rows),
+        cores=cores,
+        keys=groups * rows * cores,
+        chunks=chunks,
+        vmem_bytes=int(VMEM.get(chip, 64 * MEBIBYTE) * 0.95),
+    )
+
+
+def _fitted(blocks: Blocks, rows: int) -> Blocks:
+    return Blocks(rows, min(rows, blocks.keys), min(rows, blocks.diagonal))
