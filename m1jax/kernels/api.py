@@ -18,7 +18,14 @@ Array = jax.Array
 AttentionFunction = Callable[..., Any]
 # Arguments and results of `attention` below, or of a wrapper that partitions it over a mesh.
 
-_IMPLEMENTATIONS = {"reference": reference.attention}
+
+def _pallas_tpu(*args: Any, **settings: Any) -> Any:
+    from m1jax.kernels.tpu.attention import attention  # Pallas takes a second to import
+
+    return attention(*args, **settings)
+
+
+_IMPLEMENTATIONS = {"reference": reference.attention, "pallas_tpu": _pallas_tpu}
 _DECODERS = {"reference": decode.attention}
 
 
@@ -59,13 +66,14 @@ def attention(
             and zeros in rows where it does not; None means zeros.
         q_offset: key index of the first query, an int or a traced int32 scalar.
         return_lse: also return the log of the softmax's denominator, (B, S, H) float32 (-1e30 at padding).
-        impl: name of the implementation.
+        impl: "reference" on any device; "pallas_tpu", kernels for v5e, v5p, v6e and tpu7x, for which every set of equal
+            segment_ids must be one contiguous run.
 
     Returns:
         (B, S, H, D) in q's dtype; softmax and its sums are float32. With return_lse a pair.
 
     Raises:
-        UserError: no implementation has this name.
+        UserError: no implementation has this name, or it does not support this shape, dtype or device.
     """
     return _choose(_IMPLEMENTATIONS, impl)(
         q,

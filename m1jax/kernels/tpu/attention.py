@@ -20,7 +20,7 @@ Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class _Static:
+class Static:
     """What is static about an attention call."""
 
     plan: schedule.Plan
@@ -38,6 +38,7 @@ class _Static:
     interpret: Any
 
     def call(self, blocks: schedule.Blocks, first_group: int, key_groups: int, num_groups: int) -> Call:
+        """The kernel call for a range of groups of keys."""
         rows = self.plan.forward.rows * self.plan.cores
         return Call(
             batch=self.batch,
@@ -67,6 +68,44 @@ def attention(
     k: Array,
     v: Array,
     *,
+    q_offset: Any = 0,
+    return_lse: bool = False,
+    interpret: Any = False,
+    **settings: Any,
+) -> Any:
+    """`kernels.attention` by Pallas kernels; the convolution and RoPE are done inside them.
+
+    Args:
+        q: as of `kernels.attention`, like k, v, q_offset and return_lse.
+        k: as there.
+        v: as there.
+        q_offset: as there.
+        return_lse: as there.
+        interpret: run on CPU: True, or `pltpu.InterpretParams`.
+        **settings: the other arguments of `kernels.attention`; `chip`, `plan` and `packed` of `operands`.
+
+    Raises:
+        UserError: a shape, dtype or device that the kernels do not support.
+    """
+    B, S, H, D = q.shape
+    static, arrays = operands(q, k, v, q_offset=q_offset, interpret=interpret, **settings)
+    out, lse = _attention(static, *arrays)
+    out = out.reshape(B, -1, H, static.head_dim)
+    lse = lse.reshape(B, H, -1).transpose(0, 2, 1)
+    if static.aligned:
+        out, lse = out[:, :S], lse[:, :S]
+    else:
+        shift = _shift(static.plan, q_offset)
+        out, lse = (jax.lax.dynamic_slice_in_dim(x, shift, S, axis=1) for x in (out, lse))
+    out = _narrow(out, D)
+    return (out, lse) if return_lse else out
+
+
+def operands(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
     conv_k: Array,
     conv_v: Array,
     inv_freq: Array,
@@ -76,77 +115,78 @@ def attention(
     scale: float,
     prev_kv: tuple[Array, Array] | None = None,
     q_offset: Any = 0,
-    return_lse: bool = False,
     interpret: Any = False,
     chip: str | None = None,
     plan: schedule.Plan | None = None,
     packed: bool = True,
-) -> Any:
-    """`kernels.attention` by Pallas kernels; the convolution and RoPE are done inside them.
+    counted: bool = False,
+) -> tuple[Static, tuple[Array, ...]]:
+    """What `run_forward` takes, of the arguments of `kernels.attention`.
 
-    Args:
-        q: as of `kernels.attention`, like all up to `return_lse`.
-        interpret: run on CPU: True, or `pltpu.InterpretParams`.
-        chip: "v5e", "v5p", "v6e" or "tpu7x"; None looks at the devices.
-        plan: block sizes; None takes the chip's from the table.
-        packed: False where every row is one document from key 0 on without padding; segment ids then do not count.
-            It makes the schedule arithmetic, which libtpu's static profiler can follow.
-
-    Raises:
-        UserError: a shape or a dtype that the kernels do not support.
+    Besides those, `chip` is "v5e", "v5p", "v6e" or "tpu7x", None that of the devices; `plan` the blocks, None those of
+    the table; `packed` False promises that every row is one document from key 0 on, without padding, which makes the
+    schedule arithmetic that libtpu's static profiler can follow; `counted` adds an output that counts visited blocks.
     """
     B, S, H, D = q.shape
     T, K = k.shape[1:3]
     chip = chip or tuning.chip()
     _check(q, k, v, chip)
-    padded = rotary.LANES if D <= rotary.LANES else 2 * rotary.LANES
-    plan = plan or tuning.plan(chip, padded, T, B * K, q.dtype, window)
+    wide = rotary.LANES if D <= rotary.LANES else 2 * rotary.LANES
+    plan = plan or tuning.plan(chip, wide, T, B * K, q.dtype)
     whole = plan.forward.rows * plan.cores
     aligned = isinstance(q_offset, int) and q_offset == 0 and S == T
-    shift = jnp.asarray(q_offset, jnp.int32) % whole
-    query_groups = plan.keys // whole if aligned else min(-(-(S + whole - 1) // whole), plan.keys // whole)
-    static = _Static(
-        plan, B, K, H // K, padded, q.dtype, query_groups, aligned, window, scale, packed, False, interpret
+    query_groups = plan.keys // whole
+    if not aligned:
+        query_groups = min(query_groups, -(-(S + whole - 1) // whole))
+    static = Static(
+        plan=plan,
+        batch=B,
+        kv_heads=K,
+        group=H // K,
+        head_dim=wide,
+        dtype=q.dtype,
+        query_groups=query_groups,
+        aligned=aligned,
+        window=window,
+        scale=scale,
+        packed=packed,
+        counted=counted,
+        interpret=interpret,
     )
 
-    def wide(x: Array, tokens: int) -> Array:
+    def rows_of(x: Array, tokens: int) -> Array:
         """(B, T, N, D) as (B, tokens, N x padded D)."""
         x = jnp.pad(x, ((0, 0), (0, tokens - x.shape[1]), (0, 0), (0, 0)))
-        return _widen(x, padded).reshape(B, tokens, -1)
+        return _widen(x, wide).reshape(B, tokens, -1)
 
     prev_k, prev_v = prev_kv if prev_kv is not None else (jnp.zeros((B, K, D), k.dtype),) * 2
     if aligned:
-        q_BSX = wide(q, plan.keys)
+        queries = rows_of(q, plan.keys)
     else:
-        frame = jnp.zeros((B, query_groups * whole, H * padded), q.dtype)
-        q_BSX = jax.lax.dynamic_update_slice(frame, _widen(q, padded).reshape(B, S, -1), (0, shift, 0))
+        frame = jnp.zeros((B, query_groups * whole, H * wide), q.dtype)
+        queries = jax.lax.dynamic_update_slice(frame, rows_of(q, S), (0, _shift(plan, q_offset), 0))
     to_keys = ((0, 0), (0, plan.keys - T))
     segments = jnp.pad(segment_ids, to_keys)
     first_BT = schedule.first_keys(segments, window)
     token_rows = jnp.stack([first_BT, schedule.same_as_previous(segments).astype(jnp.int32)], axis=1)
-    frequencies = jnp.pad(inv_freq.astype(jnp.float32), (0, padded // 2 - D // 2))
-    out, lse = _attention(
-        static,
-        q_BSX,
-        wide(k, plan.keys),
-        wide(v, plan.keys),
+    frequencies = jnp.pad(inv_freq.astype(jnp.float32), (0, (wide - D) // 2))
+    return static, (
+        queries,
+        rows_of(k, plan.keys),
+        rows_of(v, plan.keys),
         jnp.concatenate([conv_k, conv_v], axis=1).astype(jnp.float32),
-        wide(prev_k.astype(k.dtype)[:, None], 1),
-        wide(prev_v.astype(v.dtype)[:, None], 1),
+        rows_of(prev_k.astype(k.dtype)[:, None], 1),
+        rows_of(prev_v.astype(v.dtype)[:, None], 1),
         jnp.stack(schedule.visits(first_BT, plan.forward.rows)).reshape(-1),
         (jnp.asarray(q_offset, jnp.int32) // whole)[None],
         rotary.table(jnp.pad(positions, to_keys), frequencies),
         jnp.pad(token_rows, ((0, 0), (0, 6), (0, 0))),
     )
-    out = out.reshape(B, -1, H, padded)
-    lse = lse.reshape(B, H, -1).transpose(0, 2, 1)
-    if aligned:
-        out, lse = out[:, :S], lse[:, :S]
-    else:
-        out = jax.lax.dynamic_slice_in_dim(out, shift, S, axis=1)
-        lse = jax.lax.dynamic_slice_in_dim(lse, shift, S, axis=1)
-    out = _narrow(out, D)
-    return (out, lse) if return_lse else out
+
+
+def _shift(plan: schedule.Plan, q_offset: Any) -> Array:
+    """Where the first query stands in its group."""
+    return jnp.asarray(q_offset, jnp.int32) % (plan.forward.rows * plan.cores)
 
 
 def _check(q: Array, k: Array, v: Array, chip: str) -> None:
@@ -171,7 +211,7 @@ def _check(q: Array, k: Array, v: Array, chip: str) -> None:
 def _widen(x: Array, padded: int) -> Array:
     """Each half of the last axis padded by zeros, so that RoPE's pairs stay half of it apart."""
     D = x.shape[-1]
-    if D == padded:
+    if padded == D:
         return x
     halves = x.reshape(*x.shape[:-1], 2, D // 2)
     return jnp.pad(halves, [(0, 0)] * (x.ndim) + [(0, (padded - D) // 2)]).reshape(*x.shape[:-1], padded)
@@ -180,18 +220,19 @@ def _widen(x: Array, padded: int) -> Array:
 def _narrow(x: Array, size: int) -> Array:
     """The inverse of `_widen`."""
     padded = x.shape[-1]
-    if size == padded:
+    if padded == size:
         return x
     return x.reshape(*x.shape[:-1], 2, padded // 2)[..., : size // 2].reshape(*x.shape[:-1], size)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(static: _Static, *operands: Array) -> tuple[Array, Array]:
-    out, lse = _run_forward(static, operands, save=False)[:2]
+def _attention(static: Static, *operands: Array) -> tuple[Array, Array]:
+    out, lse = run_forward(static, operands, save=False)[:2]
     return out, lse
 
 
-def _run_forward(static: _Static, operands: tuple[Array, ...], *, save: bool) -> tuple[Array, ...]:
+def run_forward(static: Static, operands: tuple[Array, ...], *, save: bool) -> tuple[Array, ...]:
+    """The forward kernel on `operands`."""
     q, k, v, weights, first_k, first_v, visits, offset, table, token_rows = operands
     groups = static.plan.keys // (static.plan.forward.rows * static.plan.cores)
     call = static.call(static.plan.forward, 0, groups, groups)
@@ -199,26 +240,26 @@ def _run_forward(static: _Static, operands: tuple[Array, ...], *, save: bool) ->
     return forward(call, visits, offset, *more, save=save)
 
 
-def _forward_rule(static: _Static, *operands: Array) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
-    out, lse, keys, values, *_ = _run_forward(static, operands, save=True)
+def _forward_rule(static: Static, *operands: Array) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
+    out, lse, keys, values, *_ = run_forward(static, operands, save=True)
     return (out, lse), (operands, out, lse, keys, values)
 
 
-def _backward_rule(static: _Static, saved: tuple[Any, ...], gradients: tuple[Array, Array]) -> tuple[Any, ...]:
+def _backward_rule(static: Static, saved: tuple[Any, ...], gradients: tuple[Array, Array]) -> tuple[Any, ...]:
     operands, out, lse, keys, values = saved
     dq, dk, dv, dweights, first_dk, first_dv, _ = run_backward(static, operands, out, lse, keys, values, gradients)
     return dq, dk, dv, dweights, first_dk, first_dv, None, None, jnp.zeros_like(operands[8]), None
 
 
 def run_backward(
-    static: _Static,
+    static: Static,
     operands: tuple[Array, ...],
     out: Array,
     lse: Array,
     keys: Array,
     values: Array,
     gradients: tuple[Array, Array],
-) -> tuple[Array, ...]:
+) -> tuple[Any, ...]:
     """Gradients of q, k, v, the convolution's weights and the pair before key 0; and the visited blocks."""
     q, k, v, weights, first_k, first_v, visits, offset, table, token_rows = operands
     plan, (B, T, _), K, D = static.plan, k.shape, static.kv_heads, static.head_dim

@@ -131,11 +131,12 @@ def backward(
     )(visits, offset, *operands)
 
 
-def _kernel(call: Call, adds: bool, visits: Any, offset: Any, weights: Any, *refs: Any) -> None:
+def _kernel(call: Call, adds: bool, visits: Any, offset: Any, weights: Any, *operands: Any) -> None:
+    refs = list(operands)
     q, d_out, out, lse, d_lse, keys, values, k, v, table, token_rows, *refs = refs
     before = refs.pop(0) if adds else None
     dq, dk, dv, sums, *refs = refs
-    count = refs.pop(0) if call.counted else None
+    count: Any = refs.pop(0) if call.counted else None
     keys_DC, dkeys, dvalues, after, q_RD, q_DR, d_out_DR, dq_DR = refs
     rows = call.blocks.rows
     lane, step, head = (pl.program_id(axis) for axis in range(3))
@@ -148,8 +149,9 @@ def _kernel(call: Call, adds: bool, visits: Any, offset: Any, weights: Any, *ref
     if count is not None:
 
         @pl.when((lane == 0) & (step == 0) & (head == 0))
-        def _() -> None:
-            jax.lax.fori_loop(0, call.lanes, lambda n, _: count.__setitem__(n, 0), None)
+        def zero() -> None:
+            for n in range(call.lanes):
+                count[n] = 0
 
     @pl.when((step == 0) & (head == 0))
     def _() -> None:

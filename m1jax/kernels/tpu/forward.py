@@ -120,10 +120,11 @@ def forward(
     )(visits, offset, weights, q, k, v, first_k, first_v, table, token_rows)
 
 
-def _kernel(call: Call, save: bool, visits: Any, offset: Any, weights: Any, *refs: Any) -> None:
+def _kernel(call: Call, save: bool, visits: Any, offset: Any, weights: Any, *operands: Any) -> None:
+    refs = list(operands)
     q, k, v, first_k, first_v, table, token_rows, out, lse, *refs = refs
     saved = [refs.pop(0) for _ in range(2)] if save else None
-    count = refs.pop(0) if call.counted else None
+    count: Any = refs.pop(0) if call.counted else None
     keys, values, last, q_DR, acc_DR, top, total = refs
     rows = call.blocks.rows
     lane, group, head = (pl.program_id(axis) for axis in range(3))
@@ -132,8 +133,9 @@ def _kernel(call: Call, save: bool, visits: Any, offset: Any, weights: Any, *ref
     if count is not None:
 
         @pl.when((lane == 0) & (group == 0) & (head == 0))
-        def _() -> None:
-            jax.lax.fori_loop(0, call.lanes, lambda n, _: count.__setitem__(n, 0), None)
+        def zero() -> None:
+            for n in range(call.lanes):
+                count[n] = 0
 
     @pl.when(head == 0)
     def _() -> None:
@@ -247,10 +249,8 @@ def masked(scores_CR: Array, first_key: Any, first_R: Array | None, first_query:
     if first_R is None and not diagonal:
         return scores_CR
     key = jax.lax.broadcasted_iota(jnp.int32, scores_CR.shape, 0)
-    seen = None
     if first_R is not None:
-        seen = key >= first_R[:, first_query:] - first_key
+        scores_CR = jnp.where(key >= first_R[:, first_query:] - first_key, scores_CR, MASKED)
     if diagonal:
-        causal = key <= jax.lax.broadcasted_iota(jnp.int32, scores_CR.shape, 1)
-        seen = causal if seen is None else seen & causal
-    return jnp.where(seen, scores_CR, MASKED)
+        scores_CR = jnp.where(key <= jax.lax.broadcasted_iota(jnp.int32, scores_CR.shape, 1), scores_CR, MASKED)
+    return scores_CR

@@ -26,7 +26,7 @@ def chip() -> str:
     return _KINDS.get(kind, kind)
 
 
-def plan(chip: str, head_dim: int, keys: int, pairs: int, dtype: Any, window: int | None) -> Plan:
+def plan(chip: str, head_dim: int, keys: int, pairs: int, dtype: Any) -> Plan:
     """Blocks for `keys` tokens and `pairs` rows x KV heads on a chip."""
     forward, backward = _BLOCKS.get((chip, head_dim), _DEFAULT)
     cores = 2 if CHIPS.get(chip, 1) == 2 and pairs % 2 else 1

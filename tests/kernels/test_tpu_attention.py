@@ -1,0 +1,298 @@
+"""The TPU kernels in Pallas's interpreters, against the reference and a loop over tokens."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
+
+from m1jax import kernels
+from m1jax.errors import UserError
+from m1jax.kernels import reference
+from m1jax.kernels.tpu import attention as tpu
+from m1jax.kernels.tpu.schedule import Blocks, Plan
+from tests.kernels import oracle
+
+NAMES = ("q", "k", "v", "conv_k", "conv_v")
+
+
+def plan(keys, cores=1, chunks=1, rows=128, tile=128):
+    groups = -(-keys // (rows * cores * chunks)) * chunks
+    blocks = Blocks(rows, tile, tile)
+    return Plan(blocks, blocks, cores, groups * rows * cores, chunks, 2**26)
+
+
+def drawn(seed, B, S, H, K, D):
+    rng = np.random.default_rng(seed)
+    shapes = {"q": (B, S, H, D), "k": (B, S, K, D), "v": (B, S, K, D), "conv_k": (K, 2), "conv_v": (K, 2)}
+    return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+
+
+def row_of(lengths, S):
+    """Segment ids and positions of documents of these lengths, padded to S."""
+    ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)[:S]
+    positions = np.concatenate([np.arange(n) for n in lengths])[:S] if len(lengths) else ids
+    return [np.pad(x, (0, S - len(x))).astype(np.int32) for x in (ids, positions)]
+
+
+def rows_of(*rows, S):
+    ids, positions = zip(*(row_of(lengths, S) for lengths in rows), strict=True)
+    return jnp.asarray(np.stack(ids)), jnp.asarray(np.stack(positions))
+
+
+def frequencies(D):
+    return jnp.asarray(100.0 ** (-np.arange(D // 2) / (D // 2)), jnp.float32)
+
+
+def arguments(x, ids, positions, window):
+    D = x["q"].shape[-1]
+    return {
+        "inv_freq": frequencies(D),
+        "positions": positions,
+        "segment_ids": ids,
+        "window": window,
+        "scale": D**-0.5,
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("window", "blocks", "interpret"))
+def both(x, before, ids, positions, window, blocks, interpret=True):
+    """(output, log-sum, gradients of a random weighing of both) by the kernels and by the reference."""
+    rng = np.random.default_rng(0)
+    weigh = jnp.asarray(rng.normal(size=x["q"].shape), jnp.float32)
+    weigh_sum = jnp.asarray(rng.normal(size=x["q"].shape[:3]), jnp.float32) * (ids > 0)[:, :, None]
+
+    def run(attention, **more):
+        def loss(x, before):
+            out, lse = attention(**x, **arguments(x, ids, positions, window), prev_kv=before, return_lse=True, **more)
+            return jnp.sum(out * weigh) + jnp.sum(jnp.where(weigh_sum == 0, 0, lse) * weigh_sum), (out, lse)
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x, before)
+
+    return run(tpu.attention, plan=blocks, chip="v5p", interpret=interpret), run(reference.attention)
+
+
+def close(ours, want, at):
+    scale = max(1.0, float(jnp.abs(want).max()))
+    np.testing.assert_allclose(ours / scale, want / scale, atol=2e-5, err_msg=at)
+
+
+def check(x, before, ids, positions, window, blocks, interpret=True):
+    ((_, ours), d_ours), ((_, want), d_want) = both(x, before, ids, positions, window, blocks, interpret)
+    close(ours[0], want[0], "out")
+    close(ours[1], want[1], "lse")
+    assert np.all(np.asarray(ours[0])[np.asarray(ids) == 0] == 0)
+    assert np.all(np.asarray(ours[1])[np.asarray(ids) == 0] == np.float32(-1e30))
+    for name in NAMES:
+        close(d_ours[0][name], d_want[0][name], name)
+    for a, b in zip(d_ours[1], d_want[1], strict=True):
+        close(a, b, "prev_kv")
+
+
+# Shapes that compile anew are few; lengths, borders and windows of the same shapes are many.
+SHAPES = (
+    # B, S, H, K, D, plan
+    (1, 300, 2, 2, 64, plan(300)),
+    (2, 256, 3, 1, 128, plan(256, cores=2)),
+    (1, 384, 10, 1, 128, plan(384, chunks=3)),
+    (1, 500, 4, 2, 256, plan(500, rows=256)),
+    (1, 512, 5, 1, 128, plan(512, cores=2, chunks=2)),
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    shape=st.sampled_from(SHAPES),
+    window=st.sampled_from([None, 1, 127, 129, 200, 1000]),
+    borders=st.lists(st.sampled_from([1, 2, 127, 128, 129, 199, 200, 201, 255, 256, 257]), max_size=4),
+    padded=st.booleans(),
+)
+def test_equals_the_reference_with_all_gradients(seed, shape, window, borders, padded):
+    B, S, H, K, D, blocks = shape
+    x = drawn(seed, B, S, H, K, D)
+    lengths = [*borders] if padded else [*borders, S]
+    ids, positions = rows_of(lengths, *[[S]] * (B - 1), S=S)
+    rng = np.random.default_rng(seed)
+    before = tuple(jnp.asarray(rng.normal(size=(B, K, D)), jnp.float32) for _ in range(2))
+    check(x, before, ids, positions, window, blocks)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "lengths"),
+    [
+        (SHAPES[0], None, [127, 2, 100]),
+        (SHAPES[1], 129, [256]),
+        (SHAPES[2], None, [384]),
+        (SHAPES[4], 130, [1, 255, 129]),
+    ],
+)
+def test_equals_the_reference_on_chosen_rows(shape, window, lengths):
+    B, S, H, K, D, blocks = shape
+    ids, positions = rows_of(lengths, *[[]] * (B - 1), S=S)
+    check(drawn(1, B, S, H, K, D), (jnp.ones((B, K, D)),) * 2, ids, positions, window, blocks)
+
+
+@pytest.mark.parametrize("window", [None, 1, 5])
+def test_equals_a_loop_over_tokens_in_float64(window):
+    S = 40
+    x = drawn(2, 1, S, 2, 1, 64)
+    ids, positions = rows_of([7, 20], S=S)
+    ours = jax.jit(
+        lambda x: tpu.attention(
+            **x, **arguments(x, ids, positions, window), return_lse=True, interpret=True, chip="v6e", plan=plan(S)
+        )
+    )(x)
+    given_ = arguments(x, ids, positions, window)
+    given_["segments"] = given_.pop("segment_ids")
+    want = oracle.attention(**{n: np.asarray(a) for n, a in x.items()}, **{k: _numpy(v) for k, v in given_.items()})
+    np.testing.assert_allclose(ours[0], want[0], atol=2e-5)
+    real = np.asarray(ids)[0] > 0
+    np.testing.assert_allclose(np.asarray(ours[1])[0, real], want[1][0, real], atol=2e-5)
+
+
+def _numpy(value):
+    return np.asarray(value) if isinstance(value, jax.Array) else value
+
+
+def test_no_gradient_crosses_a_document():
+    S, cut = 300, 129
+    x = drawn(3, 1, S, 2, 1, 64)
+    ids, positions = rows_of([cut, 100], S=S)
+
+    def loss_of(part):
+        def loss(x):
+            settings_ = arguments(x, ids, positions, None)
+            return jnp.sum(tpu.attention(**x, **settings_, interpret=True, chip="v5e", plan=plan(S))[:, part] ** 2)
+
+        return loss
+
+    for part, others in ((slice(0, cut), slice(cut, S)), (slice(cut, cut + 100), slice(0, cut))):
+        gradients = jax.jit(jax.grad(loss_of(part)))(x)
+        for name in ("q", "k", "v"):
+            assert np.all(np.asarray(gradients[name])[:, others] == 0), name
+            assert np.any(np.asarray(gradients[name])[:, part] != 0), name
+
+
+@pytest.mark.parametrize(("cores", "chunks"), [(1, 1), (2, 2)])
+def test_queries_at_a_traced_offset_see_the_keys_before_them(cores, chunks):
+    T, S = 500, 100
+    x = drawn(4, 1, T, 2, 1, 64)
+    ids, positions = rows_of([130, 300], S=T)
+
+    def run(attention, offset, **more):
+        def loss(x):
+            given_ = {**x, "q": jax.lax.dynamic_slice_in_dim(x["q"], offset, S, axis=1)}
+            out = attention(**given_, **arguments(x, ids, positions, 150), q_offset=offset, **more)
+            return jnp.sum(out**2), out
+
+        return jax.value_and_grad(loss, has_aux=True)(x)
+
+    program = jax.jit(
+        lambda offset: run(tpu.attention, offset, interpret=True, chip="v5p", plan=plan(T, cores, chunks))
+    )
+    for offset in (0, 1, 128, 257, 400):
+        (_, out), gradients = program(jnp.int32(offset))
+        (_, want), wanted = run(reference.attention, offset)
+        close(out, want, f"out at {offset}")
+        for name in NAMES:
+            close(gradients[name], wanted[name], f"{name} at {offset}")
+
+
+@pytest.mark.parametrize("window", [None, 300])
+def test_packed_rows_visit_no_more_blocks_than_they_must(window):
+    """Counted by the kernels; a block must be visited where a token of it is seen by one of the queries'."""
+    S, rows = 2048, 128
+    rng = np.random.default_rng(0)
+    lengths = [list(rng.geometric(1 / 200, size=30)), [S]]
+    ids, positions = rows_of(*lengths, S=S)
+    x = drawn(5, 2, S, 1, 1, 64)
+    static, arrays = tpu.operands(
+        *(x[name] for name in ("q", "k", "v")),
+        conv_k=x["conv_k"],
+        conv_v=x["conv_v"],
+        **arguments(x, ids, positions, window),
+        interpret=True,
+        chip="v6e",
+        plan=plan(S),
+        counted=True,
+    )
+    out, lse, keys, values, forward = tpu.run_forward(static, arrays, save=True)
+    backward = tpu.run_backward(static, arrays, out, lse, keys, values, (out, lse))[-1][0]
+    t = np.arange(S)
+    for b in range(2):
+        row = np.asarray(ids[b])
+        seen = (t[None] <= t[:, None]) & (row[None] == row[:, None]) & (row > 0)
+        if window is not None:
+            seen &= t[:, None] - t[None] < window
+        least = seen.reshape(S // rows, rows, S // rows, rows).any((1, 3)).sum()
+        assert forward[b] == backward[b] == least
+
+
+def test_the_unpacked_schedule_equals_the_packed_one_on_whole_rows():
+    S = 700
+    x = drawn(6, 1, S, 2, 1, 64)
+    ids, positions = rows_of([S], S=S)
+    for window in (None, 1, 128, 129, 300, 640):
+        runs = [
+            jax.jit(
+                lambda x, packed=packed, window=window: tpu.attention(
+                    **x,
+                    **arguments(x, ids, positions, window),
+                    packed=packed,
+                    interpret=True,
+                    chip="v5e",
+                    plan=plan(S),
+                )
+            )(x)
+            for packed in (True, False)
+        ]
+        np.testing.assert_allclose(runs[0], runs[1], atol=1e-6)
+
+
+def test_bfloat16_stays_near_float32():
+    S = 256
+    x = drawn(7, 1, S, 2, 1, 128)
+    ids, positions = rows_of([100, 156], S=S)
+    narrow = {n: v.astype(jnp.bfloat16) if n in "qkv" else v for n, v in x.items()}
+
+    def loss(attention, x, **more):
+        return jnp.sum(attention(**x, **arguments(x, ids, positions, None), **more).astype(jnp.float32) ** 2)
+
+    ours = jax.jit(jax.grad(lambda x: loss(tpu.attention, x, interpret=True, chip="v5e", plan=plan(S))))(narrow)
+    want = jax.jit(jax.grad(lambda x: loss(reference.attention, x)))(x)
+    for name in NAMES:
+        assert ours[name].dtype == narrow[name].dtype
+        difference = np.linalg.norm(np.asarray(ours[name], np.float32) - np.asarray(want[name]))
+        # Eight bits of mantissa in operands, weights and their gradients.
+        assert difference < 0.02 * np.linalg.norm(np.asarray(want[name])), name
+
+
+def test_the_race_detector_finds_none_and_every_read_is_of_written_memory():
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
+
+    S = 256
+    ids, positions = rows_of([100, 120], S=S)
+    x = drawn(8, 1, S, 2, 1, 64)
+    before = (jnp.zeros((1, 1, 64)),) * 2
+    check(x, before, ids, positions, 150, plan(S, cores=2), pltpu.InterpretParams(detect_races=True))
+    assert not interpreter.races.races_found
+
+
+@pytest.mark.parametrize("field", ["q", "k"])
+def test_what_is_not_supported_is_said(field):
+    ids, positions = rows_of([8], S=8)
+    x = drawn(9, 1, 8, 2, 1, 64)
+    with pytest.raises(UserError, match=r"no kernel for cpu: v5e, v5p, v6e, tpu7x are supported"):
+        kernels.attention(**x, **arguments(x, ids, positions, None), impl="pallas_tpu")
+    wide = drawn(9, 1, 8, 2, 1, 288)
+    with pytest.raises(UserError, match=r"head_dim 288: even sizes up to 256"):
+        tpu.attention(**wide, **arguments(wide, ids, positions, None), chip="v5e")
+    mixed = {**x, field: x[field].astype(jnp.bfloat16)}
+    with pytest.raises(UserError, match=r"all float32 or all bfloat16"):
+        tpu.attention(**mixed, **arguments(x, ids, positions, None), chip="v5e")
