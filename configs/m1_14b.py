@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
             "optimizer": {"eps": 1e-8},  # undisclosed
             "train": {"log_every": 10, "checkpoint_every": 500, "keep_checkpoints": 3, "remat": "block"},
             "mesh": {"fsdp": 64},
+            "hardware": {"topology": "v5p:4x4x4"},
             "stages": (
                 {
                     "name": "general",

@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
             "optimizer": {"eps": 1e-8},
             "train": {"checkpoint_every": 500, "keep_checkpoints": 3, "remat": "block"},
             "mesh": {"fsdp": 16},
+            "hardware": {"topology": "v5e:4x4"},
             "stages": (
                 {
                     "name": "general",

@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
                 "row_lengths": (512, 2048),
                 "window_documents": 4096,
             },
+            "hardware": {"topology": "cpu"},
             "optimizer": {"eps": 1e-8},
             "train": {"log_every": 20, "checkpoint_every": 100, "keep_checkpoints": 2},
             "stages": (

@@ -192,6 +192,16 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class HardwareConfig:
+    """The devices that a run is meant for: what `m1 plan` compiles for unless told otherwise; training asks the host."""
+
+    topology: str = "cpu"
+    """TPU slice, such as v5p:4x4x4 (chips along each axis of its torus), or cpu."""
+    slices: int = _bounded(1, default=1)
+    """Slices joined by the data-centre network; `mesh.replica` spreads over them."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run, from text to a trained model."""
 
@@ -203,6 +213,7 @@ class RunConfig:
     optimizer: OptimizerConfig
     stages: tuple[StageConfig, ...]
     mesh: MeshConfig = MeshConfig()
+    hardware: HardwareConfig = HardwareConfig()
     train: TrainConfig = TrainConfig()
     seed: int = _bounded(0, default=0)
 

@@ -1,0 +1,194 @@
+"""What `m1 plan` answers: memory by part, FLOPs, collectives, times at their peaks, cost of each stage."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from m1jax.config import RunConfig, StageConfig
+from m1jax.plan import compiling, decoding, flops, memory, roofline
+from m1jax.plan.chips import Topology
+from m1jax.plan.collectives import Collective
+
+Tell = Callable[[str], None]
+Compiling = Callable[[str, Callable[[], compiling.Facts]], compiling.Facts]
+"""Runs a compilation (the second argument) while it tells of it (the first)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One program on one topology. Bytes and FLOPs are of one device and one call (a step), times in seconds."""
+
+    program: str
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    fits: bool
+    hbm: float
+    hbm_limit: float
+    parts: dict[str, float]
+    largest: tuple[compiling.Buffer, ...]
+    kernels: dict[str, int]
+    collectives: tuple[Collective, ...]
+    tokens: int
+    """Tokens of a step (or of a decode step: one a row) over all chips."""
+    model_flops_per_token: float
+    hardware_flops_per_token: float
+    times: roofline.Times
+    host: float
+    compile_seconds: float
+    fingerprint: str
+    stages: tuple[roofline.StageCost, ...] = ()
+
+    @property
+    def tokens_per_second_per_chip(self) -> float:
+        """At the bound."""
+        return self.tokens / self.times.bound / self.chips
+
+    def mfu(self, peak_of_all: float) -> float:
+        """Model FLOPs at the bound over the peak of all chips."""
+        return self.tokens * self.model_flops_per_token / self.times.bound / peak_of_all
+
+
+def train_step(config: RunConfig, stage: StageConfig, topology: Topology, compile_it: Compiling) -> Answer:
+    """The optimiser step of a stage; raises UserError where mesh or batch do not divide, TooLargeError."""
+    mesh = compiling.mesh_for(config, topology)
+    built = compiling.train_program(config, mesh)
+    lowered = built.lower(stage)
+    mark = compiling.fingerprint(compiling.stablehlo(lowered), topology)
+    found = compiling.cached(mark)
+    if found is None:
+        found = compile_it(
+            f"{config.name}, stage {stage.name}, {topology.name}",
+            lambda: compiling.facts(lowered, mark, mesh, topology, built.state.params),
+        )
+    shape = dict(mesh.shape)
+    tokens = stage.global_batch * stage.row_length
+    per_token = flops.per_token(config.model, stage.row_length, config.train.remat)
+    state = {
+        "parameters": jax.tree.leaves(built.state.params),
+        "optimiser": jax.tree.leaves(built.state.opt_state),
+    }
+    parts = memory.by_part(state, found, config, stage, shape)
+    times = roofline.step_times(
+        tokens * per_token.hardware / mesh.size, _train_traffic(config, parts, shape), found.collectives, topology
+    )
+    same = [s for s in config.stages if (s.row_length, s.global_batch) == (stage.row_length, stage.global_batch)]
+    return Answer(
+        program=f"train {stage.name}",
+        topology=topology.name,
+        chips=topology.chips,
+        mesh=shape,
+        fits=found.hbm <= topology.hbm_per_device,
+        hbm=found.hbm,
+        hbm_limit=topology.hbm_per_device,
+        parts=parts,
+        largest=found.largest,
+        kernels=found.kernels,
+        collectives=found.collectives,
+        tokens=tokens,
+        model_flops_per_token=per_token.model,
+        hardware_flops_per_token=per_token.hardware,
+        times=times,
+        host=found.host,
+        compile_seconds=found.seconds,
+        fingerprint=mark,
+        stages=tuple(roofline.stage_cost(s, times.bound, topology) for s in same),
+    )
+
+
+def decode_step(config: RunConfig, rows: int, topology: Topology, compile_it: Compiling) -> Answer:
+    """One token for each of `rows` rows that may grow to the model's longest context; all chips serve one batch."""
+    mesh = compiling.mesh_for(config, topology)
+    capacity = config.model.max_positions
+    lowered = decoding.lower(config.model, mesh, rows, capacity)
+    mark = compiling.fingerprint(compiling.stablehlo(lowered), topology)
+    found = compiling.cached(mark)
+    if found is None:
+        found = compile_it(
+            f"{config.name}, decode, {topology.name}", lambda: compiling.facts(lowered, mark, mesh, topology, {})
+        )
+    per_token = flops.decode_per_token(config.model, capacity - 1)
+    # The loop of the program may run for ROOM tokens; its trip count is data, so that it is counted once.
+    cache = decoding.cache_bytes(config.model, rows, capacity) / _cache_split(config, mesh)
+    times = roofline.step_times(
+        rows * per_token / mesh.size, found.arguments - found.aliased + cache, found.collectives, topology
+    )
+    weights = found.arguments - found.aliased
+    return Answer(
+        program=f"decode {rows} rows to {capacity}",
+        topology=topology.name,
+        chips=topology.chips,
+        mesh=dict(mesh.shape),
+        fits=found.hbm <= topology.hbm_per_device,
+        hbm=found.hbm,
+        hbm_limit=topology.hbm_per_device,
+        parts={
+            "weights": weights,
+            "cache and logits": found.aliased,
+            "temporaries": found.temporaries + found.outputs - found.aliased,
+            "code": found.code,
+        },
+        largest=found.largest,
+        kernels=found.kernels,
+        collectives=found.collectives,
+        tokens=rows,
+        model_flops_per_token=per_token,
+        hardware_flops_per_token=per_token,
+        times=times,
+        host=found.host,
+        compile_seconds=found.seconds,
+        fingerprint=mark,
+    )
+
+
+def distinct_stages(config: RunConfig) -> list[StageConfig]:
+    """The stages that compile to different programs: first of each row length and batch."""
+    found: dict[tuple[int, int], StageConfig] = {}
+    for stage in config.stages:
+        found.setdefault((stage.row_length, stage.global_batch), stage)
+    return list(found.values())
+
+
+def _train_traffic(config: RunConfig, parts: dict[str, float], mesh: dict[str, int]) -> float:
+    """Bytes that a step cannot avoid to move through HBM.
+
+    State read and written once, gradients written and read once, every matrix read forward and backward in each
+    micro-batch, in the compute dtype, as much of it as the device multiplies with.
+    """
+    width = 2 if config.model.compute_dtype == "bfloat16" else 4
+    weights = config.model.num_parameters / mesh["tensor"] * width
+    state = parts["parameters"] + parts["optimiser"]
+    return 2 * state + 2 * parts["parameters"] + 2 * weights * config.train.accumulation
+
+
+def _cache_split(config: RunConfig, mesh: jax.sharding.Mesh) -> int:
+    """Devices that share a row's cache where KV heads divide over `tensor`."""
+    tensor = mesh.shape["tensor"]
+    divides = all(config.model.heads(kind)[1] % tensor == 0 for kind in set(config.model.layer_kinds))
+    return tensor if divides else 1
+
+
+def to_json(answer: Answer, topology: Topology) -> dict[str, Any]:
+    """The answer as plain values, with what follows from it."""
+    tree = dataclasses.asdict(answer)
+    tree["margin"] = answer.hbm_limit - answer.hbm
+    tree["times"] |= {
+        "bound": answer.times.bound, "unoverlapped": answer.times.unoverlapped, "limit": answer.times.limit
+    }  # fmt: skip
+    tree["at_bound"] = {
+        "tokens_per_second_per_chip": answer.tokens_per_second_per_chip,
+        "mfu": answer.mfu(topology.chip.flops * topology.chips),
+    }
+    return tree
+
+
+def timed(work: Callable[[], compiling.Facts], tell: Tell, what: str) -> compiling.Facts:
+    """Runs a compilation and tells what it took."""
+    started = time.perf_counter()
+    found = work()
+    tell(f"compiled {what} in {math.ceil(time.perf_counter() - started)} s")
+    return found

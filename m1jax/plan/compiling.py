@@ -1,0 +1,224 @@
+"""The programs of a run, lowered and compiled by the real TPU compiler, and what is read from them.
+
+What a compilation says is kept by a fingerprint of the program, the chips, the compiler and its flags, so that the
+same question is answered at once the next time.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from m1jax import model
+from m1jax.config import RunConfig, StageConfig
+from m1jax.errors import UserError
+from m1jax.parallel import mesh as meshes
+from m1jax.plan import hlo
+from m1jax.plan.chips import Topology
+from m1jax.plan.collectives import Collective, summary, whole_gathers
+from m1jax.train import program
+from m1jax.train.loss import next_token_loss
+
+_NO_BUFFER = ("tuple", "get-tuple-element", "bitcast", "while", "conditional", "parameter", "opt-barrier", "constant")
+_NUMBER = r"([\d.]+[KMGT]?)"
+_OVER = re.compile(rf"Used {_NUMBER} of {_NUMBER} hbm")
+
+
+class TooLargeError(Exception):
+    """The program needs more HBM than a device has: bytes needed, bytes there (both as the compiler counts)."""
+
+    def __init__(self, used: float, limit: float):
+        super().__init__(f"{used / 2**30:.2f} GiB of {limit / 2**30:.2f} GiB")
+        self.used, self.limit = used, limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Buffer:
+    """A value that lies in HBM: what it is, where the program makes it, its bytes on one device."""
+
+    shape: str
+    source: str
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the compiler says of a program on one device; bytes of HBM, collectives and kernels of one call."""
+
+    arguments: int
+    outputs: int
+    aliased: int
+    """Bytes of the outputs that take the place of donated arguments."""
+    temporaries: int
+    code: int
+    host: int
+    """Bytes in the host's memory."""
+    collectives: tuple[Collective, ...]
+    kernels: dict[str, int]
+    """Custom calls by name: how often each runs."""
+    largest: tuple[Buffer, ...]
+    """The five largest values; values share memory where one ends before the other begins."""
+    whole_gathers: tuple[str, ...]
+    """All-gathers of a whole stacked parameter."""
+    seconds: float
+    """Time of the compilation."""
+
+    @property
+    def hbm(self) -> int:
+        """Bytes that the program needs on one device at most: arguments, new outputs, temporaries and code."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+
+def mesh_for(config: RunConfig, topology: Topology) -> jax.sharding.Mesh:
+    """The run's mesh over a topology's devices; raises UserError where it does not multiply out or divide."""
+    mesh = meshes.make(config.mesh, topology.devices())
+    meshes.check_batches(config, mesh)
+    return mesh
+
+
+def train_program(config: RunConfig, mesh: jax.sharding.Mesh) -> program.Program:
+    """The optimiser step that `m1 train` runs with this config and mesh."""
+    abstract = model.abstract(config.model)
+    loss_fn = next_token_loss(config, mesh)
+    return program.build(config, mesh, loss_fn=loss_fn, params=abstract.shapes, params_axes=abstract.axes)
+
+
+def stablehlo(lowered: jax.stages.Lowered) -> str:
+    """The lowered program as text, without the places in source files that its kernels carry."""
+    return str(lowered.as_text())
+
+
+def fingerprint(text: str, topology: Topology) -> str:
+    """16 hexadecimal digits of a lowered program, its chips, the compiler's version and flags."""
+    parts = (text, topology.name, str(topology.slices), *compiler())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def compiler() -> tuple[str, ...]:
+    """Versions of what lowers and compiles, and the flags given to it."""
+    try:
+        versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "libtpu")]
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'm1jax[plan]' brings the TPU compiler.") from error
+    return (*versions, f"LIBTPU_INIT_ARGS={os.environ.get('LIBTPU_INIT_ARGS', '')}")
+
+
+def cached(mark: str) -> Facts | None:
+    """What an earlier compilation with this fingerprint said."""
+    try:
+        return from_json(json.loads((_cache() / f"{mark}.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or of another version: compile
+
+
+def facts(
+    lowered: jax.stages.Lowered, mark: str, mesh: jax.sharding.Mesh, topology: Topology, params: Any
+) -> Facts:
+    """Compiles and reads a lowered program and keeps what it says under `mark`; raises TooLargeError."""
+    started = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        over = _OVER.search(str(error))
+        if over is None:
+            raise
+        raise TooLargeError(_bytes(over[1]), _bytes(over[2])) from error
+    seconds = time.perf_counter() - started
+    found = read(compiled, mesh, topology, params, seconds)
+    _cache().mkdir(parents=True, exist_ok=True)
+    partial = _cache() / f".{mark}.{os.getpid()}"
+    partial.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
+    partial.replace(_cache() / f"{mark}.json")
+    return found
+
+
+def read(compiled: Any, mesh: jax.sharding.Mesh, topology: Topology, params: Any, seconds: float) -> Facts:
+    """What a compiled program says; `params` is the tree of parameters, of which those under `periods` are stacked."""
+    stats = compiled.memory_analysis()
+    module = hlo.read(compiled.runtime_executable().hlo_modules()[0].as_serialized_hlo_module_proto())
+    stacked = [leaf.shape for leaf in jax.tree.leaves(params.get("periods", {}))]
+    return Facts(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        aliased=stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
+        host=stats.host_temp_size_in_bytes + stats.host_argument_size_in_bytes,
+        collectives=summary(module, dict(mesh.shape), topology.slices),
+        kernels=_kernels(module),
+        largest=_largest(module),
+        whole_gathers=tuple(whole_gathers(module, [s for s in stacked if len(s) > 2])),
+        seconds=seconds,
+    )
+
+
+def from_json(tree: dict[str, Any]) -> Facts:
+    """The Facts that `dataclasses.asdict` made a tree of."""
+    tree = dict(tree)
+    tree["collectives"] = tuple(Collective(**entry) for entry in tree["collectives"])
+    tree["largest"] = tuple(Buffer(**entry) for entry in tree["largest"])
+    tree["whole_gathers"] = tuple(tree["whole_gathers"])
+    return Facts(**tree)
+
+
+def _kernels(module: hlo.Module) -> dict[str, int]:
+    """Pallas kernels by name, and how often a call of the program runs each."""
+    counts: Counter[str] = Counter()
+    for instruction, times, _ in module.executed():
+        if instruction.target == "tpu_custom_call":
+            counts[re.sub(r"[.\d]+$", "", instruction.name)] += times
+    return dict(sorted(counts.items()))
+
+
+def _largest(module: hlo.Module, count: int = 5) -> tuple[Buffer, ...]:
+    """The largest values in HBM, each (shape and source) once, with what the program takes as arguments."""
+    found: dict[tuple[str, str], Buffer] = {}
+
+    def look(computation: hlo.Computation, is_entry: bool) -> None:
+        for instruction in computation.instructions.values():
+            given = is_entry and instruction.opcode == "parameter"
+            if given or not (instruction.opcode in _NO_BUFFER or instruction.opcode.endswith(("-done", "-update"))):
+                for array in instruction.arrays:
+                    if array.space == 0:
+                        source = _source(instruction.op_name) or instruction.name
+                        found[str(array), source] = Buffer(str(array), source, array.bytes)
+            if instruction.opcode in ("while", "conditional", "call"):
+                for called in instruction.called:
+                    look(module.computations[called], False)
+
+    look(module.entry, True)
+    return tuple(sorted(found.values(), key=lambda buffer: -buffer.bytes)[:count])
+
+
+def _source(op_name: str) -> str:
+    """`jit(train_step)/jvp()/while/body/closed_call/mul` without what every name has."""
+    skipped = ("jit(", "body", "closed_call", "while", "jvp()", "checkpoint", "shard_map")
+    parts = [part for part in op_name.split("/") if not part.startswith(skipped)]
+    backward = "backward " if "transpose(" in op_name else ""
+    return backward + "/".join(part for part in parts if not part.startswith("transpose(jvp"))
+
+
+def _bytes(text: str) -> float:
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return float(text.rstrip("KMGT")) * units.get(text[-1], 1)
+
+
+def _cache() -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "m1jax" / "plan"
+
+
+def stage_named(config: RunConfig, name: str) -> StageConfig:
+    """The stage of this name; raises UserError naming those there are."""
+    for stage in config.stages:
+        if stage.name == name:
+            return stage
+    raise UserError(f"stage {name!r} is not in the config: it has {', '.join(s.name for s in config.stages)}.")

@@ -1,0 +1,193 @@
+"""Settings of a run on given chips, ranked: mesh x batch per chip x remat x accumulation, cheapest first.
+
+What does not fit is dropped by the analytic memory model; the rest is ordered by cost with every unit at its published
+peak and nothing overlapped, the traffic counted by formula (`traffic`). The compiler confirms the first few.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from m1jax.config import MeshConfig, RunConfig, StageConfig
+from m1jax.errors import UserError
+from m1jax.plan import flops, memory
+from m1jax.plan.chips import CHIPS, GIB, Topology, smallest
+
+REMATS = ("none", "dots", "block")
+SLACK = 0.9
+"""Share of HBM that a setting may take by formula: the formula's own error is the rest."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One setting of a stage: bytes a device, seconds a step, cost of the stage (money, or chip-hours)."""
+
+    topology: Topology
+    mesh: dict[str, int]
+    accumulation: int
+    remat: str
+    rows: float
+    memory: float
+    seconds: float
+    cost: float
+
+    def applied(self, config: RunConfig) -> RunConfig:
+        """The run with this setting."""
+        train = dataclasses.replace(config.train, accumulation=self.accumulation, remat=self.remat)
+        hardware = dataclasses.replace(
+            config.hardware, topology=self.topology.name, slices=self.topology.slices
+        )
+        return dataclasses.replace(config, mesh=MeshConfig(**self.mesh), train=train, hardware=hardware)
+
+    def overrides(self) -> list[str]:
+        """The setting as `--set` arguments."""
+        mesh = [f"mesh.{axis}={size}" for axis, size in self.mesh.items()]
+        hardware = [f"hardware.topology={self.topology.name}", f"hardware.slices={self.topology.slices}"]
+        return [*mesh, f"train.accumulation={self.accumulation}", f"train.remat={self.remat}", *hardware]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        tree = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return tree | {"topology": self.topology.name, "slices": self.topology.slices, "set": self.overrides()}
+
+
+def comparable(topology: Topology) -> list[Topology]:
+    """For every chip the smallest slice that has at least the same peak FLOP/s, or its largest."""
+    found = []
+    for chip in CHIPS.values():
+        wanted = math.ceil(math.prod(topology.shape) * topology.chip.flops / chip.flops)
+        largest = Topology(chip, tuple(map(int, chip.topologies[-1].split("x"))))
+        found.append(dataclasses.replace(smallest(chip, wanted) or largest, slices=topology.slices))
+    return found
+
+
+def rank(
+    config: RunConfig, stage: StageConfig, topologies: Sequence[Topology], prices: Mapping[str, float]
+) -> list[Candidate]:
+    """Settings that fit by formula, cheapest first; the rest of the config stays as it is.
+
+    With prices (of a chip-hour) the cost is money and chips without one are left out. Raises UserError with the
+    numbers of the nearest miss where nothing fits.
+    """
+    fitting: list[Candidate] = []
+    nearest: Candidate | None = None
+    for topology in topologies:
+        if prices and topology.chip.name not in prices:
+            continue
+        for candidate in candidates(config, stage, topology, prices.get(topology.chip.name, 1.0)):
+            room = topology.hbm_per_device * SLACK
+            if candidate.memory <= room:
+                fitting.append(candidate)
+            elif nearest is None or candidate.memory / room < nearest.memory / (
+                nearest.topology.hbm_per_device * SLACK
+            ):
+                nearest = candidate
+    if not fitting:
+        names = ", ".join(topology.name for topology in topologies)
+        miss = (
+            "no mesh divides its heads, rows and tokens"
+            if nearest is None
+            else f"the smallest setting needs {nearest.memory / GIB:.1f} of {nearest.topology.hbm_per_device / GIB:.1f} "
+            f"GiB a device ({SLACK:.0%} of which may be planned)"
+        )
+        raise UserError(
+            f"stage {stage.name} of {config.name} ({config.model.num_parameters:,} parameters, {stage.global_batch} rows "
+            f"of {stage.row_length}) fits no setting on {names}: {miss}; take more chips or more HBM a chip."
+        )
+    return sorted(fitting, key=lambda c: (c.cost, c.memory))
+
+
+def candidates(config: RunConfig, stage: StageConfig, topology: Topology, price: float) -> Iterator[Candidate]:
+    """Every setting whose mesh multiplies out to the devices and divides rows, tokens and heads."""
+    model = config.model
+    per_slice = topology.num_devices // topology.slices
+    for tensor, context in itertools.product(_powers(per_slice), repeat=2):
+        if per_slice % (tensor * context) or not _divides(config, stage, tensor, context):
+            continue
+        rest = per_slice // (tensor * context)
+        for fsdp in _powers(rest):
+            mesh = {
+                "replica": topology.slices, "data": rest // fsdp, "fsdp": fsdp, "tensor": tensor, "context": context
+            }  # fmt: skip
+            if rest % fsdp or model.hidden % fsdp:
+                continue
+            rows = stage.global_batch / (rest * topology.slices)
+            for accumulation, remat in itertools.product(_powers(int(rows)), REMATS):
+                if stage.global_batch % (rest * topology.slices * accumulation):
+                    continue
+                yield _candidate(config, stage, topology, mesh, accumulation, remat, price)
+
+
+def _candidate(
+    config: RunConfig,
+    stage: StageConfig,
+    topology: Topology,
+    mesh: dict[str, int],
+    accumulation: int,
+    remat: str,
+    price: float,
+) -> Candidate:
+    train = dataclasses.replace(config.train, accumulation=accumulation, remat=remat)
+    setting = dataclasses.replace(config, train=train)
+    needed = memory.estimate(setting, stage, mesh)
+    near, far = traffic(setting, stage, mesh)
+    per_token = flops.per_token(config.model, stage.row_length, remat).hardware
+    tokens = stage.global_batch * stage.row_length
+    chip = topology.chip
+    compute = tokens * per_token / (chip.flops * topology.chips)
+    seconds = compute + (near / chip.ici + far / chip.dcn) * chip.devices
+    steps = stage.rows_before(stage.steps) / stage.global_batch
+    return Candidate(
+        topology=topology,
+        mesh=mesh,
+        accumulation=accumulation,
+        remat=remat,
+        rows=stage.global_batch / (mesh["replica"] * mesh["data"] * mesh["fsdp"] * accumulation),
+        memory=needed.total,
+        seconds=seconds,
+        cost=steps * seconds / 3600 * topology.chips * price,
+    )
+
+
+def traffic(config: RunConfig, stage: StageConfig, mesh: Mapping[str, int]) -> tuple[float, float]:
+    """Bytes that a device receives in a step over ICI and over DCN, by formula.
+
+    fsdp: every matrix gathered forward and backward (again where blocks are computed again) in the compute dtype and its
+    gradient scattered in float32, in each micro-batch; data: gradients reduced among all once a micro-batch; tensor: two
+    all-reduces of the hidden states a layer, forward and backward; context: K and V gathered, their gradients
+    scattered; replica: gradients over DCN.
+    """
+    model, train = config.model, config.train
+    width = memory.BF16 if model.compute_dtype == "bfloat16" else memory.FP32
+    parts = train.accumulation
+    passes = 2 + flops.RECOMPUTED[train.remat]
+    matrices = model.num_parameters / mesh["tensor"]
+    fsdp = _share(mesh["fsdp"]) * matrices * parts * (passes * width + memory.FP32)
+    sharded = matrices / mesh["fsdp"] * memory.FP32
+    data = 2 * _share(mesh["data"]) * sharded * parts
+    rows = mesh["replica"] * mesh["data"] * mesh["fsdp"]
+    tokens = stage.global_batch * stage.row_length / rows / mesh["context"]
+    layers = model.num_layers
+    tensor = 2 * _share(mesh["tensor"]) * tokens * model.hidden * width * layers * 2 * passes
+    kv = sum(2 * kv_heads * head_dim for _, kv_heads, head_dim in map(model.heads, model.layer_kinds)) * width
+    context = (mesh["context"] - 1) * tokens * kv * (passes + 1) / 2 * 2
+    replica = 2 * _share(mesh["replica"]) * sharded * parts
+    return fsdp + data + tensor + context, replica
+
+
+def _share(size: int) -> float:
+    return (size - 1) / size
+
+
+def _divides(config: RunConfig, stage: StageConfig, tensor: int, context: int) -> bool:
+    model = config.model
+    heads = (model.num_heads, model.window_num_heads)
+    whole = all(h % tensor == 0 for h in heads) and model.ffn % tensor == 0 and model.vocab_size % tensor == 0
+    return whole and stage.row_length % (2 * context) == 0 and stage.row_length // context >= 128
+
+
+def _powers(limit: int) -> list[int]:
+    """1, 2, 4 … up to `limit`."""
+    return [1 << i for i in range(max(limit, 1).bit_length())]
