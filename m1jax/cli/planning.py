@@ -1,6 +1,7 @@
 """Verbs that ask what a run would cost."""
 
 import argparse
+import os
 from typing import Any
 
 from m1jax.cli.arguments import add, config_of
@@ -23,6 +24,7 @@ def register(verbs: Any) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # where it plans there need be no TPU, and a TPU is not taken
     from m1jax.recipes import plan
 
     config, prices = config_of(args), plan.prices(args.price)

@@ -1,8 +1,6 @@
 """What `m1 plan` answers: memory by part, FLOPs, collectives, times at their peaks, cost of each stage."""
 
 import dataclasses
-import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +11,6 @@ from m1jax.plan import compiling, decoding, flops, memory, roofline
 from m1jax.plan.chips import Topology
 from m1jax.plan.collectives import Collective
 
-Tell = Callable[[str], None]
 Compiling = Callable[[str, Callable[[], compiling.Facts]], compiling.Facts]
 """Runs a compilation (the second argument) while it tells of it (the first)."""
 
@@ -57,8 +54,9 @@ def train_step(config: RunConfig, stage: StageConfig, topology: Topology, compil
     """The optimiser step of a stage; raises UserError where mesh or batch do not divide, TooLargeError."""
     mesh = compiling.mesh_for(config, topology)
     built = compiling.train_program(config, mesh)
-    lowered = built.lower(stage)
-    mark = compiling.fingerprint(compiling.stablehlo(lowered), topology)
+    with compiling.placeless():
+        lowered = built.lower(stage)
+    mark = compiling.fingerprint(lowered, topology)
     found = compiling.cached(mark)
     if found is None:
         found = compile_it(
@@ -104,8 +102,9 @@ def decode_step(config: RunConfig, rows: int, topology: Topology, compile_it: Co
     """One token for each of `rows` rows that may grow to the model's longest context; all chips serve one batch."""
     mesh = compiling.mesh_for(config, topology)
     capacity = config.model.max_positions
-    lowered = decoding.lower(config.model, mesh, rows, capacity)
-    mark = compiling.fingerprint(compiling.stablehlo(lowered), topology)
+    with compiling.placeless():
+        lowered = decoding.lower(config.model, mesh, rows, capacity)
+    mark = compiling.fingerprint(lowered, topology)
     found = compiling.cached(mark)
     if found is None:
         found = compile_it(
@@ -185,10 +184,3 @@ def to_json(answer: Answer, topology: Topology) -> dict[str, Any]:
     }
     return tree
 
-
-def timed(work: Callable[[], compiling.Facts], tell: Tell, what: str) -> compiling.Facts:
-    """Runs a compilation and tells what it took."""
-    started = time.perf_counter()
-    found = work()
-    tell(f"compiled {what} in {math.ceil(time.perf_counter() - started)} s")
-    return found

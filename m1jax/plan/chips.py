@@ -89,6 +89,8 @@ class Topology:
             ("TPU_SKIP_MDS_QUERY", "1"),
             ("ALLOW_MULTIPLE_LIBTPU_LOAD", "true"),
             ("TPU_LOG_DIR", "disabled"),
+            ("TPU_WORKER_HOSTNAMES", "localhost"),
+            ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),  # of the host, which has none; the topology is given
         ):
             os.environ.setdefault(name, value)
         from jax.experimental import topologies

@@ -4,14 +4,17 @@ What a compilation says is kept by a fingerprint of the program, the chips, the 
 same question is answered at once the next time.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import os
 import re
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,13 @@ from m1jax import model
 from m1jax.config import RunConfig, StageConfig
 from m1jax.errors import UserError
 from m1jax.parallel import mesh as meshes
-from m1jax.plan import hlo
+from m1jax.plan import buffers, hlo
+from m1jax.plan.buffers import Buffer
 from m1jax.plan.chips import Topology
 from m1jax.plan.collectives import Collective, summary, whole_gathers
 from m1jax.train import program
 from m1jax.train.loss import next_token_loss
 
-_NO_BUFFER = ("tuple", "get-tuple-element", "bitcast", "while", "conditional", "parameter", "opt-barrier", "constant")
 _NUMBER = r"([\d.]+[KMGT]?)"
 _OVER = re.compile(rf"Used {_NUMBER} of {_NUMBER} hbm")
 
@@ -38,15 +41,6 @@ class TooLargeError(Exception):
     def __init__(self, used: float, limit: float):
         super().__init__(f"{used / 2**30:.2f} GiB of {limit / 2**30:.2f} GiB")
         self.used, self.limit = used, limit
-
-
-@dataclasses.dataclass(frozen=True)
-class Buffer:
-    """A value that lies in HBM: what it is, where the program makes it, its bytes on one device."""
-
-    shape: str
-    source: str
-    bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +59,7 @@ class Facts:
     kernels: dict[str, int]
     """Custom calls by name: how often each runs."""
     largest: tuple[Buffer, ...]
-    """The five largest values; values share memory where one ends before the other begins."""
+    """The five largest values among the arguments and what lives when the temporaries are at their peak."""
     whole_gathers: tuple[str, ...]
     """All-gathers of a whole stacked parameter."""
     seconds: float
@@ -91,14 +85,20 @@ def train_program(config: RunConfig, mesh: jax.sharding.Mesh) -> program.Program
     return program.build(config, mesh, loss_fn=loss_fn, params=abstract.shapes, params_axes=abstract.axes)
 
 
-def stablehlo(lowered: jax.stages.Lowered) -> str:
-    """The lowered program as text, without the places in source files that its kernels carry."""
-    return str(lowered.as_text())
+@contextlib.contextmanager
+def placeless() -> Iterator[None]:
+    """Lowering without the places in source files, which kernels carry inside: another folder, the same text."""
+    before = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
 
 
-def fingerprint(text: str, topology: Topology) -> str:
+def fingerprint(lowered: jax.stages.Lowered, topology: Topology) -> str:
     """16 hexadecimal digits of a lowered program, its chips, the compiler's version and flags."""
-    parts = (text, topology.name, str(topology.slices), *compiler())
+    parts = (lowered.as_text(), topology.name, str(topology.slices), *compiler())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -124,15 +124,19 @@ def facts(
 ) -> Facts:
     """Compiles and reads a lowered program and keeps what it says under `mark`; raises TooLargeError."""
     started = time.perf_counter()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        over = _OVER.search(str(error))
-        if over is None:
-            raise
-        raise TooLargeError(_bytes(over[1]), _bytes(over[2])) from error
-    seconds = time.perf_counter() - started
-    found = read(compiled, mesh, topology, params, seconds)
+    with tempfile.TemporaryDirectory(prefix="m1-plan-") as folder:
+        try:
+            with _fresh():
+                compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_proto": True})
+        except jax.errors.JaxRuntimeError as error:
+            over = _OVER.search(str(error))
+            if over is None:
+                raise
+            raise TooLargeError(_bytes(over[1]), _bytes(over[2])) from error
+        seconds = time.perf_counter() - started
+        dumps = list(Path(folder).glob("*.after_optimizations.hlo.pb"))
+        dump = hlo.grouped(memoryview(max(dumps, key=lambda path: path.stat().st_size).read_bytes()))
+    found = read(compiled.memory_analysis(), dump, mesh, topology, params, seconds)
     _cache().mkdir(parents=True, exist_ok=True)
     partial = _cache() / f".{mark}.{os.getpid()}"
     partial.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
@@ -140,10 +144,25 @@ def facts(
     return found
 
 
-def read(compiled: Any, mesh: jax.sharding.Mesh, topology: Topology, params: Any, seconds: float) -> Facts:
-    """What a compiled program says; `params` is the tree of parameters, of which those under `periods` are stacked."""
-    stats = compiled.memory_analysis()
-    module = hlo.read(compiled.runtime_executable().hlo_modules()[0].as_serialized_hlo_module_proto())
+@contextlib.contextmanager
+def _fresh() -> Iterator[None]:
+    """Without JAX's cache of compiled programs: what comes out of it was not compiled, and dumps nothing."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+def read(
+    stats: Any, dump: dict[int, list[Any]], mesh: jax.sharding.Mesh, topology: Topology, params: Any, seconds: float
+) -> Facts:
+    """What the compiler says: its memory statistics, and its dump (HloProto: module 1, buffer assignment 3).
+
+    `params` is the tree of parameters, of which those under `periods` are stacked.
+    """
+    module = hlo.read(dump[1][0])
     stacked = [leaf.shape for leaf in jax.tree.leaves(params.get("periods", {}))]
     return Facts(
         arguments=stats.argument_size_in_bytes,
@@ -154,7 +173,7 @@ def read(compiled: Any, mesh: jax.sharding.Mesh, topology: Topology, params: Any
         host=stats.host_temp_size_in_bytes + stats.host_argument_size_in_bytes,
         collectives=summary(module, dict(mesh.shape), topology.slices),
         kernels=_kernels(module),
-        largest=_largest(module),
+        largest=buffers.largest(module, dump[3][0]),
         whole_gathers=tuple(whole_gathers(module, [s for s in stacked if len(s) > 2])),
         seconds=seconds,
     )
@@ -176,34 +195,6 @@ def _kernels(module: hlo.Module) -> dict[str, int]:
         if instruction.target == "tpu_custom_call":
             counts[re.sub(r"[.\d]+$", "", instruction.name)] += times
     return dict(sorted(counts.items()))
-
-
-def _largest(module: hlo.Module, count: int = 5) -> tuple[Buffer, ...]:
-    """The largest values in HBM, each (shape and source) once, with what the program takes as arguments."""
-    found: dict[tuple[str, str], Buffer] = {}
-
-    def look(computation: hlo.Computation, is_entry: bool) -> None:
-        for instruction in computation.instructions.values():
-            given = is_entry and instruction.opcode == "parameter"
-            if given or not (instruction.opcode in _NO_BUFFER or instruction.opcode.endswith(("-done", "-update"))):
-                for array in instruction.arrays:
-                    if array.space == 0:
-                        source = _source(instruction.op_name) or instruction.name
-                        found[str(array), source] = Buffer(str(array), source, array.bytes)
-            if instruction.opcode in ("while", "conditional", "call"):
-                for called in instruction.called:
-                    look(module.computations[called], False)
-
-    look(module.entry, True)
-    return tuple(sorted(found.values(), key=lambda buffer: -buffer.bytes)[:count])
-
-
-def _source(op_name: str) -> str:
-    """`jit(train_step)/jvp()/while/body/closed_call/mul` without what every name has."""
-    skipped = ("jit(", "body", "closed_call", "while", "jvp()", "checkpoint", "shard_map")
-    parts = [part for part in op_name.split("/") if not part.startswith(skipped)]
-    backward = "backward " if "transpose(" in op_name else ""
-    return backward + "/".join(part for part in parts if not part.startswith("transpose(jvp"))
 
 
 def _bytes(text: str) -> float:

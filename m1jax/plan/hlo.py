@@ -1,7 +1,7 @@
 """Compiled programs, read from their serialised form: computations, instructions, loops with their trip counts.
 
-The text of a large program cannot always be printed; its bytes can always be had. They are a protocol buffer
-(xla/service/hlo.proto), of which only the fields below are read, so that no generated code is needed.
+The text of a large program cannot always be had (XLA fails to read back what it wrote), but XLA can dump its bytes while
+it compiles: a protocol buffer (xla/service/hlo.proto), of which only the fields below are read.
 """
 
 import itertools
@@ -71,7 +71,8 @@ def _text(value: Any) -> str:
     return bytes(value).decode("utf-8", "replace")
 
 
-def _grouped(data: memoryview) -> dict[int, list[Any]]:
+def grouped(data: memoryview) -> dict[int, list[Any]]:
+    """All values of a protocol buffer by field number."""
     found: dict[int, list[Any]] = {}
     for number, value in fields(data):
         found.setdefault(number, []).append(value)
@@ -126,7 +127,7 @@ class Instruction:
     def number(self) -> int | None:
         """The value of an integer constant."""
         for literal in self.raw.get(8, ()):
-            parts = _grouped(literal)
+            parts = grouped(literal)
             for key in (4, 5, 6, 7):
                 if key in parts:
                     return _integers(parts[key])[0]
@@ -137,37 +138,38 @@ class Instruction:
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """The groups of device numbers that a collective runs in; for a permutation the pairs (source, target)."""
         if 52 in self.raw:
-            pairs = [_grouped(pair) for pair in self.raw[52]]
-            return tuple((_one(pair, 1), _one(pair, 2)) for pair in pairs)
+            pairs = [grouped(pair) for pair in self.raw[52]]
+            return tuple((one(pair, 1), one(pair, 2)) for pair in pairs)
         if 49 in self.raw:
-            return tuple(tuple(_integers(_grouped(group).get(1, []))) for group in self.raw[49])
+            return tuple(tuple(_integers(grouped(group).get(1, []))) for group in self.raw[49])
         if 92 in self.raw:
             return _iota_groups(self.raw[92][0])
         if 93 in self.raw:
             return _mesh_groups(self.raw[93][0])
         for devices in self.raw.get(87, ()):
-            parts = _grouped(devices)
+            parts = grouped(devices)
             if 1 in parts:
-                return tuple(tuple(_integers(_grouped(group).get(1, []))) for group in parts[1])
+                return tuple(tuple(_integers(grouped(group).get(1, []))) for group in parts[1])
             if 2 in parts:
                 return _iota_groups(parts[2][0])
         return ()
 
 
-def _one(parts: dict[int, list[Any]], number: int) -> int:
+def one(parts: dict[int, list[Any]], number: int) -> int:
+    """The only value of a field, 0 (what is not written) where it is absent."""
     return parts[number][0] if number in parts else 0
 
 
 def _arrays(data: memoryview) -> Iterator[Array]:
-    parts = _grouped(data)
-    kind = _one(parts, 2)
+    parts = grouped(data)
+    kind = one(parts, 2)
     if kind == _TUPLE:
         for inner in parts.get(4, ()):
             yield from _arrays(inner)
     elif kind in ELEMENTS:
         space = 0
         for layout in parts.get(5, ()):
-            space = _one(_grouped(layout), 8)
+            space = one(grouped(layout), 8)
         yield Array(*ELEMENTS[kind], tuple(_integers(parts.get(3, []))), space)
 
 
@@ -183,22 +185,22 @@ def _transposed(shape: list[int], order: list[int], rows: int) -> tuple[tuple[in
 
 
 def _iota_groups(data: memoryview) -> tuple[tuple[int, ...], ...]:
-    parts = _grouped(data)
+    parts = grouped(data)
     shape = _integers(parts.get(3, []))
     order = _integers(parts.get(4, [])) or list(range(len(shape)))
-    return _transposed(shape, order, _one(parts, 1))
+    return _transposed(shape, order, one(parts, 1))
 
 
 def _mesh_groups(data: memoryview) -> tuple[tuple[int, ...], ...]:
     """Groups along named axes of a mesh; an axis may be cut into (pre, size, rest) and only `size` of it be named."""
-    parts = _grouped(data)
-    mesh = _grouped(parts[1][0])
-    sizes = [_one(_grouped(axis), 2) for axis in mesh.get(1, ())]
+    parts = grouped(data)
+    mesh = grouped(parts[1][0])
+    sizes = [one(grouped(axis), 2) for axis in mesh.get(1, ())]
     named: dict[int, tuple[int, int] | None] = {}
     for reference in parts.get(2, ()):
-        entry = _grouped(reference)
-        inside = _grouped(entry[2][0]) if 2 in entry else None
-        named[_one(entry, 1)] = None if inside is None else (_one(inside, 1), _one(inside, 2))
+        entry = grouped(reference)
+        inside = grouped(entry[2][0]) if 2 in entry else None
+        named[one(entry, 1)] = None if inside is None else (one(inside, 1), one(inside, 2))
     shape: list[int] = []
     across, along = [], []
     for axis, size in enumerate(sizes):
@@ -268,28 +270,27 @@ def _is_pred(instruction: Instruction) -> bool:
     return len(instruction.arrays) == 1 and str(instruction.arrays[0]) == "pred[]"
 
 
-def read(data: bytes) -> Module:
-    """The module of `as_serialized_hlo_module_proto()`."""
+def read(data: bytes | memoryview) -> Module:
+    """The module of an HloModuleProto."""
     computations: dict[int, Computation] = {}
     entry = 0
     for number, value in fields(memoryview(data)):
         if number == 6:
             entry = value
         elif number == 3:
-            parts = _grouped(value)
+            parts = grouped(value)
             instructions = {i.id: i for i in map(_instruction, parts.get(2, ()))}
-            computations[_one(parts, 5)] = Computation(
-                _text(parts[1][0]), instructions, instructions[_one(parts, 6)]
-            )
+            root = instructions[one(parts, 6)]
+            computations[one(parts, 5)] = Computation(_text(parts[1][0]), instructions, root)
     return Module(computations, computations[entry])
 
 
 def _instruction(data: memoryview) -> Instruction:
-    raw = _grouped(data)
+    raw = grouped(data)
     return Instruction(
         name=_text(raw[1][0]),
         opcode=_text(raw[2][0]),
-        id=_one(raw, 35),
+        id=one(raw, 35),
         operands=tuple(_integers(raw.get(36, []))),
         called=tuple(_integers(raw.get(38, []))),
         raw=raw,

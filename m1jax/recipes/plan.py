@@ -14,11 +14,10 @@ from rich.table import Table
 
 from m1jax.config import RunConfig, StageConfig
 from m1jax.errors import UserError
-from m1jax.plan import answers, compiling, flops, searching
+from m1jax.plan import answers, compiling, searching
 from m1jax.plan.answers import Answer
 from m1jax.plan.chips import CHIPS, GIB, Topology, parse
 from m1jax.recipes import console as consoles
-from m1jax.recipes import jax_setup
 
 
 def prices(entries: Sequence[str]) -> dict[str, float]:
@@ -57,7 +56,6 @@ def run(
 
     Raises UserError for an unknown topology, and a mesh or batch that does not divide.
     """
-    jax_setup.prepare()
     console = consoles.make(json_path == "-")
     topology = topology_of(config, name, slices)
     compile_it = functools.partial(_shown, console)
@@ -100,7 +98,6 @@ def search(
 
     Raises UserError where none fits.
     """
-    jax_setup.prepare()
     console = consoles.make(json_path == "-")
     topology = topology_of(config, name, slices)
     chosen = compiling.stage_named(config, stage) if stage else config.stages[0]

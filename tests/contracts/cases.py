@@ -1,0 +1,91 @@
+"""What is held to a contract: a config, what is changed in it, the chips, and whether it is compiled or only lowered."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+
+from m1jax import config_file
+from m1jax.plan import chips, compiling, contracts
+
+FOLDER = pathlib.Path(__file__).parent
+# Narrow and shallow, so that a compilation takes seconds, but deep enough to be a loop over periods, with the heads of
+# the 14B's two layer kinds (2 KV heads on global layers, 8 on window layers).
+SMALL = (
+    "model.hidden=1280 model.ffn=2048 model.num_layers=12 model.vocab_size=4096 data.vocab_size=4096 model.window=512 "
+    "model.num_heads=10 model.window_num_heads=40 model.max_positions=2048 data.row_lengths=[1024,2048] "
+    "data.general_vocab_size=0 train.loss_chunk=4096 train.accumulation=2 stages.0.row_length=1024 "
+    "stages.1.row_length=1024 stages.2.row_length=2048 stages.0.global_batch=32 stages.1.global_batch=32 "
+    "stages.2.global_batch=16"
+).split()
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    config: str
+    stage: str
+    topology: str = ""
+    slices: int = 1
+    overrides: tuple[str, ...] = ()
+    compiled: bool = False
+
+    def run(self):
+        return config_file.load(self.config, self.overrides)
+
+    def lower(self):
+        """(lowered program, its mesh, its topology, its parameters)."""
+        run = self.run()
+        topology = chips.parse(self.topology or run.hardware.topology, self.slices)
+        mesh = compiling.mesh_for(run, topology)
+        program = compiling.train_program(run, mesh)
+        with compiling.placeless():
+            return program.lower(compiling.stage_named(run, self.stage)), mesh, topology, program.state.params
+
+
+CASES = {
+    "m1_14b_8k": Case("m1_14b", "general"),
+    "m1_14b_32k": Case("m1_14b", "annealing"),
+    "m1_1b5_8k": Case("m1_1b5", "general"),
+    "quickstart": Case("quickstart", "general", "v5e:1x1", overrides=("model.attention=pallas_tpu",)),
+    "small_v5e_fsdp": Case("m1_14b", "general", "v5e:2x2", overrides=(*SMALL, "mesh.fsdp=4"), compiled=True),
+    "small_v5p_context": Case(
+        "m1_14b", "annealing", "v5p:2x2x1", overrides=(*SMALL, "mesh.fsdp=2", "mesh.context=2"), compiled=True
+    ),
+}
+
+
+def path(name):
+    return FOLDER / f"{name}.json"
+
+
+def shown(lowered, topology):
+    return contracts.lowered(lowered.as_text(), compiling.fingerprint(lowered, topology))
+
+
+def measure(name):
+    """The contract that the program meets now, compiled afresh where the case says so."""
+    case = CASES[name]
+    lowered, mesh, topology, params = case.lower()
+    now = shown(lowered, topology)
+    if not case.compiled:
+        return contracts.Contract(now, compiling.compiler())
+    facts = compiling.facts(lowered, now.fingerprint, mesh, topology, params)
+    return contracts.compiled(now, compiling.compiler(), facts)
+
+
+def write(name, contract):
+    path(name).write_text(json.dumps(dataclasses.asdict(contract), indent=1) + "\n", encoding="utf-8")
+
+
+def attention_calls(run):
+    """Calls of the forward kernel in a lowered step: one a distinct block, twice where remat runs it again."""
+    from m1jax.model.layout import layout
+
+    cut = layout(run.model)
+    looped = len(cut.period) * (cut.repeats if cut.repeats <= 4 else 1)
+    blocks = len(cut.prefix) + looped + len(cut.suffix)
+    return blocks * (2 if run.train.remat in ("block", "offload") else 1)
+
+
+jax.config.update("jax_platforms", "cpu")
