@@ -1,8 +1,9 @@
 """Baichuan-M1-14B: the released geometry and the report's three stages (arXiv 2502.12671), 20T tokens.
 
-14,470,764,320 parameters. Meant for TPU pods: nothing about its time or memory is claimed here until `m1 plan` has
-compiled it. Tokens, contexts, learning rates and RoPE bases are the report's; the batch of 2^24 tokens is our reading
-of its "16M"; what it leaves undisclosed (norm_eps, init_std, Adam's eps, the mixtures) is our choice and marked.
+14,470,764,320 parameters. Meant for 64 TPU v5p chips; `m1 plan` has compiled it for them and for others, what it needs
+and takes there at best is in docs/plan.md. Tokens, contexts, learning rates and RoPE bases are the report's; the batch
+of 2^24 tokens is our reading of its "16M"; what it leaves undisclosed (norm_eps, init_std, Adam's eps, the mixtures) is
+our choice and marked.
 """
 
 from ml_collections import ConfigDict
@@ -31,6 +32,7 @@ def get_config() -> ConfigDict:
                 "max_positions": 32_768,
                 "param_dtype": "float32",
                 "compute_dtype": "bfloat16",
+                "attention": "pallas_tpu",
             },
             "data": {
                 "vocab_size": 133_120,
@@ -39,7 +41,14 @@ def get_config() -> ConfigDict:
                 "row_lengths": (8192, 32_768),
             },
             "optimizer": {"eps": 1e-8},  # undisclosed
-            "train": {"log_every": 10, "checkpoint_every": 500, "keep_checkpoints": 3, "remat": "block"},
+            "train": {
+                "log_every": 10,
+                "checkpoint_every": 500,
+                "keep_checkpoints": 3,
+                "remat": "block",
+                "accumulation": 8,
+                "loss_chunk": 2**17,  # 2,048 tokens a chip
+            },
             "mesh": {"fsdp": 64},
             "hardware": {"topology": "v5p:4x4x4"},
             "stages": (

@@ -33,10 +33,17 @@ def get_config() -> ConfigDict:
                 "max_positions": 32_768,
                 "param_dtype": "float32",
                 "compute_dtype": "bfloat16",
+                "attention": "pallas_tpu",
             },
             "data": {"vocab_size": VOCAB, "row_lengths": (8192, 32_768)},
             "optimizer": {"eps": 1e-8},
-            "train": {"checkpoint_every": 500, "keep_checkpoints": 3, "remat": "block"},
+            "train": {
+                "checkpoint_every": 500,
+                "keep_checkpoints": 3,
+                "remat": "block",
+                "accumulation": 4,
+                "loss_chunk": 2**15,  # 2,048 tokens a chip
+            },
             "mesh": {"fsdp": 16},
             "hardware": {"topology": "v5e:4x4"},
             "stages": (

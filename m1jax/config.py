@@ -193,7 +193,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class HardwareConfig:
-    """The devices that a run is meant for: what `m1 plan` compiles for unless told otherwise; training asks the host."""
+    """The devices that a run is meant for: what `m1 plan` compiles for unless told; training asks the host."""
 
     topology: str = "cpu"
     """TPU slice, such as v5p:4x4x4 (chips along each axis of its torus), or cpu."""

@@ -16,7 +16,7 @@ def register(verbs: Any) -> None:
     sub.add_argument("--stage", metavar="NAME", help="this stage only (default: every program of the run)")
     sub.add_argument("--decode", type=int, default=0, metavar="ROWS", help="the decode step of ROWS rows instead")
     sub.add_argument("--search", action="store_true", help="rank mesh, accumulation and remat, cheapest first")
-    sub.add_argument("--confirm", type=int, default=1, metavar="N", help="with --search: settings to compile, best first")
+    sub.add_argument("--confirm", type=int, default=1, metavar="N", help="with --search: settings to compile")
     sub.add_argument("--write", metavar="FILE", help="with --search: write the best as --set arguments, one a line")
     sub.add_argument("--chips", choices=("any",), help="with --search: compare v5e, v5p, v6e and tpu7x")
     sub.add_argument("--price", nargs="*", default=[], metavar="CHIP=P", help="price of a chip-hour, e.g. v5p=4.2")

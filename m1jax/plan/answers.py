@@ -183,4 +183,3 @@ def to_json(answer: Answer, topology: Topology) -> dict[str, Any]:
         "mfu": answer.mfu(topology.chip.flops * topology.chips),
     }
     return tree
-

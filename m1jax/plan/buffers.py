@@ -37,7 +37,7 @@ def largest(module: Module, assignment: memoryview, count: int = 5) -> tuple[Buf
         for assigned in allocation.get(9, ())
     }
     alive = given | _at_peak(parts, sizes, in_hbm)
-    found = {}
+    found: dict[tuple[str, str], Buffer] = {}
     for number in sorted(alive & in_hbm):
         maker = makers[number]
         array = max(maker.arrays, key=lambda a: (a.bytes <= sizes[number], a.bytes), default=None)

@@ -85,15 +85,19 @@ def train_program(config: RunConfig, mesh: jax.sharding.Mesh) -> program.Program
     return program.build(config, mesh, loss_fn=loss_fn, params=abstract.shapes, params_axes=abstract.axes)
 
 
-@contextlib.contextmanager
-def placeless() -> Iterator[None]:
+def placeless() -> contextlib.AbstractContextManager[None]:
     """Lowering without the places in source files, which kernels carry inside: another folder, the same text."""
-    before = jax.config.jax_traceback_in_locations_limit
-    jax.config.update("jax_traceback_in_locations_limit", 0)
+    return _setting("jax_traceback_in_locations_limit", 0)
+
+
+@contextlib.contextmanager
+def _setting(name: str, value: Any) -> Iterator[None]:
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
     try:
         yield
     finally:
-        jax.config.update("jax_traceback_in_locations_limit", before)
+        jax.config.update(name, before)
 
 
 def fingerprint(lowered: jax.stages.Lowered, topology: Topology) -> str:
@@ -119,14 +123,13 @@ def cached(mark: str) -> Facts | None:
         return None  # not there, or of another version: compile
 
 
-def facts(
-    lowered: jax.stages.Lowered, mark: str, mesh: jax.sharding.Mesh, topology: Topology, params: Any
-) -> Facts:
+def facts(lowered: jax.stages.Lowered, mark: str, mesh: jax.sharding.Mesh, topology: Topology, params: Any) -> Facts:
     """Compiles and reads a lowered program and keeps what it says under `mark`; raises TooLargeError."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="m1-plan-") as folder:
         try:
-            with _fresh():
+            # What comes out of JAX's cache of programs was not compiled, and dumps nothing.
+            with _setting("jax_enable_compilation_cache", False):
                 compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_proto": True})
         except jax.errors.JaxRuntimeError as error:
             over = _OVER.search(str(error))
@@ -142,17 +145,6 @@ def facts(
     partial.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
     partial.replace(_cache() / f"{mark}.json")
     return found
-
-
-@contextlib.contextmanager
-def _fresh() -> Iterator[None]:
-    """Without JAX's cache of compiled programs: what comes out of it was not compiled, and dumps nothing."""
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
 
 
 def read(

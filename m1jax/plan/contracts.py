@@ -48,9 +48,7 @@ def lowered(text: str, fingerprint: str) -> Lowered:
     kernels: dict[str, int] = {}
     for name in _KERNEL.findall(text):
         kernels[name] = kernels.get(name, 0) + 1
-    products = {
-        f"{a} by {b}" for a, b, _ in _DOT.findall(text) if a.endswith("xf32") and b.endswith("xf32")
-    }
+    products = {f"{a} by {b}" for a, b, _ in _DOT.findall(text) if a.endswith("xf32") and b.endswith("xf32")}
     return Lowered(fingerprint, kernels, tuple(sorted(products)))
 
 
@@ -67,7 +65,10 @@ def differences(agreed: Contract, now: Contract, slack: float = SLACK) -> list[s
     """What moved, a sentence each, with both numbers; fingerprints are no budget and are not compared."""
     moved = [
         *_counts("kernel calls lowered", agreed.lowered.kernels, now.lowered.kernels),
-        *(f"new float32 matrix product: {p}" for p in _new(agreed.lowered.float32_products, now.lowered.float32_products)),
+        *(
+            f"new float32 matrix product: {p}"
+            for p in _new(agreed.lowered.float32_products, now.lowered.float32_products)
+        ),
     ]
     if not agreed.hbm or not now.hbm:
         return moved

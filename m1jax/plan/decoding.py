@@ -1,4 +1,7 @@
-"""The decode program of `m1 generate`, lowered for devices that need not exist."""
+"""The decode program of `m1 generate`, lowered for devices that need not exist.
+
+Decoding has one implementation of attention, the reference; `model.attention` chooses that of training.
+"""
 
 import dataclasses
 from typing import Any
@@ -16,7 +19,7 @@ from m1jax.parallel import rules
 
 def abstract_parameters(config: ModelConfig, mesh: Mesh) -> tuple[Any, Any]:
     """(graphdef, parameters) as `generate.programs.prepare` lays them out, shapes and shardings only."""
-    config = dataclasses.replace(config, normalize_head=False, tie_embeddings=False)
+    config = dataclasses.replace(config, normalize_head=False, tie_embeddings=False, attention="reference")
     abstract = model.abstract(config, cut=model.Layout(config.layer_kinds, (), 0, ()))
     shardings = rules.parameter_shardings(mesh, abstract.shapes, abstract.axes)
     narrow = jnp.dtype(config.compute_dtype)
@@ -26,9 +29,7 @@ def abstract_parameters(config: ModelConfig, mesh: Mesh) -> tuple[Any, Any]:
         dtype = narrow if matrix and narrow.itemsize < leaf.dtype.itemsize else leaf.dtype
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
 
-    tree = jax.tree.map(
-        one, abstract.axes, abstract.shapes, shardings, is_leaf=lambda axes: isinstance(axes, tuple)
-    )
+    tree = jax.tree.map(one, abstract.axes, abstract.shapes, shardings, is_leaf=lambda axes: isinstance(axes, tuple))
     tree["embed"] = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
             leaf.shape, jax.eval_shape(kernels.to_bits, leaf).dtype, sharding=leaf.sharding
@@ -56,9 +57,7 @@ def lower(config: ModelConfig, mesh: Mesh, rows: int, capacity: int) -> jax.stag
         )
         for layer in state.cache.layers
     )
-    state = programs.State(
-        model.Cache(layers, place(state.cache.lengths, whole)), place(state.logits, whole)
-    )
+    state = programs.State(model.Cache(layers, place(state.cache.lengths, whole)), place(state.logits, whole))
 
     def scalars(shape: tuple[int, ...], dtype: Any) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)

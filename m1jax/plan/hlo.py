@@ -1,7 +1,7 @@
 """Compiled programs, read from their serialised form: computations, instructions, loops with their trip counts.
 
-The text of a large program cannot always be had (XLA fails to read back what it wrote), but XLA can dump its bytes while
-it compiles: a protocol buffer (xla/service/hlo.proto), of which only the fields below are read.
+The text of a large program cannot always be had (XLA fails to read back what it wrote), but XLA can dump its bytes
+while it compiles: a protocol buffer (xla/service/hlo.proto), of which only the fields below are read.
 """
 
 import itertools
@@ -202,7 +202,8 @@ def _mesh_groups(data: memoryview) -> tuple[tuple[int, ...], ...]:
         inside = grouped(entry[2][0]) if 2 in entry else None
         named[one(entry, 1)] = None if inside is None else (one(inside, 1), one(inside, 2))
     shape: list[int] = []
-    across, along = [], []
+    across: list[int] = []
+    along: list[int] = []
     for axis, size in enumerate(sizes):
         cut = named.get(axis, (1, 1))
         if cut is None:
@@ -216,6 +217,10 @@ def _mesh_groups(data: memoryview) -> tuple[tuple[int, ...], ...]:
     rows = math.prod(shape[axis] for axis in across)
     groups = _transposed(shape, across + along, rows)
     ids = _integers(mesh.get(2, []))
+    if 3 in mesh:  # the mesh's devices are themselves a transposed range
+        order = grouped(mesh[3][0])
+        dimensions = _integers(order.get(1, []))
+        ids = list(_transposed(dimensions, _integers(order.get(2, [])) or list(range(len(dimensions))), 1)[0])
     return tuple(tuple(ids[i] for i in group) for group in groups) if ids else groups
 
 

@@ -84,7 +84,7 @@ def kept_per_token(model: ModelConfig, kind: str, remat: str, tensor: int) -> fl
 
 
 def working(config: RunConfig, mesh: Mapping[str, int], tokens: float) -> float:
-    """What lives beside the state, gradients and kept activations: the larger of a block's backward pass and the head."""
+    """What lives beside state, gradients and kept activations: a block's backward pass, gathered weights, the head."""
     model = config.model
     width, tensor = _itemsize(model.compute_dtype), mesh["tensor"]
     block = max(_block_tokens(model, kind, tensor) for kind in set(model.layer_kinds)) * width * tokens

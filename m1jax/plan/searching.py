@@ -36,9 +36,7 @@ class Candidate:
     def applied(self, config: RunConfig) -> RunConfig:
         """The run with this setting."""
         train = dataclasses.replace(config.train, accumulation=self.accumulation, remat=self.remat)
-        hardware = dataclasses.replace(
-            config.hardware, topology=self.topology.name, slices=self.topology.slices
-        )
+        hardware = dataclasses.replace(config.hardware, topology=self.topology.name, slices=self.topology.slices)
         return dataclasses.replace(config, mesh=MeshConfig(**self.mesh), train=train, hardware=hardware)
 
     def overrides(self) -> list[str]:
@@ -89,11 +87,13 @@ def rank(
         miss = (
             "no mesh divides its heads, rows and tokens"
             if nearest is None
-            else f"the smallest setting needs {nearest.memory / GIB:.1f} of {nearest.topology.hbm_per_device / GIB:.1f} "
+            else f"the smallest setting needs {nearest.memory / GIB:.1f} of "
+            f"{nearest.topology.hbm_per_device / GIB:.1f} "
             f"GiB a device ({SLACK:.0%} of which may be planned)"
         )
         raise UserError(
-            f"stage {stage.name} of {config.name} ({config.model.num_parameters:,} parameters, {stage.global_batch} rows "
+            f"stage {stage.name} of {config.name} ({config.model.num_parameters:,} parameters, "
+            f"{stage.global_batch} rows "
             f"of {stage.row_length}) fits no setting on {names}: {miss}; take more chips or more HBM a chip."
         )
     return sorted(fitting, key=lambda c: (c.cost, c.memory))
@@ -154,10 +154,10 @@ def _candidate(
 def traffic(config: RunConfig, stage: StageConfig, mesh: Mapping[str, int]) -> tuple[float, float]:
     """Bytes that a device receives in a step over ICI and over DCN, by formula.
 
-    fsdp: every matrix gathered forward and backward (again where blocks are computed again) in the compute dtype and its
-    gradient scattered in float32, in each micro-batch; data: gradients reduced among all once a micro-batch; tensor: two
-    all-reduces of the hidden states a layer, forward and backward; context: K and V gathered, their gradients
-    scattered; replica: gradients over DCN.
+    fsdp: every matrix gathered forward and backward (again where blocks are computed again) in the compute dtype and
+    its gradient scattered in float32, in each micro-batch; data: gradients reduced among all once a micro-batch;
+    tensor: two all-reduces of the hidden states a layer, forward and backward; context: K and V gathered, their
+    gradients scattered; replica: gradients over DCN.
     """
     model, train = config.model, config.train
     width = memory.BF16 if model.compute_dtype == "bfloat16" else memory.FP32

@@ -123,7 +123,8 @@ def search(
             break
     if confirm and best is None:
         raise UserError(
-            f"none of the {min(confirm, len(ranked))} best settings fits {topology.name} when compiled: raise --confirm."
+            f"none of the {min(confirm, len(ranked))} best settings fits {topology.name} when compiled: raise "
+            f"--confirm."
         )
     best = best or ranked[0]
     lines = best.overrides()
@@ -142,9 +143,7 @@ def _shown(console: Console, what: str, work: Callable[[], compiling.Facts]) -> 
     return found
 
 
-def show(
-    console: Console, config: RunConfig, answer: Answer, topology: Topology, prices: Mapping[str, float]
-) -> None:
+def show(console: Console, config: RunConfig, answer: Answer, topology: Topology, prices: Mapping[str, float]) -> None:
     """Prints an answer as tables."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in answer.mesh.items() if size > 1) or "one device"
     verdict = "fits" if answer.fits else "DOES NOT FIT"
@@ -197,7 +196,8 @@ def _print_times(console: Console, config: RunConfig, answer: Answer, topology: 
         f"Seconds at the published peaks: compute {times.compute:.3g}, HBM {times.hbm:.3g}, ICI {times.ici:.3g}, DCN "
         f"{times.dcn:.3g}.\n"
         f"Bound (no step is faster; all overlapped): {times.bound:.4g} s, by {times.limit}; "
-        f"{answer.tokens_per_second_per_chip:,.0f} tokens/s/chip, MFU {answer.mfu(topology.chip.flops * answer.chips):.1%}. "
+        f"{answer.tokens_per_second_per_chip:,.0f} tokens/s/chip, MFU "
+        f"{answer.mfu(topology.chip.flops * answer.chips):.1%}. "
         f"Estimate if nothing overlapped: {times.unoverlapped:.4g} s. A real step takes longer than the bound.",
         highlight=False,
     )

@@ -14,7 +14,7 @@ def main(names):
         now = cases.measure(name)
         moved = contracts.differences(contracts.load(cases.path(name)), now) if cases.path(name).exists() else ["new"]
         cases.write(name, now)
-        print(f"{name}: {'; '.join(moved) or 'no budget moved'}")
+        print(f"{name}: {'; '.join(moved) or 'no budget moved'}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is held to a contract: a config, what is changed in it, the chips, and whether it is compiled or only lowered."""
+"""What is held to a contract: a config, what is changed in it, the chips, and whether it is compiled or lowered."""
 
 import dataclasses
 import json
@@ -13,12 +13,21 @@ FOLDER = pathlib.Path(__file__).parent
 # Narrow and shallow, so that a compilation takes seconds, but deep enough to be a loop over periods, with the heads of
 # the 14B's two layer kinds (2 KV heads on global layers, 8 on window layers).
 SMALL = (
-    "model.hidden=1280 model.ffn=2048 model.num_layers=12 model.vocab_size=4096 data.vocab_size=4096 model.window=512 "
-    "model.num_heads=10 model.window_num_heads=40 model.max_positions=2048 data.row_lengths=[1024,2048] "
-    "data.general_vocab_size=0 train.loss_chunk=4096 train.accumulation=2 stages.0.row_length=1024 "
-    "stages.1.row_length=1024 stages.2.row_length=2048 stages.0.global_batch=32 stages.1.global_batch=32 "
-    "stages.2.global_batch=16"
-).split()
+    "model.hidden=1280",
+    "model.ffn=2048",
+    "model.num_layers=12",
+    "model.vocab_size=4096",
+    "model.window=512",
+    "model.num_heads=10",
+    "model.max_positions=2048",
+    "data.vocab_size=4096",
+    "data.general_vocab_size=0",
+    "data.row_lengths=[1024,2048]",
+    "train.loss_chunk=4096",
+    "train.accumulation=2",
+    *(f"stages.{i}.row_length={length}" for i, length in enumerate((1024, 1024, 2048))),
+    *(f"stages.{i}.global_batch={rows}" for i, rows in enumerate((32, 32, 16))),
+)
 
 
 @dataclasses.dataclass(frozen=True)
