@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from m1jax import __version__
-from m1jax.cli import data, planning, training, weights
+from m1jax.cli import data, machine, planning, training, weights
 from m1jax.cli.arguments import CONFIG, TEXT_HELP, USER_ERROR, Parser, add
 from m1jax.errors import AGAIN, InterruptedRunError, UserError
 
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     summary = "the whole road once, verb by verb, on real text"
     sub = add(verbs, "quickstart", summary, f"m1 quickstart {CONFIG}", _quickstart)
     sub.add_argument("--text", metavar="DIR", help=TEXT_HELP)
-    for room in (data, training, planning, weights):
+    for room in (data, training, planning, weights, machine):
         room.register(verbs)
     return top
 

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# On a host: runs `m1 train` until it ends, starting it again where its status says "again" (75: interrupted after
+# saving, or another rank died). Any other status ends the run here, and on the other hosts as soon as they see it.
+# Usage: supervise.sh RUN, RUN being the number that m1launch gave to this start. Ends with the status of `m1 train`.
+if [ "${1:---help}" = --help ]; then
+  sed -n '2,4s/^# //p' "$0"
+  exit
+fi
+# shellcheck source=launch/remote/common.sh
+. "$(dirname "$0")/common.sh"
+run=$1
+log=$M1_ROOT/logs/$host.log
+again=75
+attempt=0
+status=0
+ended=0
+stopping=
+child=
+
+# shellcheck disable=SC2329 # called by the trap
+stop() {
+  stopping=yes
+  [ -n "$child" ] && kill -TERM "$child" 2>/dev/null
+}
+trap stop TERM INT
+
+others_failed() {
+  grep -lsE "state=failed run=$run " "$shared"/state/* 2>/dev/null | grep -qv "/$host\$"
+}
+
+heartbeat() {
+  while kill -0 "$$" 2>/dev/null; do
+    sleep "${M1_HEARTBEAT_SECONDS:-30}"
+    # Written only while training runs, so that it never overwrites the last word of the loop below.
+    if [ -e "$state/training" ]; then
+      report running "$run" "$attempt" "$status" "$ended" >/dev/null
+    fi
+  done
+}
+
+cd "$code" || exit 1
+while :; do
+  attempt=$((attempt + 1))
+  echo "== $(date -u +%FT%TZ) host $host, attempt $attempt: m1 train ${arguments[*]}" >>"$log"
+  touch "$state/training"
+  report running "$run" "$attempt" "$status" "$ended" >/dev/null
+  heartbeat &
+  beat=$!
+  "$m1" train "${arguments[@]}" >>"$log" 2>&1 &
+  child=$!
+  echo "$child" >"$state/child"
+  wait "$child"
+  status=$?
+  # A trapped signal ends `wait` before the child has saved and ended.
+  while kill -0 "$child" 2>/dev/null; do
+    wait "$child"
+    status=$?
+  done
+  child=
+  ended=$(date +%s.%N)
+  rm -f "$state/training"
+  kill "$beat" 2>/dev/null
+  wait "$beat" 2>/dev/null
+  echo "== $(date -u +%FT%TZ) host $host, attempt $attempt: ended with status $status" >>"$log"
+  if [ "$status" -eq 0 ]; then
+    report finished "$run" "$attempt" "$status" "$ended" >/dev/null
+    break
+  fi
+  if [ "$status" -ne "$again" ]; then
+    report failed "$run" "$attempt" "$status" "$ended" >/dev/null
+    break
+  fi
+  if [ -n "$stopping" ] || others_failed; then
+    report stopped "$run" "$attempt" "$status" "$ended" >/dev/null
+    break
+  fi
+  report running "$run" "$attempt" "$status" "$ended" >/dev/null
+  sleep "${M1_PAUSE_SECONDS:-5}"
+done
+exit "$status"

@@ -1,0 +1,79 @@
+"""What the devices of a mesh do in a second: a matrix product on each, a collective along each axis, both checked."""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from m1jax.parallel.mesh import AXES
+
+REPEATS = 5
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Median wall time of a call in seconds, after one that compiles; waits for its devices."""
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def product(device: jax.Device, size: int, dtype: str) -> tuple[float, bool]:
+    """(FLOP/s, right) of a size × size matrix product on one device.
+
+    The factors are small whole numbers, whose product every dtype accumulates exactly in float32: any difference is a
+    broken device, not rounding.
+    """
+    rows, columns = np.arange(size) % 7 - 3, np.arange(size) % 5 - 1
+    left, right = rows[:, None] * (1 + columns[None] % 2), columns[:, None] * (1 + rows[None] % 2)
+    # Both are outer products: so is their product, times an inner sum (8 for every five columns).
+    inner = int(np.sum((1 + columns % 2) * columns))
+    expected = inner * rows[:, None] * (1 + rows[None] % 2)
+    a, b = (jax.device_put(jnp.asarray(factor, dtype), device) for factor in (left, right))
+    multiply = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
+    found = np.asarray(multiply(a, b))
+    # A device that runs at its peak needs many products in one call, or the call itself would be measured.
+    chain = 16 if device.platform != "cpu" else 1
+
+    @jax.jit
+    def many(a: jax.Array, b: jax.Array) -> jax.Array:
+        return lax.fori_loop(0, chain, lambda _, x: (multiply(x, b) * 0.5).astype(a.dtype), a)
+
+    return 2.0 * size**3 * chain / seconds(lambda: many(a, b)), bool(np.array_equal(found, expected))
+
+
+def collective(mesh: Mesh, axis: str, bytes_a_device: int) -> tuple[float, bool]:
+    """(bytes/s a device, right) of an all-reduce of float32 along one mesh axis, all other axes busy with the same.
+
+    Counts the bytes that a device contributes over the time of the whole; a ring of n sends 2 (n - 1) / n of them.
+    """
+    count = max(1, bytes_a_device // 4)
+    shape = (*(mesh.shape[name] for name in AXES), count)
+    spec = PartitionSpec(*AXES, None)
+    sharding = NamedSharding(mesh, spec)
+
+    def own(index: Any) -> np.ndarray:
+        place = index[AXES.index(axis)].start or 0
+        return np.full((1,) * len(AXES) + (count,), place + 1, np.float32)
+
+    values = jax.make_array_from_callback(shape, sharding, own)
+    reduce = jax.jit(
+        jax.shard_map(lambda x: lax.psum(x, axis), mesh=mesh, in_specs=spec, out_specs=_without(axis), check_vma=False)
+    )
+    total = mesh.shape[axis] * (mesh.shape[axis] + 1) / 2
+    right = all(bool(np.all(np.asarray(shard.data) == total)) for shard in reduce(values).addressable_shards)
+    return 4 * count / seconds(lambda: reduce(values)), right
+
+
+def _without(axis: str) -> PartitionSpec:
+    return PartitionSpec(*(None if name == axis else name for name in AXES), None)

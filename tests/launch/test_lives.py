@@ -1,0 +1,64 @@
+"""Whole lives of runs, from `up` to nothing left: the real scripts and the real `m1 train` in a stand-in cloud."""
+
+import re
+import signal
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+STEPS = 150
+# Long enough to be preempted in the middle; eight rows a step, so that one, two or eight processes share a batch.
+LONGER = f"stages.0.tokens={(STEPS - 12) * 512} train.checkpoint_every=10"
+
+
+def trained(cloud):
+    """The steps that the journal in the bucket holds, in order."""
+    from m1jax.train.metrics import read_journal
+
+    return [line["step"] for line in read_journal(cloud.run_folder / "train" / "metrics.jsonl")]
+
+
+def test_preempted_twice_it_comes_back_by_itself_finishes_and_leaves_nothing(make_cloud, with_rows):
+    cloud = with_rows(make_cloud(M1_SET=LONGER))
+    said = cloud.do("up", "--skip-plan")
+    assert "WAITING_FOR_RESOURCES" in said and "are ready" in said
+    watcher = cloud.operator("run", "--watch", "--then-down")
+    for least in (20, 60):
+        cloud.until(lambda least=least: any(step >= least for step in cloud.steps()))
+        cloud.preempt()
+        assert not cloud.processes()
+        cloud.until(lambda: "Going on after step" in cloud.log() and cloud.processes())
+    said, _ = watcher.communicate(timeout=300)
+    assert watcher.returncode == 0, said + cloud.story()
+    assert said.count("was preempted") == 2
+    assert "Training finished" in said
+    assert trained(cloud) == list(range(1, STEPS + 1))
+    continued = [int(step) for step in re.findall(r"Going on after step (\d+) of", cloud.log())]
+    assert continued and all(step >= 20 for step in continued)
+    creations = cloud.calls(word="queued-resources create")
+    assert len(creations) == 3
+    assert len({word for call in creations for part in call for word in re.findall(r"m1-deadline=\d+", part)}) == 1
+    cloud.assert_nothing_left()
+
+
+def test_two_hosts_train_together_and_go_on_when_the_operators_terminal_is_lost(make_cloud, with_rows):
+    cloud = with_rows(make_cloud(M1_TOPOLOGY="v5p:2x2x2", M1_SET=LONGER))
+    cloud.image(STANDIN_JOIN="slurm")
+    cloud.do("up", "--skip-plan")
+    watcher = cloud.operator("run", "--watch")
+    cloud.until(lambda: cloud.steps())
+    watcher.send_signal(signal.SIGKILL)
+    watcher.wait()
+    before = max(cloud.steps())
+    cloud.until(lambda: max(cloud.steps()) > before)
+    # Another terminal, another day: the same command starts nothing twice and looks on.
+    said = cloud.do("run", "--watch")
+    assert "Training finished on all hosts" in said
+    assert trained(cloud) == list(range(1, STEPS + 1))
+    assert "2 process" in cloud.log() or "on 2 cpu" in cloud.log()
+    assert all(text.count("attempt 1: m1 train") == 1 for text in (cloud.log("0-0"), cloud.log("0-1")))
+    assert "finished" in cloud.do("status")
+    cloud.do("down")
+    assert "nothing is there" in cloud.do("status")
+    cloud.assert_nothing_left()
