@@ -75,7 +75,8 @@ def upload(settings: Settings, shell: Shell, revision: str) -> None:
     address = f"{settings.folder}/launch/code/{revision}.tar.gz"
     with tempfile.TemporaryDirectory() as folder:
         archive = f"{revision}.tar.gz" if shell.dry_run else f"{folder}/{revision}.tar.gz"
-        done = shell.local(["git", "-C", os.path.relpath(ROOT), "archive", "--format=tar.gz", f"--output={archive}", revision])
+        make = ["git", "-C", os.path.relpath(ROOT), "archive", "--format=tar.gz", f"--output={archive}", revision]
+        done = shell.local(make)
         if done.status:
             raise CloudError(f"git archive of {revision} failed: {done.reason}.")
         copy = ["gcloud", "storage", "cp", archive, address, "--no-clobber", f"--project={settings.project}"]

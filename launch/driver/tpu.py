@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 
@@ -85,7 +86,7 @@ class QueuedResource:
             *([f"--subnetwork={s.subnetwork}"] if s.subnetwork else []),
             *(["--internal-ips"] if s.internal_ips else []),
             "--metadata=" + ",".join(f"{key}={value}" for key, value in metadata.items()),
-            f"--metadata-from-file=startup-script={GUARD}",
+            f"--metadata-from-file=startup-script={os.path.relpath(GUARD)}",
         ]
         result = self._shell.ask((*TPUS, "queued-resources", "create", s.name, *flags))
         if result.status == 0:
