@@ -181,6 +181,11 @@ class TrainConfig:
     log_every: int = _bounded(1, default=10)
     checkpoint_every: int = _bounded(1, default=500)
     keep_checkpoints: int = _bounded(1, default=2)
+    """The newest that are kept."""
+    keep_every: int = _bounded(0, default=0)
+    """Checkpoints of every so many steps are kept for good, beside the newest; 0: none."""
+    max_nonfinite: int = _bounded(1, default=10)
+    """Steps in a row without a finite loss or gradient after which the run stops."""
     loss_chunk: int = _bounded(1, default=512)
     """Tokens whose logits exist at once in the loss."""
     remat: str = _bounded(choices=("none", "dots", "block", "offload"), default="none")

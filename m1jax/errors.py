@@ -1,5 +1,8 @@
 """What a user can put right, as one sentence: what was wrong, where, what to do; and how a run ends."""
 
+FAILURE = 1
+USER_ERROR = 2
+"""Exit status of a mistake that a user can put right."""
 AGAIN = 75
 """Exit status (sysexits' EX_TEMPFAIL) of a run that was interrupted or lost a process: it is to be started again."""
 

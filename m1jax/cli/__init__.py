@@ -8,10 +8,8 @@ from collections.abc import Sequence
 
 from m1jax import __version__
 from m1jax.cli import data, machine, planning, training, weights
-from m1jax.cli.arguments import CONFIG, TEXT_HELP, USER_ERROR, Parser, add
-from m1jax.errors import AGAIN, InterruptedRunError, UserError
-
-FAILURE = 1
+from m1jax.cli.arguments import CONFIG, TEXT_HELP, Parser, add
+from m1jax.errors import AGAIN, FAILURE, USER_ERROR, InterruptedRunError, UserError
 
 
 def parser() -> argparse.ArgumentParser:

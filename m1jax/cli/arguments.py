@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-USER_ERROR = 2
+from m1jax.errors import USER_ERROR
+
 CONFIG = "--config configs/quickstart.py"
 TEXT_HELP = "your own .txt, .jsonl or .parquet files instead of fetched text"
 Verb = Callable[[argparse.Namespace], int | None]

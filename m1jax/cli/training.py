@@ -14,6 +14,7 @@ def register(verbs: Any) -> None:
     sub.add_argument(
         "--amend", action="store_true", help="accept changed stages ahead of the checkpoint, and write it down"
     )
+    sub.add_argument("--profile", metavar="FIRST:LAST", help="write an XProf trace of these steps (from 1)")
     group = sub.add_argument_group("instead of training")
     group.add_argument("--plot-schedule", action="store_true", help="draw the learning rate over all stages")
     group.add_argument(
@@ -59,7 +60,20 @@ def _train(args: argparse.Namespace) -> None:
     from m1jax.parallel.processes import Processes
     from m1jax.recipes import training
 
-    training.run(config, amend=args.amend, processes=Processes(*given) if args.coordinator else None)
+    training.run(
+        config,
+        amend=args.amend,
+        processes=Processes(*given) if args.coordinator else None,
+        profile=_steps(args.profile) if args.profile else None,
+    )
+
+
+def _steps(text: str) -> tuple[int, int]:
+    """FIRST:LAST as numbers."""
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise UserError(f"--profile {text} is no range of steps: write FIRST:LAST, for instance 20:24.")
+    return int(first), int(last)
 
 
 def _eval(args: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from m1jax.generate.engine import LanguageModel
 from m1jax.parallel import rules
 from m1jax.recipes import tokenizer as tokenizers
 from m1jax.train.checkpoint import Checkpoints, check_model
-from m1jax.train.loop import stage_of
+from m1jax.train.reports import stage_of
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """`m1 train`: rows, curriculum, model and loop put together."""
 
+import dataclasses
 import functools
 import importlib.metadata
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,13 +18,16 @@ from m1jax.parallel.processes import Processes
 from m1jax.recipes import console as consoles
 from m1jax.recipes import jax_setup, loading
 from m1jax.recipes.curriculum import open_curriculum
-from m1jax.train import history
+from m1jax.train import goodput, history
 from m1jax.train.checkpoint import Checkpoints, Meta
-from m1jax.train.loop import Callback, StepReport, fit
+from m1jax.train.liveness import Liveness
+from m1jax.train.loop import Profile, fit
 from m1jax.train.loss import next_token_loss
-from m1jax.train.metrics import Journal
+from m1jax.train.metrics import Journal, read_journal
 from m1jax.train.progress import ProgressBar
+from m1jax.train.reports import Callback, StepReport
 
+STARTS = "starts.jsonl"
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
 
 
@@ -36,42 +41,65 @@ def history_file(config: RunConfig) -> Path:
     return Path(config.folder) / "train" / "history.jsonl"
 
 
-def run(config: RunConfig, amend: bool = False, processes: Processes | None = None) -> None:
+def run(
+    config: RunConfig,
+    amend: bool = False,
+    processes: Processes | None = None,
+    profile: tuple[int, int] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> None:
     """Trains from the newest checkpoint, or from the seed, to the last step of the last stage.
 
     `processes` says how this process joins the others of the run, where the machine does not. `amend` accepts that the
-    stages ahead of the checkpoint were changed, and writes it into the run's history. Raises UserError for rows, a
-    tokenizer or a checkpoint that do not fit the config, and InterruptedRunError (saved) on a signal.
+    stages ahead of the checkpoint were changed, and writes it into the run's history. `profile` names the first and
+    last step (from 1) of a trace for XProf; `callbacks` are told of every step on process 0. Raises UserError for rows,
+    a tokenizer or a checkpoint that do not fit the config, and InterruptedRunError (saved) on a signal.
     """
     jax_setup.prepare()
     joining.start(processes)
-    console = consoles.make(quiet=jax.process_index() != 0)
+    with Liveness(journal_folder(config)) as watch:
+        _train(config, amend, profile, [watch], callbacks)
+
+
+def _train(
+    config: RunConfig,
+    amend: bool,
+    profile: tuple[int, int] | None,
+    everywhere: Sequence[Callback],
+    callbacks: Sequence[Callback],
+) -> None:
+    """`run` once all processes are there; `everywhere` are callbacks of every process."""
+    first_process = jax.process_index() == 0
+    console = consoles.make(quiet=not first_process)
     mesh = meshes.make(config.mesh)
     meshes.check_batches(config, mesh)
     curriculum, stores = open_curriculum(config)
     loader = Loader(curriculum, stores, *meshes.row_share(mesh))
-    checkpoints = Checkpoints(config.checkpoints, config.train.keep_checkpoints)
+    checkpoints = Checkpoints(config.checkpoints, config.train.keep_checkpoints, config.train.keep_every)
     console.print(
         f"{config.model.num_parameters:,} parameters, {config.total_steps:,} steps on {mesh.size} "
         f"{mesh.devices.flat[0].device_kind} device(s), attention {config.model.attention!r}."
     )
-    record = curriculum.record()
-    if (done := checkpoints.latest_step()) is not None:
-        changes = curriculum.check(checkpoints.meta().curriculum, done, amend)
-        if changes:
-            console.print(f"Amended after step {done}: {'; '.join(changes)}.", highlight=False)
-            if jax.process_index() == 0:
-                history.append(history_file(config), done, changes)
+    record, folder = curriculum.record(), journal_folder(config)
     bar = ProgressBar(console, config.train.log_every)
     journals: list[Journal] = []
 
-    def on_start(first: int) -> Sequence[Callback]:
+    def say(sentence: str) -> None:
+        console.print(sentence, highlight=False, soft_wrap=True)
+
+    def on_start(first: int, saved: Meta | None) -> Sequence[Callback]:
+        changes = curriculum.check(saved.curriculum, first, amend) if saved else []
+        if changes:
+            say(f"Amended after step {first}: {'; '.join(changes)}.")
         if first:
-            console.print(f"Going on after step {first} of {config.total_steps}.")
-        if jax.process_index():
-            return []
-        journals.append(Journal(journal_folder(config), first))
-        return [bar, functools.partial(_record, journals[0])]
+            say(f"Going on after step {first} of {config.total_steps}.")
+        if not first_process:
+            return everywhere
+        if changes:
+            history.append(history_file(config), first, changes)
+        goodput.note_start(folder / STARTS, first)
+        journals.append(Journal(folder, first))
+        return [*everywhere, bar, functools.partial(_record, journals[0]), *callbacks]
 
     try:
         with bar:
@@ -85,18 +113,27 @@ def run(config: RunConfig, amend: bool = False, processes: Processes | None = No
                 checkpoints=checkpoints,
                 meta=Meta(run=to_dict(config), curriculum=record, versions=_versions()),
                 on_start=on_start,
+                say=say,
                 initial=functools.partial(loading.initial, config) if config.train.initial else None,
+                profile=Profile(*profile, folder / "profile") if profile else None,
             )
     finally:
         for journal in journals:
             journal.close()
         checkpoints.close()
-    console.print(f"Trained. Checkpoints in {config.checkpoints}, metrics in {journal_folder(config)}.")
+    say(f"Trained. Checkpoints in {config.checkpoints}, metrics in {folder}.")
+    if first_process:
+        say(goodput.measure(folder / STARTS, read_journal(folder / "metrics.jsonl"), time.time()).sentence)
 
 
 def _record(journal: Journal, report: StepReport) -> None:
-    values = {name: value for name, value in vars(report).items() if name not in ("step", "total_steps")}
-    journal.write(report.step, {**values, "skipped": int(report.skipped)})
+    """Everything in a report that changes from step to step."""
+    values = dataclasses.asdict(report)
+    norms = values.pop("norms")
+    for name in ("step", "stage", "total_steps"):
+        values.pop(name)
+    values |= {"skipped": int(report.skipped), "rows": list(report.rows), **norms}
+    journal.write(report.step, report.stage, {name: value for name, value in values.items() if value is not None})
 
 
 def _versions() -> dict[str, str]:

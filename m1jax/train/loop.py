@@ -5,60 +5,34 @@ device.
 """
 
 import dataclasses
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from m1jax.config import RunConfig, StageConfig
-from m1jax.errors import InterruptedRunError, UserError
-from m1jax.model.flops import train_flops
-from m1jax.optim.schedules import learning_rate
-from m1jax.parallel import mesh as meshes
+from m1jax.config import RunConfig
+from m1jax.errors import InterruptedRunError
 from m1jax.train import program as programs
 from m1jax.train.checkpoint import Checkpoints, Meta, check_model
 from m1jax.train.faults import StopRequest
 from m1jax.train.feed import Feed, HostBatch
-from m1jax.train.metrics import peak_flops
+from m1jax.train.reports import Callback, Reporter, Taken, first_row, stage_of
 from m1jax.train.state import TrainState
 from m1jax.train.step import LossFn
 
-MAX_NONFINITE = 10
-"""Steps in a row without a finite gradient after which the run stops."""
+OnStart = Callable[[int, Meta | None], Sequence[Callback]]
+"""Steps taken, and what the checkpoint says that a run goes on from (None: there is none), to the run's callbacks."""
 
 
 @dataclasses.dataclass(frozen=True)
-class StepReport:
-    """One step as callbacks see it; `step` counts from 1."""
+class Profile:
+    """The steps `first` to `last` (from 1) that are traced for XProf, and the folder of the trace."""
 
-    step: int
-    total_steps: int
-    stage: str
-    loss: float
-    """Mean over the step's targets, nats."""
-    grad_norm: float
-    skipped: bool
-    skipped_total: int
-    learning_rate: float
-    tokens: int
-    """Tokens of the run so far, padding included."""
-    tokens_per_second: float
-    mfu: float
-    """Model FLOPs (model/flops.py) a second over the peak of all devices."""
-    data_wait: float
-    """Seconds this step waited for its batch."""
-    seconds_left: float
-
-
-class Callback(Protocol):
-    """Told of every step, in order, one step late."""
-
-    def __call__(self, report: StepReport) -> None:
-        """Takes the report of one step."""
+    first: int
+    last: int
+    folder: Path
 
 
 def fit(
@@ -71,126 +45,73 @@ def fit(
     batches: Callable[[int], Iterator[HostBatch]],
     checkpoints: Checkpoints,
     meta: Meta,
-    on_start: Callable[[int], Sequence[Callback]] = lambda step: (),
+    on_start: OnStart = lambda step, saved: (),
+    say: Callable[[str], None] = lambda sentence: None,
     initial: Callable[[Any], Any] | None = None,
+    profile: Profile | None = None,
 ) -> TrainState:
-    """Runs a config from its newest checkpoint, or from `init_params()`, to its last step.
+    """Runs a config from its newest whole checkpoint, or from `init_params()`, to its last step.
 
     `initial`, where given, makes the first parameters instead, from their shapes, dtypes and shardings (a tree).
-    `batches(step)` yields this process's share of every batch from `step` on; `on_start(step)` makes the callbacks
-    once it is known where the run goes on. Raises InterruptedRunError after saving when a signal asked the run to
-    stop, and UserError where the loss stays non-finite or the checkpoint is another model's.
+    `batches(step)` yields this process's share of every batch from `step` on; `say` takes what a person should know.
+    Raises InterruptedRunError after saving when a signal asked the run to stop, and UserError where the loss stays
+    non-finite, or the checkpoint is another model's or cannot be written.
     """
     program = programs.build(config, mesh, loss_fn=loss_fn, params=jax.eval_shape(init_params), params_axes=params_axes)
-    if checkpoints.latest_step() is None and initial is not None:
+
+    def check(saved: Meta) -> None:
+        check_model(config, saved, checkpoints.folder)
+
+    restored = checkpoints.restore_newest(program.state, check, say)
+    if restored is not None:
+        state = restored[0]
+    elif initial is not None:
         state = program.begin(initial(program.state.params))
-    elif checkpoints.latest_step() is None:
-        state = program.create(init_params)
     else:
-        check_model(config, checkpoints.meta(), checkpoints.folder)
-        state = checkpoints.restore(program.state)
+        state = program.create(init_params)
     first = int(state.step)
-    callbacks = on_start(first)
-    reporter = _Reporter(config, mesh, first, callbacks)
+    reporter = Reporter(config, mesh, first, on_start(first, restored[1] if restored else None))
+    tracer = _Tracer(profile)
     with StopRequest() as stop:
         feed = Feed(batches(first), mesh)
         for step in range(first, config.total_steps):
+            tracer.before(step)
             stage, batch = stage_of(config, step), feed.take()
             state, metrics = program.step(state, batch.device, *programs.stage_scalars(stage))
             done = step + 1
             if done < config.total_steps:
                 feed.prepare()  # while the devices compute
-            reporter.add(step, batch.host["positions"], metrics, batch.waited)
-            if done % config.train.checkpoint_every == 0 or done == config.total_steps or stop.requested:
+            reporter.add(Taken(step, batch.host["positions"], metrics, batch.waited))
+            tracer.after(done, metrics)
+            reason = stop.reached(done)
+            if done % config.train.checkpoint_every == 0 or done == config.total_steps or reason:
                 reporter.flush()  # what is reported never lags behind what is saved
-                checkpoints.save(state, meta)
-            if stop.requested and done < config.total_steps:
+                checkpoints.save(state, dataclasses.replace(meta, row=first_row(config, done)))
+            if reason and done < config.total_steps:
                 checkpoints.wait()
                 raise InterruptedRunError(
-                    f"{stop.requested} after step {done} of {config.total_steps}: saved in {checkpoints.folder}; "
+                    f"{reason} after step {done} of {config.total_steps}: saved in {checkpoints.folder}; "
                     f"the same command continues."
                 )
         checkpoints.wait()
     return state
 
 
-def stage_of(config: RunConfig, step: int) -> StageConfig:
-    """The stage that global step `step` (from 0) belongs to."""
-    return _stage_and_step(config, step)[0]
+class _Tracer:
+    """Turns jax's profiler on before a step and off once a later one is done."""
 
+    def __init__(self, profile: Profile | None) -> None:
+        self._profile, self._tracing = profile, False
 
-def _stage_and_step(config: RunConfig, step: int) -> tuple[StageConfig, int]:
-    for stage in config.stages:
-        if step < stage.steps:
-            return stage, step
-        step -= stage.steps
-    raise IndexError(step)
+    def before(self, step: int) -> None:
+        """Called before step `step` (from 0) is dispatched."""
+        if self._profile is not None and step + 1 == self._profile.first:
+            jax.profiler.start_trace(self._profile.folder)
+            self._tracing = True
 
-
-class _Reporter:
-    """Turns the metrics of a step into a report once the next step is on its way."""
-
-    def __init__(self, config: RunConfig, mesh: Mesh, first: int, callbacks: Sequence[Callback]):
-        self._config, self._callbacks = config, callbacks
-        self._parts = meshes.row_share(mesh)[1]
-        self._rate = learning_rate(config)
-        self._peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype) * mesh.size
-        self._tokens = _tokens_before(config, first)
-        self._total = _tokens_before(config, config.total_steps)
-        self._pending: tuple[int, np.ndarray, dict[str, jax.Array], float] | None = None
-        self._recent: deque[tuple[float, int, float]] = deque([(time.perf_counter(), 0, 0.0)], maxlen=20)
-        self._nonfinite = 0
-
-    def add(self, step: int, positions: np.ndarray, metrics: dict[str, jax.Array], waited: float) -> None:
-        before, self._pending = self._pending, (step, positions, metrics, waited)
-        if before is not None:
-            self._report(*before)
-
-    def flush(self) -> None:
-        if self._pending is not None:
-            self._report(*self._pending)
-            self._pending = None
-
-    def _report(self, step: int, positions: np.ndarray, metrics: dict[str, jax.Array], waited: float) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        stage, step_of_stage = _stage_and_step(self._config, step)
-        tokens = stage.row_length * stage.batch_of(step_of_stage)
-        flops = train_flops(self._config.model, positions) * self._parts
-        now = time.perf_counter()
-        self._recent.append((now, tokens, flops))
-        span = now - self._recent[0][0]
-        speed = sum(entry[1] for entry in list(self._recent)[1:]) / span
-        self._tokens += tokens
-        report = StepReport(
-            step=step + 1,
-            total_steps=self._config.total_steps,
-            stage=stage.name,
-            loss=values["loss"],
-            grad_norm=values["grad_norm"],
-            skipped=bool(values["skipped"]),
-            skipped_total=int(values["skipped_total"]),
-            learning_rate=float(self._rate(step)),
-            tokens=self._tokens,
-            tokens_per_second=speed,
-            mfu=sum(entry[2] for entry in list(self._recent)[1:]) / span / self._peak,
-            data_wait=waited,
-            seconds_left=(self._total - self._tokens) / speed,
-        )
-        for callback in self._callbacks:
-            callback(report)
-        self._nonfinite = 0 if np.isfinite(report.grad_norm) else self._nonfinite + 1
-        if self._nonfinite >= MAX_NONFINITE:
-            raise UserError(
-                f"loss or gradient was not finite in {MAX_NONFINITE} steps in a row, up to step {report.step}: lower "
-                f"the learning rate, or look at the documents of these steps; parameters were left as they were before."
-            )
-
-
-def _tokens_before(config: RunConfig, step: int) -> int:
-    """Tokens of all steps before global step `step`."""
-    tokens = 0
-    for stage in config.stages:
-        steps = min(stage.steps, step)
-        tokens += stage.rows_before(steps) * stage.row_length
-        step -= steps
-    return tokens
+    def after(self, done: int, metrics: Any) -> None:
+        """Called once `done` steps are dispatched."""
+        if self._tracing and self._profile is not None and done >= self._profile.last:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
+            self._tracing = False

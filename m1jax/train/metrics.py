@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,18 @@ def peak_flops(device: jax.Device, dtype: str) -> float:
     return 2 * size**3 / best / sharers
 
 
+def hbm_bytes() -> int | None:
+    """Most memory that has been in use on any device of this process; None where devices do not count it (CPUs)."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    return max((found["peak_bytes_in_use"] for found in stats if found and "peak_bytes_in_use" in found), default=None)
+
+
+TIMING = ("time", "seconds", "tokens_per_second", "mfu", "data_wait", "hbm_bytes", "seconds_left")
+"""Keys of a metrics line that differ between two runs of the same steps."""
+
+
 class Journal:
-    """The record of a run: metrics.jsonl, a line a step, and TensorBoard events in the same folder.
+    """The record of a run: metrics.jsonl, a line a step, and TensorBoard events, a run of TensorBoard's a stage.
 
     Opened at a step, it drops the lines from that step on, which a killed run wrote after its last checkpoint, and
     tells TensorBoard to do the same.
@@ -58,34 +69,50 @@ class Journal:
         replacement.write_text(kept, encoding="utf-8")
         replacement.replace(self.path)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
-        # tensorboard's own file writer would import TensorFlow where it is installed; its record writer does not.
-        events = folder / "tensorboard" / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-        events.parent.mkdir(exist_ok=True)
-        self._records = RecordWriter(open(events, "wb"))  # noqa: SIM115 (closed by close())
-        self._event(Event(file_version="brain.Event:2"))
-        self._event(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._events = folder / "tensorboard"
+        self._first = first_step
+        self._stages: dict[str, RecordWriter] = {}
+        # Stages whose events a killed run wrote, and this one may not come to again, forget them too.
+        for stage in self._events.glob("*/"):
+            self._of(stage.name)
 
-    def write(self, step: int, values: Mapping[str, float | int | str]) -> None:
+    def write(self, step: int, stage: str, values: Mapping[str, float | int | list[int]]) -> None:
         """Records the values of one step (numbers go to TensorBoard too)."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        now = time.time()
+        self._file.write(json.dumps({"step": step, "stage": stage, "time": now, **values}) + "\n")
         self._file.flush()
         numbers = [
-            Summary.Value(tag=name, simple_value=value) for name, value in values.items() if not isinstance(value, str)
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, float | int)
         ]
-        self._event(Event(step=step, summary=Summary(value=numbers)))
+        _event(self._of(stage), Event(step=step, wall_time=now, summary=Summary(value=numbers)))
 
     def close(self) -> None:
         """Writes out what is buffered."""
         self._file.close()
-        self._records.close()
+        for records in self._stages.values():
+            records.close()
 
-    def _event(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._records.write(event.SerializeToString())
-        self._records.flush()
+    def _of(self, stage: str) -> RecordWriter:
+        if stage not in self._stages:
+            # tensorboard's own file writer would import TensorFlow where it is installed; its record writer does not.
+            path = self._events / stage / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            records = self._stages[stage] = RecordWriter(open(path, "wb"))  # noqa: SIM115 (closed by close())
+            now = time.time()
+            _event(records, Event(wall_time=now, file_version="brain.Event:2"))
+            start = SessionLog(status=SessionLog.START)
+            _event(records, Event(wall_time=now, step=self._first + 1, session_log=start))
+        return self._stages[stage]
 
 
-def read_journal(path: Path) -> list[dict[str, float]]:
+def _event(records: RecordWriter, event: Event) -> None:
+    records.write(event.SerializeToString())
+    records.flush()
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that a killed run left unfinished is passed over."""
     if not path.is_file():
         return []

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from m1jax.config import RunConfig, StageConfig
 from m1jax.optim import optimizer as optimizers
 from m1jax.parallel import rules
+from m1jax.train.norms import kinds_of
 from m1jax.train.state import TrainState
 from m1jax.train.step import Batch, LossFn, train_step
 
@@ -87,7 +88,9 @@ def build(config: RunConfig, mesh: Mesh, *, loss_fn: LossFn, params: Any, params
     parts = config.train.accumulation
     split = functools.partial(rules.micro_batches, mesh, parts=parts) if parts > 1 else None
     step = jax.jit(
-        functools.partial(train_step, loss_fn=loss_fn, optimizer=optimizer, split=split),
+        functools.partial(
+            train_step, loss_fn=loss_fn, optimizer=optimizer, kind_of=kinds_of(config.model), split=split
+        ),
         donate_argnums=0,
         in_shardings=(shardings, rules.batch_sharding(mesh), scalar, scalar),
         out_shardings=(shardings, scalar),

@@ -6,7 +6,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from m1jax.train.loop import StepReport
+from m1jax.train.reports import StepReport
 
 
 class ProgressBar:
@@ -46,8 +46,19 @@ class ProgressBar:
         self._bar.update(
             self._task, completed=report.step, total=report.total_steps, description=report.stage, numbers=numbers
         )
+        if report.skipped:
+            self._console.print(skip_sentence(report), soft_wrap=True, highlight=False)
         last = report.step == report.total_steps
         if not self._console.is_terminal and (report.step == 1 or report.step % self._every == 0 or last):
             self._console.print(
                 f"{report.stage:>10} {report.step:>6}/{report.total_steps} · {numbers}", soft_wrap=True, highlight=False
             )
+
+
+def skip_sentence(report: StepReport) -> str:
+    """A skipped step in words: norm, mean of the accepted norms, step and rows."""
+    first, last = report.rows
+    return (
+        f"step {report.step} skipped: gradient norm {report.grad_norm:.4g}, mean of accepted norms "
+        f"{report.norm_mean:.4g}, global rows {first} to {last}"
+    )

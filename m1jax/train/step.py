@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from m1jax.optim.clipping import ClipState
+from m1jax.train.norms import KindOf, by_kind
 from m1jax.train.state import TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -29,6 +30,7 @@ def train_step(
     *,
     loss_fn: LossFn,
     optimizer: optax.GradientTransformationExtraArgs,
+    kind_of: KindOf,
     split: Split | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Moves the state by one batch.
@@ -36,7 +38,8 @@ def train_step(
     The loss is a sum over targets divided by their count over the global batch, never a mean of means: neither the way
     rows are spread over devices nor the micro-batches that `split` makes change it. `judge_norm` (bool ()) lets the
     step-skipping clip act. Returns the new state and fp32 scalars: loss (nats a target), targets, grad_norm (before the
-    clip), norm_mean (of the accepted norms before it), skipped (0 or 1), skipped_total, nonfinite_in_row.
+    clip), norm_mean (of the accepted norms before it), skipped (0 or 1), skipped_total, nonfinite_in_row, and norms of
+    gradients, updates and parameters (those before the step) by layer kind, which `kind_of` tells.
     """
     total, count, grads = _sums(loss_fn, state.params, batch, rope_base, split)
     divisor = jnp.maximum(count, 1.0)
@@ -55,6 +58,9 @@ def train_step(
         "skipped": history.last_skipped.astype(jnp.float32),
         "skipped_total": history.skipped.astype(jnp.float32),
         "nonfinite_in_row": history.nonfinite_in_row.astype(jnp.float32),
+        **by_kind("grad_norm", grads, kind_of),
+        **by_kind("update_norm", updates, kind_of),
+        **by_kind("param_norm", state.params, kind_of),
     }
     params = optax.apply_updates(state.params, updates)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics

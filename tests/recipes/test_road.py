@@ -13,7 +13,7 @@ import pytest
 
 import m1jax
 from m1jax.cli import main
-from m1jax.train.metrics import read_journal
+from m1jax.train.metrics import TIMING, read_journal
 from tests.recipes.conftest import PROGRAM, TINY, quickstart
 
 VERBS = (
@@ -102,9 +102,8 @@ def test_killed_at_any_moment_it_continues_to_the_same_end(road, text, tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     subprocess.run([*PROGRAM, *quickstart(folder, text)], check=True, stdout=subprocess.DEVNULL)
-    timing = ("tokens_per_second", "mfu", "data_wait", "seconds_left")
     lines, expected = (
-        [{k: v for k, v in line.items() if k not in timing} for line in read_journal(where / "train/metrics.jsonl")]
+        [{k: v for k, v in line.items() if k not in TIMING} for line in read_journal(where / "train/metrics.jsonl")]
         for where in (folder, road)
     )
     assert lines == expected

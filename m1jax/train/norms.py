@@ -1,0 +1,34 @@
+"""Norms of gradients, updates and parameters by layer kind, computed inside the step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from m1jax.config import ModelConfig
+from m1jax.model.layout import layout
+
+KindOf = Callable[[tuple[Any, ...]], str]
+"""A parameter's path in its tree to its layer kind."""
+
+
+def kinds_of(config: ModelConfig) -> KindOf:
+    """Layer kinds of a model's parameters: "global" and "window" for layers, else the name at the tree's root."""
+    cut = layout(config)
+    kinds = {"prefix": cut.prefix, "periods": cut.period, "suffix": cut.suffix}
+
+    def kind(path: tuple[Any, ...]) -> str:
+        group, *rest = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        return kinds[group][int(rest[0])] if group in kinds else group
+
+    return kind
+
+
+def by_kind(name: str, tree: Any, kind_of: KindOf) -> dict[str, jax.Array]:
+    """Euclidean norms, fp32 (), of a tree's arrays put together by layer kind, as "<name>/<kind>"."""
+    squares: dict[str, jax.Array] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        key = f"{name}/{kind_of(path)}"
+        squares[key] = squares.get(key, jnp.float32(0)) + jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+    return {key: jnp.sqrt(value) for key, value in squares.items()}

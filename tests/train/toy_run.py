@@ -1,0 +1,82 @@
+"""A process of a run with a small loss of its own: for tests that kill, freeze and interrupt processes.
+
+python -m tests.train.toy_run FOLDER SECONDS_A_STEP SILENCE [HOST:PORT PROCESSES PROCESS]
+"""
+
+import dataclasses
+import functools
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from m1jax.config import to_dict
+from m1jax.errors import AGAIN, InterruptedRunError
+from m1jax.parallel import mesh as meshes
+from m1jax.parallel import processes
+from m1jax.train.checkpoint import Checkpoints, Meta
+from m1jax.train.liveness import Liveness
+from m1jax.train.loop import fit
+from m1jax.train.metrics import Journal
+from tests.train import test_loop
+
+
+def share(batch, mesh):
+    """This process's rows."""
+    index, parts = meshes.row_share(mesh)
+    return {name: np.split(value, parts)[index] for name, value in batch.items()}
+
+
+def main(folder, seconds, silence, coordinator="", count="1", index="0"):
+    if coordinator:
+        processes.start(processes.Processes(coordinator, int(count), int(index)))
+    overrides = {"checkpoint_every": 3, "keep_checkpoints": 3}
+    config = test_loop.small_config(Path(folder), **overrides)
+    # Two rows of the last stage are too few for four processes.
+    stages = tuple(
+        dataclasses.replace(stage, global_batch=4, tokens=20 * 4 * stage.row_length) for stage in config.stages
+    )
+    config = dataclasses.replace(config, stages=stages)
+    mesh = meshes.make(config.mesh)
+    journals = []
+
+    def batches(first):
+        for batch in test_loop.batches_of(config)(first):
+            time.sleep(float(seconds))
+            yield share(batch, mesh)
+
+    def record(journal, report):
+        journal.write(report.step, report.stage, {"loss": report.loss})
+
+    def on_start(first, saved):
+        if jax.process_index():
+            return [watch]
+        journals.append(Journal(Path(folder) / "train", first))
+        return [watch, functools.partial(record, journals[0])]
+
+    try:
+        with Liveness(Path(folder) / "train", float(silence)) as watch:
+            checkpoints = Checkpoints(config.checkpoints, config.train.keep_checkpoints)
+            fit(
+                config,
+                mesh=mesh,
+                init_params=test_loop.init_params,
+                params_axes=test_loop.AXES,
+                loss_fn=test_loop.bigram_loss,
+                batches=batches,
+                checkpoints=checkpoints,
+                meta=Meta(run=to_dict(config), curriculum={}, versions={}),
+                on_start=on_start,
+            )
+            checkpoints.close()
+    except InterruptedRunError as error:
+        sys.stderr.write(f"{error}\n")
+        checkpoints.close()
+        return AGAIN
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
