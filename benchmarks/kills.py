@@ -42,6 +42,11 @@ def saving(folder: Path) -> bool:
     return any(".orbax-checkpoint-tmp" in path.name for path in (folder / "checkpoints").glob("*"))
 
 
+def stepped_since(journal: Path, begun: float) -> bool:
+    """Whether a step was reported since then."""
+    return any(line["time"] > begun for line in read_journal(journal)[-1:])
+
+
 def kill_often(args: argparse.Namespace, folder: Path) -> list[dict]:
     """Starts the run until it ends by itself, killing the first `--kills` starts; a record of every kill."""
     rng, journal, kills = random.Random(args.seed), folder / "train" / "metrics.jsonl", []
@@ -50,14 +55,14 @@ def kill_often(args: argparse.Namespace, folder: Path) -> list[dict]:
         if len(kills) == args.kills:
             assert process.wait() == 0
             return kills
-        before = journal.stat().st_mtime_ns if journal.exists() else 0
+        begun = time.time()
         # Every third start is killed in a save; the others some time after their first step, one before it.
         in_save = len(kills) % 3 == 2
         if len(kills) == 3:
             time.sleep(rng.uniform(0.2, 2))
         else:
-            while process.poll() is None and not (journal.exists() and journal.stat().st_mtime_ns > before):
-                time.sleep(0.02)
+            while process.poll() is None and not stepped_since(journal, begun):
+                time.sleep(0.05)
             time.sleep(rng.uniform(0, args.longest))
             while in_save and process.poll() is None and not saving(folder):
                 time.sleep(0.001)
@@ -101,7 +106,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.1, help="least seconds a step (small loss only)")
-    parser.add_argument("--longest", type=float, default=1.0, help="most seconds from a start's first step to its kill")
+    parser.add_argument("--longest", type=float, default=0.8, help="most seconds from a start's first step to its kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", help="draw both runs into this picture")
     parser.add_argument("--json", help="write the record")
