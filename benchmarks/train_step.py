@@ -1,0 +1,196 @@
+"""How fast is a training step on this machine's CPU, beside the same model and step written plainly in PyTorch?
+
+Each side is a process with as many threads as there are cores; all start from the same parameters and tokens, their
+first losses must agree, and their steps take turns, so that what else the machine does strikes all alike. Tokens a
+second are of the median step; compilation and one step are left out. Rows hold one document each.
+
+    python benchmarks/train_step.py --json train_step.json
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from table import machine, row, show, write
+
+PEERS = {"eager": "PyTorch eager", "compile": "PyTorch torch.compile"}
+COMMON = {"norm_eps": 1e-6, "init_std": 0.02, "max_positions": 8192, "window": 1024}
+SIZES = {
+    "46M": {"vocab_size": 16384, "hidden": 512, "ffn": 1408, "num_layers": 10, "num_heads": 4, "num_kv_heads": 2,
+            "window_num_heads": 8, "window_num_kv_heads": 4},
+    "153M": {"vocab_size": 32768, "hidden": 768, "ffn": 2048, "num_layers": 16, "num_heads": 6, "num_kv_heads": 2,
+             "window_num_heads": 12, "window_num_kv_heads": 4},
+}  # fmt: skip
+BASE, RATE = 1e5, 1e-4
+# bfloat16 keeps 8 bits: two programs that round in other places agree to about a thousandth of a loss near 10.
+AGREE = {"float32": 1e-4, "bfloat16": 2e-3}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 4096])
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of a step")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, of which the median is taken")
+    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        serve(args.side, json.loads(args.cell))
+        return
+    rows = []
+    for size in args.sizes:
+        for dtype in args.dtypes:
+            for length in args.lengths:
+                rows += compare(size, dtype, length, args)
+    print(machine(["jax", "torch"]) + f"; load before and after: {os.getloadavg()[0]:.1f}\n")
+    show(rows)
+    if args.json:
+        write(rows, args.json)
+
+
+def compare(size: str, dtype: str, length: int, args: argparse.Namespace) -> list[Any]:
+    """Rows of one cell: ours beside each peer."""
+    settings = {**SIZES[size], **COMMON}
+    sides = ["m1jax", *args.peers]
+    with tempfile.TemporaryDirectory() as scratch:
+        tokens = np.random.default_rng(0).integers(0, settings["vocab_size"], (args.tokens // length, length + 1))
+        np.save(Path(scratch) / "tokens.npy", tokens)
+        cell = json.dumps({"settings": settings, "dtype": dtype, "folder": scratch})
+        processes: list[Any] = []
+        try:
+            for side in sides:  # ours first: it writes the parameters that the peers read
+                processes.append(start(side, cell))
+                ask(processes[-1])
+            seconds: dict[str, list[float]] = {side: [] for side in sides}
+            losses: dict[str, list[float]] = {side: [] for side in sides}
+            for _ in range(args.steps + 1):
+                for side, process in zip(sides, processes, strict=True):
+                    loss, taken = ask(process, "step")
+                    losses[side].append(loss)
+                    seconds[side].append(taken)
+        finally:
+            for process in processes:
+                process.kill()
+    for side in args.peers:
+        if abs(losses[side][0] - losses["m1jax"][0]) > AGREE[dtype] * losses["m1jax"][0]:
+            raise SystemExit(f"{side} computes another loss: {losses[side]} against {losses['m1jax']}")
+    speed = {side: args.tokens / statistics.median(taken[1:]) for side, taken in seconds.items()}
+    print(f"{size} {dtype} {length}: {speed}", file=sys.stderr)
+    name = f"train step/{size}, {dtype}, rows of {length}"
+    return [row(name, speed["m1jax"], speed[side], PEERS[side], "token/s") for side in args.peers]
+
+
+def start(side: str, cell: str) -> Any:
+    """A side's process."""
+    threads = str(os.cpu_count())
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, __file__, "--side", side, "--cell", cell]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ask(process: Any, word: str = "") -> Any:
+    """A line of JSON from a side, after a word to it."""
+    if word:
+        process.stdin.write(word + "\n")
+        process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit("a side ended: its error stands above")
+    return json.loads(line)
+
+
+def serve(side: str, cell: dict[str, Any]) -> None:
+    """Says that it is ready, then takes a step for every line and answers [loss, seconds]."""
+    run = {"m1jax": open_m1jax, "eager": open_torch, "compile": open_torch}[side](side, cell)
+    print(json.dumps("ready"), flush=True)
+    for _ in sys.stdin:
+        begun = time.perf_counter()
+        loss = run()
+        print(json.dumps([loss, time.perf_counter() - begun]), flush=True)
+
+
+def open_torch(side: str, cell: dict[str, Any]) -> Callable[[], float]:
+    """PyTorch's step."""
+    import torch
+    import torch_train
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    folder = Path(cell["folder"])
+    return torch_train.open_step(
+        cell["settings"],
+        np.load(folder / "parameters.npz"),
+        np.load(folder / "tokens.npy"),
+        base=BASE,
+        dtype=cell["dtype"],
+        compiled=side == "compile",
+        rate=RATE,
+    )
+
+
+def open_m1jax(side: str, cell: dict[str, Any]) -> Callable[[], float]:
+    """Our step, as `m1 train` runs it; writes the parameters it starts from."""
+    import jax
+
+    from m1jax import config_file, model
+    from m1jax.parallel import mesh as meshes
+    from m1jax.train import program
+    from m1jax.train.loss import next_token_loss
+
+    settings = {**cell["settings"], "compute_dtype": cell["dtype"]}
+    folder = Path(cell["folder"])
+    tokens = np.load(folder / "tokens.npy").astype(np.int32)
+    rows, length = tokens.shape[0], tokens.shape[1] - 1
+    config = config_file.load(
+        "quickstart",
+        [
+            *(f"model.{name}={value}" for name, value in settings.items()),
+            *(f"stages.{i}.learning_rate.{end}={RATE}" for i in range(3) for end in ("start", "end")),
+            "stages.0.learning_rate.warmup_steps=0",
+        ],
+    )
+    mesh = meshes.make(config.mesh)
+    abstract = model.abstract(config.model)
+    built = program.build(
+        config, mesh, loss_fn=next_token_loss(config, mesh), params=abstract.shapes, params_axes=abstract.axes
+    )
+    params = model.create(config.model, 0)[1]
+    flat = jax.tree.leaves_with_path(model.unrolled(config.model, params)[1])
+    np.savez(
+        folder / "parameters.npz",
+        **{jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in flat},
+    )
+    state = built.begin(params)
+    batch = {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "weights": np.ones((rows, length), np.float32),
+        "segment_ids": np.ones((rows, length), np.int32),
+        "positions": np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)),
+    }
+    batch = jax.device_put(batch)
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = built.step(state, batch, np.float32(BASE), np.bool_(True))
+        loss = float(metrics["loss"])
+        jax.block_until_ready(state)
+        return loss
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
