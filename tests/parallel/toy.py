@@ -57,8 +57,12 @@ def _initial(config):
 
 def state(built, run):
     """The first state of a program; its parameters are drawn once for all meshes."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, built.state.params)
-    return built.begin(jax.device_put(_initial(run.model), shardings))
+
+    # Each process places what its devices hold; `device_put` would first compare the values of all processes.
+    def place(value, like):
+        return jax.make_array_from_callback(value.shape, like.sharding, value.__getitem__)
+
+    return built.begin(jax.tree.map(place, _initial(run.model), built.state.params))
 
 
 def steps(built, state, batches):

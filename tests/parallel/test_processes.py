@@ -1,0 +1,55 @@
+"""Several processes, joined over loopback, give the losses of one."""
+
+import json
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from m1jax.config import MeshConfig
+from m1jax.parallel import mesh as meshes
+from tests.parallel import toy
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    built = toy.program(toy.config(), meshes.make(MeshConfig(), jax.devices()[:1]))
+    return toy.steps(built, toy.state(built, toy.config()), [toy.batch(step) for step in range(3)])[0]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "devices", "sizes"),
+    [
+        (2, 1, {"data": 2}),
+        (2, 2, {"fsdp": 2, "context": 2}),
+        (4, 1, {"fsdp": 2, "tensor": 2}),  # two processes read the same rows
+        (4, 1, {"data": 1, "context": 4}),  # all read the same rows, and compute on a quarter of each
+    ],
+    ids=["2-data", "2-fsdp-context", "4-fsdp-tensor", "4-context"],
+)
+def test_processes_give_the_losses_of_one(tmp_path, expected, count, devices, sizes):
+    where = f"localhost:{free_port()}"
+    arguments = [[where, str(count), str(i), str(devices), json.dumps(sizes), str(tmp_path)] for i in range(count)]
+    program = [sys.executable, "-m", "tests.parallel.processes"]
+    started = [subprocess.Popen([*program, *each], cwd=ROOT, stderr=subprocess.PIPE, text=True) for each in arguments]
+    try:
+        errors = [process.communicate(timeout=600)[1][:2000] for process in started]
+        assert [process.returncode for process in started] == [0] * count, "\n\n".join(errors)
+    finally:
+        for process in started:
+            process.kill()
+    for i in range(count):
+        np.testing.assert_allclose(json.loads((tmp_path / f"{i}.json").read_text()), expected, rtol=2e-5)
