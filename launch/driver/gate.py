@@ -90,7 +90,8 @@ def export(shell: Shell, revision: str, folder: str) -> str:
     archive = f"{folder}.tar"
     try:
         make = ["git", "-C", os.path.relpath(ROOT), "archive", "--format=tar", f"--output={archive}", revision]
-        done = [shell.local(make), shell.local(["tar", "-xf", archive, "-C", folder])]
+        unpack = [["mkdir", "-p", folder], ["tar", "-xf", archive, "-C", folder]]
+        done = [shell.local(command) for command in (make, *unpack)]
     finally:
         Path(archive).unlink(missing_ok=True)
     if any(result.status for result in done):

@@ -6,7 +6,7 @@ import time
 
 from driver import bucket, gate, hosts
 from driver.settings import CloudError, Settings
-from driver.shell import Result, Shell
+from driver.shell import MISSING, Shell
 from driver.vm import show_reports
 
 MOUNT = "/mnt/m1"
@@ -33,6 +33,8 @@ class GkeLaunch:
         s = self.settings
         there = self._cluster_exists()
         try:
+            if not there:
+                self._remove_guard()  # one that has struck stays behind, with a date that is over
             self._guard(time.time() + 3600 * s.max_hours)
             capacity = {"on-demand": "--on-demand", "spot": "--spot", "reserved": f"--reservation={s.reservation}"}
             flags = [self._type, f"--num-slices={s.slices}", capacity[s.capacity], "--enable-gcsfuse-csi-driver"]
@@ -51,7 +53,7 @@ class GkeLaunch:
 
     def _cluster_exists(self) -> bool:
         command = ["gcloud", "container", "clusters", "describe", self.settings.cluster, *self._location]
-        result = self.shell.ask([*command, "--format=value(status)"], assume=Result(1, err="NOT_FOUND"))
+        result = self.shell.ask([*command, "--format=value(status)"], assume=MISSING)
         if result.status and not result.missing:
             raise CloudError(f"the cluster {self.settings.cluster} could not be described: {result.reason}.")
         return result.status == 0
@@ -73,6 +75,12 @@ class GkeLaunch:
         result = self.shell.ask(["gcloud", "scheduler", "jobs", "create", "http", f"{s.name}-guard", *flags])
         if result.status and "ALREADY_EXISTS" not in result.err:
             raise CloudError(f"the guard could not be created, so nothing else is: {result.reason}.")
+
+    def _remove_guard(self) -> None:
+        delete = ["gcloud", "scheduler", "jobs", "delete", f"{self.settings.name}-guard", *self._location, "--quiet"]
+        result = self.shell.ask(delete, assume=MISSING)
+        if result.status and not result.missing:
+            raise CloudError(f"the guard {self.settings.name}-guard could not be deleted: {result.reason}.")
 
     def run(self) -> str:
         """Starts the JobSet where none of this name runs or waits; the number of the run, empty where it did."""
@@ -156,8 +164,5 @@ class GkeLaunch:
             self.shell.must(delete, f"deleting the cluster {s.cluster}", limit=LONG)
             if self._cluster_exists():
                 raise CloudError(f"the cluster {s.cluster} is still there: its guard is left too")
-        delete = ["gcloud", "scheduler", "jobs", "delete", f"{s.name}-guard", *self._location, "--quiet"]
-        result = self.shell.ask(delete)
-        if result.status and not result.missing:
-            raise CloudError(f"the guard {s.name}-guard could not be deleted: {result.reason}.")
+        self._remove_guard()
         self.shell.say(f"Nothing of {s.name} is left in {s.region}; {s.folder} is kept.")

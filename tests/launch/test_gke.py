@@ -50,5 +50,7 @@ def test_a_run_that_fails_ends_and_its_host_is_named(make_cloud):
     assert "run `m1 pack`" in said
     cloud.strike()  # the guard: the cluster goes, whoever looks on
     assert not cloud.processes()
+    cloud.do("up", "--skip-plan")  # a new life has a new guard
+    assert len(cloud.calls(word="jobs create")) == len(cloud.calls(word="jobs delete")) == 2
     cloud.do("down")
     cloud.assert_nothing_left()

@@ -81,7 +81,7 @@ def test_a_dry_run_prints_documented_commands_and_needs_no_tool(verb, platform, 
     assert clouds
     for tool, *words in clouds:
         standin.parse(tool, words)
-    assert {words[0] for words in found} <= {"gcloud", "xpk", "m1", "git", "tar"}
+    assert {words[0] for words in found} <= {"gcloud", "xpk", "m1", "git", "mkdir", "tar"}
     assert not list(tmp_path.glob("*.tar*"))
 
 
