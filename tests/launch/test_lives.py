@@ -1,5 +1,6 @@
 """Whole lives of runs, from `up` to nothing left: the real scripts and the real `m1 train` in a stand-in cloud."""
 
+import os
 import re
 import signal
 
@@ -61,4 +62,21 @@ def test_two_hosts_train_together_and_go_on_when_the_operators_terminal_is_lost(
     assert "finished" in cloud.do("status")
     cloud.do("down")
     assert "nothing is there" in cloud.do("status")
+    cloud.assert_nothing_left()
+
+
+def test_a_notice_is_again_and_a_killed_process_ends_the_run_and_is_named(make_cloud, with_rows):
+    cloud = with_rows(make_cloud(M1_SET=LONGER, M1_CAPACITY="on-demand"))
+    cloud.do("up", "--skip-plan")
+    watcher = cloud.operator("run", "--watch", "--then-down")
+    child = cloud.state / "hosts" / "life" / "0" / "home" / "m1" / "state" / "child"
+    cloud.until(lambda: cloud.steps())
+    os.kill(int(child.read_text()), signal.SIGTERM)  # as a maintenance does: it saves and ends with 75
+    cloud.until(lambda: "attempt 2: m1 train" in cloud.log() and "Going on after step" in cloud.log())
+    os.kill(int(child.read_text()), signal.SIGKILL)  # as the kernel does when memory is out
+    said, _ = watcher.communicate(timeout=300)
+    assert watcher.returncode == 1, said
+    assert "host 0-0 (rank 0) failed first, with exit status 137 in attempt 2" in said
+    assert "Going on after step" in said  # the last lines of its log
+    assert len(cloud.calls(word="queued-resources create")) == 1
     cloud.assert_nothing_left()
