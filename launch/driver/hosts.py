@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
-LINE = re.compile(r"^m1-host ((?:\w+=\S* ?)+)$", re.MULTILINE)
+LINE = re.compile(r"^m1-host (.+)$", re.MULTILINE)
 ENDED = ("finished", "failed", "stopped")
 
 
@@ -30,7 +30,7 @@ def parse(text: str) -> dict[str, Report]:
     """The newest report of each host in a text that may hold anything else."""
     found: dict[str, Report] = {}
     for match in LINE.finditer(text):
-        words = dict(word.split("=", 1) for word in match[1].split())
+        words = dict(word.split("=", 1) for word in match[1].split() if "=" in word)
         try:
             report = Report(
                 words["host"],

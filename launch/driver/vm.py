@@ -165,6 +165,8 @@ class VmLaunch:
                 files = bucket.collect(self.settings, self.shell, "")
                 self.shell.say(f"Training finished on all hosts; logs in {files[0].parent}.")
                 return
+            if len(mine) == len(self.settings.hosts) and all(r.state in hosts.ENDED for r in mine.values()):
+                raise CloudError(f"training of {self.settings.name} was stopped; `resume` goes on from its checkpoint")
             if found is None:
                 why = "the budget guard (M1_MAX_HOURS)" if time.time() >= deadline else "somebody"
                 raise CloudError(f"{why} deleted {self.settings.name}; `resume` goes on from its last checkpoint")
@@ -173,7 +175,7 @@ class VmLaunch:
                 recreated += 1
                 if recreated > self.settings.recreations:
                     self.down()
-                    raise CloudError(f"{lost}, for the {recreated}th time (M1_RECREATIONS): it is given up")
+                    raise CloudError(f"{lost}, {recreated} times (M1_RECREATIONS): it is given up")
                 self.shell.say(f"{lost}: bringing {self.settings.name} back.")
                 run = self._recreate(deadline, revision)
                 changed.clear()

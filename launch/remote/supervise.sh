@@ -66,6 +66,10 @@ while :; do
     report finished "$run" "$attempt" "$status" "$ended" >/dev/null
     break
   fi
+  # Told to stop while it was still starting, it has nothing to save and dies of the signal (143).
+  if [ -n "$stopping" ] && [ "$status" -eq 143 ]; then
+    status=$again
+  fi
   if [ "$status" -ne "$again" ]; then
     report failed "$run" "$attempt" "$status" "$ended" >/dev/null
     break

@@ -21,10 +21,10 @@ EIGHT_HOSTS = "v6e:4x8"
 def quick(make_cloud):
     """A cloud whose hosts set up in a moment: their interpreter answers for m1."""
 
-    def make(**settings):
+    def make(train="exit 0", **settings):
         cloud = make_cloud(**settings)
         python = cloud.folder / "python"
-        python.write_text('#!/bin/sh\ncase "$*" in *"sys.exit(main())"*) echo "$@"; exit 0;; esac\nexit 0\n')
+        python.write_text(f'#!/bin/sh\ncase "$*" in *" train "*) {train};; esac\n')
         python.chmod(0o755)
         cloud.environment["M1_PYTHON"] = str(python)
         cloud.file.write_text("".join(f"{key}='{value}'\n" for key, value in cloud.environment.items()))
@@ -147,6 +147,31 @@ def test_slices_that_come_after_their_deadline_are_deleted_at_once(quick):
         state["queued"]["life"]["states"] = ["ACTIVE"]
     cloud.do("status")
     cloud.until(lambda: not cloud.processes() and "nothing is there" in cloud.do("status"))
+    cloud.assert_nothing_left()
+
+
+def test_a_run_that_is_stopped_by_hand_ends_its_watcher(quick):
+    cloud = quick(train="sleep 0.2; exit 75")
+    cloud.do("up", "--skip-plan")
+    watcher = cloud.operator("run", "--watch")
+    cloud.until(lambda: "attempt 3: m1 train" in cloud.log())
+    os.kill(int((cloud.state / "hosts/life/0/home/m1/state/supervisor").read_text()), signal.SIGTERM)
+    said, _ = watcher.communicate(timeout=300)
+    assert watcher.returncode == 1
+    assert "was stopped; `resume` goes on" in said
+    cloud.do("logs", "--last", "1")
+    cloud.do("down")
+    cloud.assert_nothing_left()
+
+
+def test_silent_hosts_are_replaced_and_given_up_in_the_end(quick):
+    cloud = quick(train="sleep 60", M1_STALE_SECONDS="3", M1_RECREATIONS="1")
+    cloud.image(M1_HEARTBEAT_SECONDS="1000")  # a host that hangs: no heart beats
+    cloud.do("up", "--skip-plan")
+    said = cloud.do("run", "--watch", status=1)
+    assert "host 0-0 said nothing for 3 s: bringing life back" in said
+    assert "2 times (M1_RECREATIONS): it is given up" in said
+    assert len(cloud.calls(word="queued-resources create")) == 2
     cloud.assert_nothing_left()
 
 
