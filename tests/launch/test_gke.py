@@ -9,7 +9,7 @@ ON_GKE = {"M1_PLATFORM": "gke", "M1_TOPOLOGY": "v6e:2x2"}
 
 
 def test_a_lost_node_restarts_the_jobset_and_training_goes_on(make_cloud, with_rows):
-    cloud = with_rows(make_cloud(**ON_GKE, M1_SET="stages.0.tokens=70656 train.checkpoint_every=10"))
+    cloud = with_rows(make_cloud(**ON_GKE, M1_SET="stages.0.tokens=198656 train.checkpoint_every=10"))
     cloud.do("up", "--skip-plan")
     cloud.do("up", "--skip-plan")  # again: what is there is kept, the guard's deadline too
     assert len(cloud.calls(word="scheduler jobs create")) == 2
@@ -20,7 +20,7 @@ def test_a_lost_node_restarts_the_jobset_and_training_goes_on(make_cloud, with_r
     said = cloud.do("run", "--watch")
     assert "Training finished on all hosts" in said
     continued = re.findall(
-        r"Going on after step (\d+) of 150",
+        r"Going on after step (\d+) of 400",
         (cloud.state / "hosts").joinpath("life-cluster", "life", "0-0", "home", "m1", "logs", "0-0.log").read_text(),
     )
     assert continued and int(continued[-1]) >= 20

@@ -8,8 +8,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-STEPS = 150
-# Long enough to be preempted in the middle; eight rows a step, so that one, two or eight processes share a batch.
+STEPS = 400
+# Long enough to be preempted in the middle on a fast machine too.
 LONGER = f"stages.0.tokens={(STEPS - 12) * 512} train.checkpoint_every=10"
 
 
