@@ -103,7 +103,9 @@ def search(
     chosen = compiling.stage_named(config, stage) if stage else config.stages[0]
     topologies = searching.comparable(topology) if any_chips else [topology]
     ranked = searching.rank(config, chosen, topologies, prices)
-    console.print(_ranking(ranked[:12], chosen, prices))
+    first = [next(c for c in ranked if c.topology == t) for t in topologies if any(c.topology == t for c in ranked)]
+    shown = sorted(first, key=lambda c: c.cost) if any_chips else ranked[:12]
+    console.print(_ranking(shown, chosen, prices))
     console.print(
         "Memory by formula; time: every unit at its published peak, nothing overlapped; traffic by formula. An order, "
         "not a prediction.",

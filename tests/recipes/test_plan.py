@@ -1,0 +1,86 @@
+"""`m1 plan` as its user meets it: the program that `m1 train` runs, answers, refusals."""
+
+import hashlib
+import json
+
+import pytest
+
+from m1jax import config_file
+from m1jax.cli import main
+from m1jax.plan import chips, compiling
+from m1jax.recipes import training
+from m1jax.train import program as programs
+from tests.recipes.conftest import TINY
+
+
+class BuiltError(Exception):
+    """The program that training was about to run."""
+
+
+def digest(lowered):
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()
+
+
+def test_plan_lowers_the_program_that_train_runs(road, monkeypatch):
+    pytest.importorskip("libtpu")
+    config = config_file.load(TINY, [f"folder={road}", "mesh.fsdp=4", "train.accumulation=2", "train.remat=block"])
+    build = programs.build
+
+    def caught(*args, **settings):
+        raise BuiltError(build(*args, **settings))
+
+    monkeypatch.setattr("m1jax.train.loop.programs.build", caught)
+    monkeypatch.setattr(training, "Checkpoints", FreshCheckpoints)
+    with pytest.raises(BuiltError) as built:
+        training.run(config)
+    trained = built.value.args[0]
+    mesh = compiling.mesh_for(config, chips.parse("v5e:2x4"))
+    assert dict(mesh.shape) == dict(trained.mesh.shape)
+    planned = compiling.train_program(config, mesh)
+    for stage in config.stages:
+        assert digest(planned.lower(stage)) == digest(trained.lower(stage)), stage.name
+    assert digest(planned.lower(config.stages[0])) != digest(trained.lower(config.stages[2]))
+
+
+class FreshCheckpoints(training.Checkpoints):
+    """Checkpoints of a run that has not begun."""
+
+    def latest_step(self):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--topology", "v5p:3x3x3"], "2x2x1, 2x2x2"),
+        ([], "--topology"),
+        (["--topology", "v5e:2x2", "--set", "mesh.fsdp=3"], "do not make 4 devices"),
+        (["--topology", "v5e:4x4"], "16 devices"),
+        (["--topology", "v5e:2x2", "--stage", "nowhere"], "general, medical, annealing"),
+        (["--topology", "v5e:1x1", "--search", "--price", "v5e=cheap"], "CHIP=NUMBER"),
+        (["--topology", "v5e:1x1", "--search", "--price", "h100=2"], "v5e, v5p, v6e, tpu7x"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, said, capsys):
+    pytest.importorskip("libtpu")
+    assert main(["plan", "--config", TINY, *arguments]) == 2
+    message = capsys.readouterr().err
+    assert said in message and message.count("\n") == 1
+
+
+def test_a_model_that_fits_nowhere_is_refused_with_the_numbers(capsys):
+    assert main(["plan", "--config", "m1_14b", "--topology", "v5e:2x2", "--search"]) == 2
+    message = capsys.readouterr().err
+    assert "14,470,764,320 parameters" in message and "of 16.0 GiB a device" in message
+
+
+def test_a_search_writes_a_setting_that_the_config_takes(tmp_path, capsys):
+    best, ranked = tmp_path / "best", tmp_path / "ranked.json"
+    arguments = ["--topology", "v5p:4x4x4", "--search", "--confirm", "0", "--write", str(best), "--json", str(ranked)]
+    assert main(["plan", "--config", "m1_14b", *arguments]) == 0
+    config = config_file.load("m1_14b", best.read_text().split())
+    found = json.loads(ranked.read_text())
+    assert config.mesh.shape(64) == tuple(found[0]["mesh"].values())
+    assert (config.train.accumulation, config.train.remat) == (found[0]["accumulation"], found[0]["remat"])
+    costs = [entry["cost"] for entry in found]
+    assert costs == sorted(costs) and len(costs) > 50
