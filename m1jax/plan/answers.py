@@ -54,7 +54,7 @@ def train_step(config: RunConfig, stage: StageConfig, topology: Topology, compil
     """The optimiser step of a stage; raises UserError where mesh or batch do not divide, TooLargeError."""
     mesh = compiling.mesh_for(config, topology)
     built = compiling.train_program(config, mesh)
-    with compiling.placeless():
+    with compiling.lowering(mesh):
         lowered = built.lower(stage)
     mark = compiling.fingerprint(lowered, topology)
     found = compiling.cached(mark)
@@ -102,7 +102,7 @@ def decode_step(config: RunConfig, rows: int, topology: Topology, compile_it: Co
     """One token for each of `rows` rows that may grow to the model's longest context; all chips serve one batch."""
     mesh = compiling.mesh_for(config, topology)
     capacity = config.model.max_positions
-    with compiling.placeless():
+    with compiling.lowering(mesh):
         lowered = decoding.lower(config.model, mesh, rows, capacity)
     mark = compiling.fingerprint(lowered, topology)
     found = compiling.cached(mark)

@@ -85,9 +85,18 @@ def train_program(config: RunConfig, mesh: jax.sharding.Mesh) -> program.Program
     return program.build(config, mesh, loss_fn=loss_fn, params=abstract.shapes, params_axes=abstract.axes)
 
 
-def placeless() -> contextlib.AbstractContextManager[None]:
-    """Lowering without the places in source files, which kernels carry inside: another folder, the same text."""
-    return _setting("jax_traceback_in_locations_limit", 0)
+@contextlib.contextmanager
+def lowering(mesh: jax.sharding.Mesh) -> Iterator[None]:
+    """Inside it programs are lowered for `mesh`, the same text from whatever folder.
+
+    Kernels carry the places in source files inside, unless told not to; and they ask the abstract mesh for which chip
+    they are, which a program of one device does not set by itself.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_setting("jax_traceback_in_locations_limit", 0))
+        if mesh.size == 1:
+            stack.enter_context(jax.sharding.use_abstract_mesh(mesh.abstract_mesh))
+        yield
 
 
 @contextlib.contextmanager

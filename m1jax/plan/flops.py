@@ -6,6 +6,7 @@ the scores again (10 instead of 8; Dao, arXiv 2307.08691, section 3.1), and a bl
 (2 more a parameter, 4 more a key). The head's gradient is made beside its loss and is not computed again.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,7 @@ class TokenFlops:
         return self.model + self.recomputed
 
 
+@functools.lru_cache
 def per_token(model: ModelConfig, row_length: int, remat: str) -> TokenFlops:
     """FLOPs a token of rows that are one document each; shorter documents need less attention."""
     parameters = flops.matmul_parameters(model)

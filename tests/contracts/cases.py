@@ -48,7 +48,7 @@ class Case:
         topology = chips.parse(self.topology or run.hardware.topology, self.slices)
         mesh = compiling.mesh_for(run, topology)
         program = compiling.train_program(run, mesh)
-        with compiling.placeless():
+        with compiling.lowering(mesh):
             return program.lower(compiling.stage_named(run, self.stage)), mesh, topology, program.state.params
 
 
@@ -57,10 +57,6 @@ CASES = {
     "m1_14b_32k": Case("m1_14b", "annealing"),
     "m1_1b5_8k": Case("m1_1b5", "general"),
     "quickstart": Case("quickstart", "general", "v5e:1x1", overrides=("model.attention=pallas_tpu",)),
-    "small_v5e_fsdp": Case("m1_14b", "general", "v5e:2x2", overrides=(*SMALL, "mesh.fsdp=4"), compiled=True),
-    "small_v5p_context": Case(
-        "m1_14b", "annealing", "v5p:2x2x1", overrides=(*SMALL, "mesh.fsdp=2", "mesh.context=2"), compiled=True
-    ),
 }
 
 
@@ -88,13 +84,11 @@ def write(name, contract):
 
 
 def attention_calls(run):
-    """Calls of the forward kernel in a lowered step: one a distinct block, twice where remat runs it again."""
-    from m1jax.model.layout import layout
+    """The fewest calls of the forward kernel in a lowered step: one a layer kind, two where remat runs it again.
 
-    cut = layout(run.model)
-    looped = len(cut.period) * (cut.repeats if cut.repeats <= 4 else 1)
-    blocks = len(cut.prefix) + looped + len(cut.suffix)
-    return blocks * (2 if run.train.remat in ("block", "offload") else 1)
+    Layers of a kind may share one function of the program's text.
+    """
+    return len(set(run.model.layer_kinds)) * (2 if run.train.remat in ("block", "offload") else 1)
 
 
 jax.config.update("jax_platforms", "cpu")

@@ -68,7 +68,7 @@ def compiled(case):
     run, topology = config(case), chips.parse(TOPOLOGY)
     mesh = compiling.mesh_for(run, topology)
     program = compiling.train_program(run, mesh)
-    with compiling.placeless():
+    with compiling.lowering(mesh):
         lowered = program.lower(run.stages[0])
     mark = compiling.fingerprint(lowered, topology)
     facts = compiling.cached(mark) or compiling.facts(lowered, mark, mesh, topology, program.state.params)
