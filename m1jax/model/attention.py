@@ -12,8 +12,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from m1jax.config import ModelConfig
 from m1jax.kernels import AttentionFunction, LayerCache, decode_attention
+from m1jax.kernels.names import ATTENTION
 from m1jax.model.layers import Initializer, project, rope_frequencies
-from m1jax.model.remat import ATTENTION
 
 Array = jax.Array
 

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from m1jax.kernels.names import ATTENTION
+
 PROJECTION = "projection"
 """Name of what a projection returns."""
-ATTENTION = "attention"
-"""Name of what attention returns, and of what an attention kernel keeps for its own backward pass."""
 _INPUT = "block_input"
 
 _policies = jax.checkpoint_policies

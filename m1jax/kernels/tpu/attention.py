@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from m1jax.errors import UserError
+from m1jax.kernels.names import ATTENTION
 from m1jax.kernels.tpu import rotary, schedule, tuning
 from m1jax.kernels.tpu.backward import backward
 from m1jax.kernels.tpu.forward import forward
@@ -241,7 +243,8 @@ def run_forward(static: Static, operands: tuple[Array, ...], *, save: bool) -> t
 
 
 def _forward_rule(static: Static, *operands: Array) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
-    out, lse, keys, values, *_ = run_forward(static, operands, save=True)
+    saved = run_forward(static, operands, save=True)[:4]
+    out, lse, keys, values = (checkpoint_name(x, ATTENTION) for x in saved)
     return (out, lse), (operands, out, lse, keys, values)
 
 
