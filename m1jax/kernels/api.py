@@ -26,7 +26,15 @@ def _pallas_tpu(*args: Any, **settings: Any) -> Any:
 
 
 _IMPLEMENTATIONS = {"reference": reference.attention, "pallas_tpu": _pallas_tpu}
-_DECODERS = {"reference": decode.attention}
+
+
+def _decode_pallas_tpu(*args: Any, **settings: Any) -> Any:
+    from m1jax.kernels.tpu.decode import attention
+
+    return attention(*args, **settings)
+
+
+_DECODERS = {"reference": decode.attention, "pallas_tpu": _decode_pallas_tpu}
 
 
 def attention(
@@ -123,13 +131,13 @@ def decode_attention(
             real tokens of a row lie side by side. Output at padding is 0.
         window: keys that a token sees, itself included; None for all.
         scale: factor of the scores.
-        impl: name of the implementation.
+        impl: "reference" on any device; "pallas_tpu", kernels for TPUs, which write into a donated cache in place.
 
     Returns:
         (B, S, H, D) in q's dtype, and the new cache; `lengths` grow by each row's real tokens.
 
     Raises:
-        UserError: no implementation has this name.
+        UserError: no implementation has this name, or it does not support this shape.
     """
     return _choose(_DECODERS, impl)(
         q,

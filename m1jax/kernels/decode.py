@@ -33,6 +33,22 @@ class LayerCache(NamedTuple):
     """(B, K, D), the last token's V before convolution."""
 
 
+class Arriving(NamedTuple):
+    """New tokens after convolution and RoPE."""
+
+    positions: Array
+    """(B, S) int32, of real tokens."""
+    q: Array
+    """(B, K, G, S, D)."""
+    k: Array
+    """(B, K, S, D)."""
+    v: Array
+    """(B, K, S, D)."""
+    last_k: Array
+    """(B, K, D), the raw pair for the cache."""
+    last_v: Array
+
+
 def attention(
     q_BSHD: Array,
     k_BSKD: Array,
@@ -54,18 +70,12 @@ def attention(
     """
     B, S, H, D = q_BSHD.shape
     K, T = cache.k.shape[1:3]
-    positions_BS = lengths[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
-    k = rotate(convolve(k_BSKD, _previous(k_BSKD, cache.last_k, real), conv_k), positions_BS, inv_freq).transpose(
-        0, 2, 1, 3
+    new = arriving(
+        q_BSHD, k_BSKD, v_BSKD, cache, conv_k=conv_k, conv_v=conv_v, inv_freq=inv_freq, lengths=lengths, real=real
     )
-    v = convolve(v_BSKD, _previous(v_BSKD, cache.last_v, real), conv_v).transpose(0, 2, 1, 3)
-    q = rotate(q_BSHD, positions_BS, inv_freq).reshape(B, S, K, H // K, D).transpose(0, 2, 3, 1, 4)
-
+    positions_BS, q, k, v = new.positions, new.q, new.k, new.v
     written = LayerCache(
-        _write(cache.k, k, positions_BS, real),
-        _write(cache.v, v, positions_BS, real),
-        _last(k_BSKD, cache.last_k, real),
-        _last(v_BSKD, cache.last_v, real),
+        _write(cache.k, k, positions_BS, real), _write(cache.v, v, positions_BS, real), new.last_k, new.last_v
     )
     slots = written if S == 1 else cache
     last_B1 = positions_BS if S == 1 else lengths[:, None] - 1
@@ -88,6 +98,30 @@ def attention(
     )
     out_BSHD = jnp.asarray(out).reshape(B, K, H // K, S, D).transpose(0, 3, 1, 2, 4).reshape(B, S, H, D).astype(q.dtype)
     return jnp.where(real[:, :, None, None], out_BSHD, 0), written
+
+
+def arriving(
+    q_BSHD: Array,
+    k_BSKD: Array,
+    v_BSKD: Array,
+    cache: LayerCache,
+    *,
+    conv_k: Array,
+    conv_v: Array,
+    inv_freq: Array,
+    lengths: Array,
+    real: Array,
+) -> Arriving:
+    """What every implementation does to new tokens before the scores; arguments as of `attention`."""
+    B, S, H, D = q_BSHD.shape
+    K = k_BSKD.shape[2]
+    positions_BS = lengths[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
+    k = rotate(convolve(k_BSKD, _previous(k_BSKD, cache.last_k, real), conv_k), positions_BS, inv_freq).transpose(
+        0, 2, 1, 3
+    )
+    v = convolve(v_BSKD, _previous(v_BSKD, cache.last_v, real), conv_v).transpose(0, 2, 1, 3)
+    q = rotate(q_BSHD, positions_BS, inv_freq).reshape(B, S, K, H // K, D).transpose(0, 2, 3, 1, 4)
+    return Arriving(positions_BS, q, k, v, _last(k_BSKD, cache.last_k, real), _last(v_BSKD, cache.last_v, real))
 
 
 def to_bits(x: Array) -> Array:

@@ -102,7 +102,8 @@ def _over_mesh(
         if context == 1:
             return local(q, k, v, positions=ids[0], segment_ids=ids[1], prev_kv=prev_kv, q_offset=q_offset)
         if window is None or window > S - S // context:
-            k, v, positions, segment_ids = (lax.all_gather(x, "context", axis=1, tiled=True) for x in (k, v, *ids))
+            positions, segment_ids = (lax.all_gather(x, "context", axis=1, tiled=True) for x in ids)
+            k, v = (_gathered(x) for x in (k, v))
             return _mirrored(
                 functools.partial(local, k=k, v=v, positions=positions, segment_ids=segment_ids), q, context
             )
@@ -142,6 +143,16 @@ def _with_halo(x: Array, tokens: int, context: int) -> Array:
         forward = [(i, i + hop) for i in range(context - hop)]
         parts.append(lax.ppermute(x[:, s - wanted :], "context", forward))
     return jnp.concatenate(parts[::-1], axis=1)
+
+
+def _gathered(x_BsKD: Array) -> Array:
+    """(B, S, K, D) of all shards, sent as (B, S, K D).
+
+    Of the few KV heads XLA would make tiles that it does not cut between tokens, and of the gradient's reduce-scatter
+    an all-reduce, which sends twice as much.
+    """
+    flat = lax.all_gather(x_BsKD.reshape(*x_BsKD.shape[:2], -1), "context", axis=1, tiled=True)
+    return flat.reshape(*flat.shape[:2], *x_BsKD.shape[2:])
 
 
 def _mirrored(local: kernels.AttentionFunction, q_BsHD: Array, context: int) -> Any:
