@@ -63,7 +63,7 @@ def whole_gathers(module: Module, stacked: Iterable[tuple[int, ...]]) -> list[st
 
 def _is_scattered(where: Computation) -> bool:
     """Whether an all-reduce is one fusion with the slice that each device keeps of it: TPUs reduce-scatter so."""
-    return where.root.opcode in ("dynamic-slice", "bitcast") and "all-reduce-scatter" in where.name
+    return "all-reduce-scatter" in where.name
 
 
 def _received(kind: str, instruction: Instruction, size: int) -> float:
