@@ -22,7 +22,7 @@ NAMES = ("q", "k", "v", "conv_k", "conv_v")
 
 def plan(keys, cores=1, chunks=1, rows=128, tile=128):
     groups = -(-keys // (rows * cores * chunks)) * chunks
-    blocks = Blocks(rows, tile, tile)
+    blocks = Blocks(rows, tile)
     return Plan(blocks, blocks, cores, groups * rows * cores, chunks, 2**26)
 
 

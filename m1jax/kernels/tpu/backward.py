@@ -214,7 +214,7 @@ def _kernel(call: Call, adds: bool, visits: Any, offset: Any, weights: Any, *ope
         def diagonal() -> None:
             if count is not None:
                 count[lane] += 1
-            side = call.blocks.diagonal
+            side = call.blocks.keys
             limited = call.packed or (call.window is not None and call.window < rows)
             for c in range(0, rows, side):
                 tile(i, c, side, c, first_R if limited else None, diagonal=True)

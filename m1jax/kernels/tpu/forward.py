@@ -102,6 +102,7 @@ def forward(
                 pltpu.VMEM((slots(call), rows, D), q.dtype),
                 pltpu.VMEM((slots(call), D, rows), q.dtype),
                 pltpu.VMEM((2, 8, D), jnp.float32),
+                pltpu.VMEM((call.blocks.keys, rows), jnp.float32),
                 pltpu.VMEM((D, rows), q.dtype),
                 pltpu.VMEM((D, rows), jnp.float32),
                 pltpu.VMEM((1, rows), jnp.float32),
@@ -125,7 +126,7 @@ def _kernel(call: Call, save: bool, visits: Any, offset: Any, weights: Any, *ope
     q, k, v, first_k, first_v, table, token_rows, out, lse, *refs = refs
     saved = [refs.pop(0) for _ in range(2)] if save else None
     count: Any = refs.pop(0) if call.counted else None
-    keys, values, last, q_DR, acc_DR, top, total = refs
+    keys, values, last, ahead, q_DR, acc_DR, top, total = refs
     rows = call.blocks.rows
     lane, group, head = (pl.program_id(axis) for axis in range(3))
     row, kv_head, core = call.lane(lane)
@@ -175,31 +176,51 @@ def _kernel(call: Call, save: bool, visits: Any, offset: Any, weights: Any, *ope
         top[...] = jnp.full_like(top, MASKED)
         total[...] = jnp.zeros_like(total)
         acc_DR[...] = jnp.zeros_like(acc_DR)
-        tile = functools.partial(_tile, call, keys, values, q_DR, acc_DR, top, total)
+        scores_of = functools.partial(_scores, call, keys, q_DR)
+        update = functools.partial(_update, call, values, acc_DR, top, total)
+        size = call.blocks.keys
 
         def visit(j: Any, _: Any, *, edge: bool) -> None:
             if count is not None:
                 count[lane] += 1
-            for c in range(0, rows, call.blocks.keys):
-                tile(j, c, call.blocks.keys, 0, first_R=first_R if edge else None)
+            scores = ahead[...]
+            for c in range(0, rows, size):
+                # The next tile's product is asked for before this one's softmax, which it can hide behind.
+                if c + size < rows:
+                    following = scores_of(j, c + size, size, 0)
+                else:
+                    following = None
+                    ahead[...] = scores_of(j + 1, 0, size, 0)
+                scores = masked(scores, j * rows + c, first_R if edge else None, 0, diagonal=False)
+                update(scores, j, c, 0)
+                scores = following
 
         stop = jnp.where(whole < i, whole, i)
-        if call.packed or call.window is not None:
-            jax.lax.fori_loop(first, stop, functools.partial(visit, edge=True), None)
-        jax.lax.fori_loop(stop, i, functools.partial(visit, edge=False), None)
+
+        def before_diagonal() -> None:
+            ahead[...] = scores_of(first, 0, size, 0)
+            if call.packed or call.window is not None:
+                jax.lax.fori_loop(first, stop, functools.partial(visit, edge=True), None)
+            jax.lax.fori_loop(stop, i, functools.partial(visit, edge=False), None)
 
         def diagonal() -> None:
             if count is not None:
                 count[lane] += 1
-            side = call.blocks.diagonal
-            limited = call.packed or (call.window is not None and call.window < rows)
-            for c in range(0, rows, side):
-                tile(i, c, side, c, first_R=first_R if limited else None, diagonal=True)
+            limits = first_R if call.packed or (call.window is not None and call.window < rows) else None
+            scores = ahead[...]
+            for c in range(0, rows, size):
+                following = scores_of(i, c + size, size, c + size) if c + size < rows else None
+                update(masked(scores, i * rows + c, limits, c, diagonal=True), i, c, c)
+                scores = following
+
+        def seen() -> None:
+            before_diagonal()
+            diagonal()
 
         if call.packed:
-            pl.when(first <= i)(diagonal)
+            pl.when(first <= i)(seen)
         else:
-            diagonal()
+            seen()
         real = (first_R >= 0) & (total[...] > 0)
         safe = jnp.where(real, total[...], 1.0)
         out_DR = acc_DR[...] * jnp.where(real, 1.0 / safe, 0.0)
@@ -212,35 +233,27 @@ def _kernel(call: Call, save: bool, visits: Any, offset: Any, weights: Any, *ope
         pl.when(live)(attend)
 
 
-def _tile(
-    call: Call,
-    keys: Any,
-    values: Any,
-    q_DR: Any,
-    acc_DR: Any,
-    top: Any,
-    total: Any,
-    j: Any,
-    start: int,
-    size: int,
-    first_query: int,
-    *,
-    first_R: Array | None,
-    diagonal: bool = False,
+def _slot(call: Call, j: Any) -> Any:
+    return jax.lax.rem(j, slots(call)) if slots(call) < call.total_groups * call.cores else j
+
+
+def _scores(call: Call, keys: Any, q_DR: Any, j: Any, start: int, size: int, first_query: int) -> Array:
+    """`size` keys of block j from `start` on, by queries from `first_query` on."""
+    return call.dot(keys[_slot(call, j), pl.ds(start, size)], q_DR[:, first_query:])
+
+
+def _update(
+    call: Call, values: Any, acc_DR: Any, top: Any, total: Any, scores_CR: Array, j: Any, start: int, first_query: int
 ) -> None:
-    """One step of the online softmax: `size` keys of block j from `start` on, queries from `first_query` on."""
-    rows = call.blocks.rows
-    slot = jax.lax.rem(j, slots(call)) if slots(call) < call.total_groups * call.cores else j
-    part, queries = pl.ds(start, size), pl.ds(first_query, rows - first_query)
-    scores = call.dot(keys[slot, part], q_DR[:, queries])
-    scores = masked(scores, j * rows + start, first_R, first_query, diagonal)
+    """One step of the online softmax with the scores of the keys of block j from `start` on."""
+    queries = pl.ds(first_query, scores_CR.shape[1])
     before = top[:, queries]
-    now = jnp.maximum(before, scores.max(axis=0, keepdims=True))
-    weight = jnp.exp2(scores - now)
+    now = jnp.maximum(before, scores_CR.max(axis=0, keepdims=True))
+    weight = jnp.exp2(scores_CR - now)
     shrink = jnp.exp2(before - now)
     top[:, queries] = now
     total[:, queries] = total[:, queries] * shrink + weight.sum(axis=0, keepdims=True)
-    product = call.dot(values[slot, :, part], weight.astype(values.dtype))
+    product = call.dot(values[_slot(call, j), :, pl.ds(start, scores_CR.shape[0])], weight.astype(values.dtype))
     acc_DR[:, queries] = acc_DR[:, queries] * shrink + product
 
 

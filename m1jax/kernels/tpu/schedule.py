@@ -25,9 +25,8 @@ class Blocks:
     rows: int
     """Queries of a grid step, and keys of a block that is visited or skipped; a multiple of 128."""
     keys: int
-    """Keys whose scores are computed at once; divides `rows`."""
-    diagonal: int
-    """Side of the sub-tiles that the diagonal block is cut into, above which nothing is computed; divides `rows`."""
+    """Keys whose scores are computed at once, and side of the squares into which the diagonal is cut, above which
+    nothing is computed; a multiple of 128 that divides `rows`."""
 
 
 @dataclasses.dataclass(frozen=True)

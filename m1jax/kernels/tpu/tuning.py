@@ -16,7 +16,7 @@ _KINDS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite"
 
 _BLOCKS: dict[tuple[str, int], tuple[Blocks, Blocks]] = {}
 """(chip, head_dim): forward and backward; both have the same rows."""
-_DEFAULT = Blocks(512, 512, 256), Blocks(512, 512, 256)
+_DEFAULT = Blocks(1024, 256), Blocks(1024, 256)
 
 
 def chip() -> str:
@@ -51,4 +51,4 @@ def plan(chip: str, head_dim: int, keys: int, pairs: int, dtype: Any) -> Plan:
 
 
 def _fitted(blocks: Blocks, rows: int) -> Blocks:
-    return Blocks(rows, min(rows, blocks.keys), min(rows, blocks.diagonal))
+    return Blocks(rows, min(rows, blocks.keys))
