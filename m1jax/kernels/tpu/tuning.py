@@ -46,7 +46,7 @@ def plan(chip: str, head_dim: int, keys: int, pairs: int, dtype: Any) -> Plan:
         cores=cores,
         keys=groups * rows * cores,
         chunks=chunks,
-        vmem_bytes=int(VMEM.get(chip, 64 * MEBIBYTE) * 0.95),
+        vmem_bytes=int(VMEM.get(chip, 64 * MEBIBYTE) * 0.9),
     )
 
 

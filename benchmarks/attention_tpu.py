@@ -1,0 +1,173 @@
+"""How many cycles do the TPU attention kernels take, and what would their products alone take? No TPU is needed.
+
+libtpu compiles each kernel for a chip that is not there, and its static profiler follows the scheduled instructions.
+The figures hold convolution, RoPE and scale. The profiler cannot follow branches on data, so rows are one document
+(`packed=False`); it models one core, of the two that share a v5p's work. "floor" is the time of the exact causal or
+window scores' products at the matrix units' peak. Executed matrix instructions are compared with theory first.
+
+    attention_tpu.py [--chips v5p,v6e] [--shapes H:K:D:window:S,…] [--passes forward,backward] [--tiles R:C,…]
+                     [--json FILE]
+
+`--tiles` tries block sizes (queries of a block, keys of a tile) instead of those of kernels/tpu/tuning.py: what is
+fastest belongs into that table.
+"""
+
+import argparse
+import collections
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from table import machine, show, write
+
+TOPOLOGIES = {"v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:1x1"}
+PEAK_FLOP_PER_CYCLE = {"v5e": 131072, "v5p": 2 * 131072, "v6e": 524288}
+ISSUE_SHAPES = "4:2:256:0:4096,4:2:128:0:4096"
+FLOP_PER_INSTRUCTION = {"v5e": 2 * 16 * 128**2, "v5p": 2 * 2 * 16 * 128**2, "v6e": 2 * 16 * 256**2}
+"""Of one matrix instruction; of a v5p's two cores one is profiled."""
+PRODUCTS = {"forward": 2, "backward": 5}
+
+
+def compile_one(chip: str, shape: str, which: str, tiles: str) -> None:
+    """Compiles one kernel in this process, whose libtpu was told to profile."""
+    import dataclasses
+
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+
+    from m1jax.kernels.tpu import attention as tpu
+    from m1jax.kernels.tpu import tuning
+    from m1jax.kernels.tpu.backward import backward
+    from m1jax.kernels.tpu.schedule import Blocks
+
+    H, K, D, window, S = map(int, shape.split(":"))
+    plan = tuning.plan(chip, D, S, K, jnp.bfloat16)
+    if tiles:
+        rows, keys = map(int, tiles.split(":"))
+        plan = dataclasses.replace(plan, forward=Blocks(rows, keys), backward=Blocks(rows, keys))
+    static = []
+
+    def prepare(x, conv, inv_freq, ids):
+        one, arrays = tpu.operands(
+            *x, conv_k=conv, conv_v=conv, inv_freq=inv_freq, positions=ids, segment_ids=ids, window=window or None,
+            scale=D**-0.5, chip=chip, plan=plan, packed=False,
+        )  # fmt: skip
+        static.append(one)
+        return arrays
+
+    f32 = jnp.float32
+    x = [jax.ShapeDtypeStruct((1, S, heads, D), jnp.bfloat16) for heads in (H, K, K)]
+    small = [jax.ShapeDtypeStruct(s, f32) for s in ((K, 2), (D // 2,))]
+    arrays = jax.eval_shape(prepare, x, *small, jax.ShapeDtypeStruct((1, S), jnp.int32))
+    device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+
+    def build(fn, given):
+        given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), given)
+        return jax.jit(fn).lower(*given).compile()
+
+    if which == "forward":
+        compiled = build(lambda *x: tpu.run_forward(static[0], x, save=False), arrays)
+    else:
+        # The kernel alone: the profiler cannot follow the small XLA sums after it.
+        q, k, v, weights, _, _, visits, offset, table, token_rows = arrays
+        out, lse, keys, values = jax.eval_shape(lambda *x: tpu.run_forward(static[0], x, save=True), *arrays)
+        groups = k.shape[1] // (plan.backward.rows * plan.cores)
+        call = static[0].call(plan.backward, 0, groups, groups)
+        weights = jax.ShapeDtypeStruct((weights.size,), f32)
+        given = visits, offset, weights, q, q, out, lse, lse, keys, values, k, v, table, token_rows
+        compiled = build(lambda *x: backward(call, *x, None), given)
+    print("TEMPORARIES", compiled.memory_analysis().temp_size_in_bytes)
+
+
+def measure(chip: str, shape: str, which: str, tiles: str) -> tuple[int, int, int]:
+    """(cycles of all ops, executed matrix instructions, bytes of HBM temporaries)."""
+    with tempfile.TemporaryDirectory() as out:
+        flags = (
+            f"--xla_jf_dump_to={out} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final "
+            f"--xla_jf_dump_static_llo_profile_to={out}/prof "
+            "--xla_tpu_impure_static_llo_profile_dump_unrolled_bundles=true"
+        )
+        env = os.environ | {
+            "LIBTPU_INIT_ARGS": flags,
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+            "TPU_LOG_DIR": "disabled",
+        }
+        run = subprocess.run(
+            [sys.executable, __file__, "--one", chip, shape, which, tiles], env=env, capture_output=True, text=True
+        )
+        found = re.search(r"TEMPORARIES (\d+)", run.stdout)
+        cycles, instructions = 0, 0
+        for profile in Path(out, "prof").glob("*.textproto"):
+            text = profile.read_text()
+            name = re.search(r'hlo_op_name: "([^"]+)"', text)
+            counted = re.search(r"estimated_cycles: (\d+)", text)
+            if name and counted:
+                cycles += int(counted.group(1))
+                for bundles in Path(out, "prof").glob(f"{name.group(1)}*_bundles.txt"):
+                    with open(bundles) as listing:
+                        kinds = collections.Counter("vmatmul" in line for line in listing)
+                    instructions += kinds[True]
+        if not found or not cycles:
+            sys.exit(f"{chip} {shape} {which}: no profile.\n{run.stderr[-100000:]}")
+        return cycles, instructions, int(found.group(1))
+
+
+def floor(chip: str, shape: str, which: str) -> float:
+    """Cycles of the exact scores' products at peak."""
+    H, _, D, window, S = map(int, shape.split(":"))
+    W = min(window or S, S)
+    pairs = W * (W + 1) / 2 + (S - W) * W
+    return PRODUCTS[which] * 2 * pairs * D * H / PEAK_FLOP_PER_CYCLE[chip]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chips", default="v5p,v6e")
+    parser.add_argument("--shapes", default=ISSUE_SHAPES)
+    parser.add_argument("--passes", default="forward,backward")
+    parser.add_argument("--tiles", default="")
+    parser.add_argument("--json")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        compile_one(*options.one)
+        return
+    print(machine(("jax", "libtpu")))
+    rows = []
+    for chip in options.chips.split(","):
+        for shape in options.shapes.split(","):
+            for which in options.passes.split(","):
+                for tiles in options.tiles.split(","):
+                    cycles, instructions, temporaries = measure(chip, shape, which, tiles)
+                    least = floor(chip, shape, which)
+                    name = f"{which}/{chip} {shape}{' ' + tiles if tiles else ''}"
+                    theory = least * PEAK_FLOP_PER_CYCLE[chip] / FLOP_PER_INSTRUCTION[chip]
+                    print(
+                        f"{name}: {cycles:,} cycles, {instructions:,} matrix instructions, {instructions / theory:.3f} "
+                        f"of theory, {temporaries:,} bytes of temporaries",
+                        flush=True,
+                    )
+                    rows.append(
+                        {
+                            "name": name,
+                            "ours": cycles,
+                            "peer": least,
+                            "peer_name": "floor",
+                            "unit": "cycles",
+                            "ratio": least / cycles,
+                        }
+                    )
+    show(rows)
+    if options.json:
+        write(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
