@@ -36,17 +36,21 @@ def plan(chip: str, head_dim: int, keys: int, pairs: int, dtype: Any) -> Plan:
         rows += rows & -rows
     groups = -(-keys // (rows * cores))
     itemsize = jnp.dtype(dtype).itemsize
+    capacity = VMEM.get(chip, 64 * MEBIBYTE)
     # A key's share in the backward kernel: prepared K, its transpose and V, and two sums in float32.
-    resident = int(VMEM.get(chip, 64 * MEBIBYTE) * 0.55) // (head_dim * (3 * itemsize + 8))
-    chunks = max(1, -(-groups * rows * cores // resident))
+    share = head_dim * (3 * itemsize + 8)
+    chunks = max(1, -(-groups * rows * cores * share // int(capacity * 0.55)))
     groups = -(-groups // chunks) * chunks
+    tokens = groups * rows * cores
+    resident = max(2 * tokens * head_dim * itemsize, tokens // chunks * share)
     return Plan(
         forward=_fitted(forward, rows),
         backward=_fitted(backward, rows),
         cores=cores,
-        keys=groups * rows * cores,
+        keys=tokens,
         chunks=chunks,
-        vmem_bytes=int(VMEM.get(chip, 64 * MEBIBYTE) * 0.9),
+        # XLA may reserve as much again, so ask for what is needed: streams and tiles take 15 MiB in bfloat16.
+        vmem_bytes=min(resident + 10 * itemsize * MEBIBYTE, int(capacity * 0.9)),
     )
 
 
