@@ -11,6 +11,9 @@ coordinator, count, index, devices, sizes, folder = sys.argv[1:]
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
 
+import numpy as np  # noqa: E402
+from jax._src.distributed import global_state  # noqa: E402
+
 from m1jax.config import MeshConfig  # noqa: E402
 from m1jax.parallel import mesh as meshes  # noqa: E402
 from m1jax.parallel import processes  # noqa: E402
@@ -33,8 +36,11 @@ def main():
     run = toy.config()
     built = toy.program(run, mesh)
     state, feed, losses = toy.state(built, run), Feed(batches(), mesh), []
+    step = built.step.lower(*built.arguments(toy.ROWS, toy.LENGTH)).compile()
+    # Gloo gives the others 30 seconds to come to a first collective: on a busy machine they compile longer than that.
+    global_state.client.wait_at_barrier("compiled", 600_000)
     for _ in range(STEPS):
-        state, metrics = built.step(state, feed.take().device, toy.BASE, True)
+        state, metrics = step(state, feed.take().device, np.float32(toy.BASE), np.bool_(True))
         losses.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     with open(os.path.join(folder, f"{index}.json"), "w") as file:
         json.dump(losses, file)
