@@ -29,7 +29,7 @@ def command(args: argparse.Namespace, folder: Path) -> list[str]:
         overrides = [f"folder={folder}", *args.overrides]
         given = [part for override in overrides for part in ("--set", override)]
         return [sys.executable, "-c", program, "train", "--config", args.config, *given]
-    return [sys.executable, "-m", "tests.train.toy_run", str(folder), str(args.seconds), "20"]
+    return [sys.executable, "-m", "tests.train.toy_run", str(folder), str(args.seconds), str(args.steps), "20"]
 
 
 def start(args: argparse.Namespace, folder: Path) -> subprocess.Popen:
@@ -105,7 +105,8 @@ def main() -> None:
     parser.add_argument("--config", help="a run of `m1 train` with its rows packed, instead of the small loss")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=0.1, help="least seconds a step (small loss only)")
+    parser.add_argument("--seconds", type=float, default=0.05, help="least seconds a step (small loss only)")
+    parser.add_argument("--steps", type=int, default=80, help="steps of each of the three stages (small loss only)")
     parser.add_argument("--longest", type=float, default=0.8, help="most seconds from a start's first step to its kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plot", help="draw both runs into this picture")

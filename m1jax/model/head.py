@@ -13,15 +13,17 @@ import jax.numpy as jnp
 from m1jax.kernels.matmul import einsum, matmul_precision
 
 Array = jax.Array
-Sums = tuple[Array, Array]
+Sums = tuple[Array, Array, Array]
 
 
 class Loss(NamedTuple):
-    """Sums over targets, float32 scalars: weighted negative log-likelihood (nats), weights, weighted top-1 hits."""
+    """Weighted sums over targets, float32 scalars: negative log-likelihood, weights, top-1 hits, log Z (nats)."""
 
     loss: Array
     weight: Array
     correct: Array
+    log_z: Array
+    """Of the log-sum-exp of the logits."""
 
 
 def normalize_rows(weight_VE: Array) -> Array:
@@ -57,15 +59,15 @@ def log_likelihood(
 def cross_entropy(
     hidden_BSE: Array, weight_VE: Array, targets_BS: Array, weights_BS: Array, *, chunk: int, normalize: bool = True
 ) -> Loss:
-    """Sum over tokens of weight x -log p(target), with the sums of weights and of top-1 hits beside it.
+    """Sum over tokens of weight x -log p(target), with the sums of weights, top-1 hits and log Z beside it.
 
     Never a mean: the caller divides by the global sum of weights. Under differentiation the gradient of each chunk is
     formed while its logits are there, so they are computed once. Only `loss` is differentiable, with respect to hidden
     and weight. `chunk` as in `log_likelihood`.
     """
     weights_BS = weights_BS.astype(jnp.float32)
-    loss, correct = _summed(hidden_BSE, _factor(weight_VE, normalize), targets_BS, weights_BS, chunk)
-    return Loss(loss, jnp.sum(weights_BS), jax.lax.stop_gradient(correct))
+    loss, correct, log_z = _summed(hidden_BSE, _factor(weight_VE, normalize), targets_BS, weights_BS, chunk)
+    return Loss(loss, jnp.sum(weights_BS), jax.lax.stop_gradient(correct), jax.lax.stop_gradient(log_z))
 
 
 def _factor(weight_VE: Array, normalize: bool) -> Array:
@@ -108,11 +110,16 @@ def _summed(hidden_BSE: Array, normed_VE: Array, targets_BS: Array, weights_BS: 
 
     def one(sums: Sums, part: tuple[Array, ...]) -> tuple[Sums, None]:
         hidden, targets, weights = part
-        log_p, hit, _, _ = _log_likelihood(hidden, normed, targets)
-        return (sums[0] - jnp.sum(log_p * weights), sums[1] + jnp.sum(hit * weights)), None
+        log_p, hit, _, total = _log_likelihood(hidden, normed, targets)
+        return _added(sums, log_p, hit, total, weights), None
 
     parts, _ = _cut(chunk, hidden_BSE, targets_BS, weights_BS)
-    return jax.lax.scan(one, (jnp.float32(0), jnp.float32(0)), parts)[0]
+    return jax.lax.scan(one, (jnp.float32(0), jnp.float32(0), jnp.float32(0)), parts)[0]
+
+
+def _added(sums: Sums, log_p: Array, hit: Array, total: Array, weights: Array) -> Sums:
+    loss, correct, log_z = sums
+    return loss - jnp.sum(log_p * weights), correct + jnp.sum(hit * weights), log_z + jnp.sum(total * weights)
 
 
 def _summed_forward(
@@ -123,18 +130,17 @@ def _summed_forward(
     normed, precision = normed_VE.astype(dtype), matmul_precision(dtype)
 
     def one(carry: tuple[Sums, Array], part: tuple[Array, ...]) -> tuple[tuple[Sums, Array], Array]:
-        (loss, correct), d_normed = carry
+        sums, d_normed = carry
         hidden, targets, weights = part
         log_p, hit, logits, total = _log_likelihood(hidden, normed, targets)
         is_target = jnp.arange(normed.shape[0]) == targets[..., None]
         d_logits = ((jnp.exp(logits - total[..., None]) - is_target) * weights[..., None]).astype(dtype)
         d_hidden = einsum("bsv,ve->bse", d_logits, normed, dtype=dtype)
         d_normed += jnp.einsum("bsv,bse->ve", d_logits, hidden, precision=precision, preferred_element_type=jnp.float32)
-        sums = loss - jnp.sum(log_p * weights), correct + jnp.sum(hit * weights)
-        return (sums, d_normed), d_hidden
+        return (_added(sums, log_p, hit, total, weights), d_normed), d_hidden
 
     parts, join = _cut(chunk, hidden_BSE, targets_BS, weights_BS)
-    start = (jnp.float32(0), jnp.float32(0)), jnp.zeros(normed_VE.shape, jnp.float32)
+    start = (jnp.float32(0), jnp.float32(0), jnp.float32(0)), jnp.zeros(normed_VE.shape, jnp.float32)
     (sums, d_normed), d_hidden = jax.lax.scan(one, start, parts)
     return sums, (join(d_hidden), d_normed)
 

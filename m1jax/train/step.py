@@ -14,8 +14,9 @@ from m1jax.train.state import TrainState
 Batch = Mapping[str, jax.Array]
 """tokens, targets, segment_ids, positions int32 (rows, S); weights fp32 (rows, S)."""
 
-LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array]]
-"""(params, batch, rope_base) to (sum of the targets' losses in nats, number of targets), both fp32 ()."""
+LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Any]]
+"""(params, batch, rope_base) to (sum of the targets' losses in nats, number of targets), both fp32 (); the number may
+stand in a dict as "targets", beside other sums over targets whose means are to be reported."""
 
 
 Split = Callable[[Batch], Batch]
@@ -41,7 +42,8 @@ def train_step(
     clip), norm_mean (of the accepted norms before it), skipped (0 or 1), skipped_total, nonfinite_in_row, and norms of
     gradients, updates and parameters (those before the step) by layer kind, which `kind_of` tells.
     """
-    total, count, grads = _sums(loss_fn, state.params, batch, rope_base, split)
+    total, sums, grads = _sums(loss_fn, state.params, batch, rope_base, split)
+    count = sums.pop("targets")
     divisor = jnp.maximum(count, 1.0)
     loss = total / divisor
     # The loss itself may be the first thing that is not finite; the clip must see it in the norm that it judges.
@@ -53,6 +55,7 @@ def train_step(
     metrics = {
         "loss": loss,
         "targets": count,
+        **{name: value / divisor for name, value in sums.items()},
         "grad_norm": history.last_norm,
         "norm_mean": history.last_mean,
         "skipped": history.last_skipped.astype(jnp.float32),
@@ -68,12 +71,12 @@ def train_step(
 
 def _sums(
     loss_fn: LossFn, params: Any, batch: Batch, rope_base: jax.Array, split: Split | None
-) -> tuple[jax.Array, jax.Array, Any]:
-    """Summed loss, targets, and the gradient of the sum; over micro-batches in float32, one after the other."""
+) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+    """Summed loss, its other sums, and the gradient of the sum; over micro-batches in float32, one after the other."""
 
-    def evaluate(part: Batch) -> tuple[jax.Array, jax.Array, Any]:
-        (total, count), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part, rope_base)
-        return total, count, grads
+    def evaluate(part: Batch) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+        (total, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part, rope_base)
+        return total, dict(aux) if isinstance(aux, Mapping) else {"targets": aux}, grads
 
     if split is None:
         return evaluate(batch)
@@ -81,6 +84,7 @@ def _sums(
     def add(sums: Any, part: Batch) -> tuple[Any, None]:
         return jax.tree.map(lambda s, x: s + x.astype(jnp.float32), sums, evaluate(part)), None
 
-    zero = jnp.zeros((), jnp.float32)
-    start = zero, zero, jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    return jax.lax.scan(add, start, split(batch))[0]
+    parts = split(batch)
+    shapes = jax.eval_shape(evaluate, jax.tree.map(lambda x: x[0], parts))
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    return jax.lax.scan(add, start, parts)[0]

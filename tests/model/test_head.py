@@ -50,7 +50,9 @@ def test_chunked_loss_and_gradient_equal_plain_ones(seed, B, S, chunk):
 
     sums, undifferentiated, log_p, gradients = ours(hidden, weight)
     (loss, correct, chosen), want = expected(hidden, weight)
-    np.testing.assert_allclose(sums, (loss, weights.sum(), correct), rtol=1e-5)
+    unit = np.float64(weight) / np.linalg.norm(np.float64(weight), axis=-1, keepdims=True)
+    log_z = np.sum(np.log(np.exp(np.float64(hidden) @ unit.T).sum(-1)) * weights)
+    np.testing.assert_allclose(sums, (loss, weights.sum(), correct, log_z), rtol=1e-5)
     np.testing.assert_allclose(undifferentiated, sums, rtol=1e-6)
     np.testing.assert_allclose(log_p, chosen, atol=2e-5)
     for got, true in zip(gradients, want, strict=True):

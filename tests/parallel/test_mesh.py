@@ -34,8 +34,8 @@ def loss_and_gradients(sizes, devices):
     params = jax.device_put(initial(), shardings)
     batch = jax.device_put(toy.batch(), rules.batch_sharding(mesh))
     run = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), out_shardings=(None, shardings))
-    (loss, count), grads = run(params, batch, np.float32(toy.BASE))
-    return float(loss), float(count), jax.device_get(grads), params
+    (loss, sums), grads = run(params, batch, np.float32(toy.BASE))
+    return float(loss), float(sums["targets"]), jax.device_get(grads), params
 
 
 @pytest.fixture(scope="module")

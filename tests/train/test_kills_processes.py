@@ -24,7 +24,7 @@ def start(folder, count, seconds=0.2):
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.train.toy_run", str(folder), str(seconds), str(SILENCE)]
+    command = [sys.executable, "-m", "tests.train.toy_run", str(folder), str(seconds), str(STEPS // 3), str(SILENCE)]
     return [
         subprocess.Popen(
             [*command, address, str(count), str(index)],

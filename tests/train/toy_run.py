@@ -1,6 +1,6 @@
 """A process of a run with a small loss of its own: for tests that kill, freeze and interrupt processes.
 
-python -m tests.train.toy_run FOLDER SECONDS_A_STEP SILENCE [HOST:PORT PROCESSES PROCESS]
+python -m tests.train.toy_run FOLDER SECONDS_A_STEP STEPS_A_STAGE SILENCE [HOST:PORT PROCESSES PROCESS]
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ def share(batch, mesh):
     return {name: np.split(value, parts)[index] for name, value in batch.items()}
 
 
-def main(folder, seconds, silence, coordinator="", count="1", index="0"):
+def main(folder, seconds, steps, silence, coordinator="", count="1", index="0"):
     if coordinator:
         processes.start(processes.Processes(coordinator, int(count), int(index)))
     overrides = {"checkpoint_every": 3, "keep_checkpoints": 3}
     config = test_loop.small_config(Path(folder), **overrides)
     # Two rows of the last stage are too few for four processes.
     stages = tuple(
-        dataclasses.replace(stage, global_batch=4, tokens=20 * 4 * stage.row_length) for stage in config.stages
+        dataclasses.replace(stage, global_batch=4, tokens=int(steps) * 4 * stage.row_length) for stage in config.stages
     )
     config = dataclasses.replace(config, stages=stages)
     mesh = meshes.make(config.mesh)
