@@ -2,15 +2,18 @@
 
 import dataclasses
 import os
+import sys
+import threading
 
 import jax
 
-from m1jax.errors import UserError
+from m1jax.errors import AGAIN, UserError
 
 HEARTBEAT_SECONDS = 40
 """How long jax's own service waits for a silent process: under a minute, above what train/liveness.py waits."""
 _SHUTDOWN_SECONDS = 30
-_JOIN_SECONDS = 300
+JOIN_SECONDS = 300
+"""How long the processes of a run wait for each other when it starts."""
 # What clusters that jax recognises set in the environment of a task: the number of tasks, or of slices.
 _COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
 
@@ -28,7 +31,8 @@ def start(given: Processes | None = None) -> None:
     """Joins the run's processes, before anything else touches a device; one process alone is left as it is.
 
     Without `given`, jax's own detection finds the others on a TPU pod (Compute Engine, GKE), under Slurm and under
-    Open MPI. Raises UserError where they cannot be joined.
+    Open MPI. Raises UserError where what was given cannot be right. Where the others do not come in time (after a
+    restart one may be late), the process ends with exit status AGAIN.
     """
     if jax.distributed.is_initialized():
         return
@@ -36,13 +40,17 @@ def start(given: Processes | None = None) -> None:
         return
     if given is not None and not 0 <= given.index < given.count:
         raise UserError(f"--process {given.index} is none of {given.count} processes: count them from 0.")
+    # jax's own client aborts the process when its time is over, so ours is over first.
+    late = threading.Timer(JOIN_SECONDS, _leave, [given])
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             coordinator_address=given.coordinator if given else None,
             num_processes=given.count if given else None,
             process_id=given.index if given else None,
             cluster_detection_method="deactivate" if given else None,
-            initialization_timeout=_JOIN_SECONDS,
+            initialization_timeout=2 * JOIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
@@ -52,6 +60,19 @@ def start(given: Processes | None = None) -> None:
         raise UserError(
             f"process could not join {where} ({reason}): start all processes, and give the same --coordinator to each."
         ) from error
+    finally:
+        late.cancel()
+
+
+def _leave(given: Processes | None) -> None:
+    who = f"process {given.index}" if given else "this process"
+    where = f" at {given.coordinator}" if given else ""
+    print(  # noqa: T201
+        f"m1: not all processes of the run met in {JOIN_SECONDS} s, of which {who} waited{where}: start them again.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(AGAIN)
 
 
 def _on_a_cluster() -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from m1jax.config import MeshConfig
+from m1jax.errors import AGAIN
 from m1jax.parallel import mesh as meshes
 from tests.parallel import toy
 
@@ -53,3 +54,18 @@ def test_processes_give_the_losses_of_one(tmp_path, expected, count, devices, si
             process.kill()
     for i in range(count):
         np.testing.assert_allclose(json.loads((tmp_path / f"{i}.json").read_text()), expected, rtol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_waits_in_vain_is_to_be_started_again(index):
+    """A restarted host may come late: jax's own client would abort, which tells a launch script nothing."""
+    where = f"localhost:{free_port()}"
+    code = (
+        "from m1jax.parallel import processes\n"
+        "processes.JOIN_SECONDS = 2\n"
+        f"processes.start(processes.Processes({where!r}, 2, {index}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == AGAIN
+    assert f"process {index} waited at {where}: start them again." in done.stderr
