@@ -28,7 +28,7 @@ lint: $(call installed,lint)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
-	$(VENV)/bin/shellcheck -x launch/m1launch launch/*.sh launch/remote/*.sh
+	$(VENV)/bin/shellcheck -x launch/*.sh launch/remote/*.sh
 
 clean:
 	rm -rf $(VENV) runs
