@@ -1,27 +1,32 @@
 """How many cycles do the TPU attention kernels take, and what would their products alone take? No TPU is needed.
 
 libtpu compiles each kernel for a chip that is not there, and its static profiler follows the scheduled instructions.
-The figures hold convolution, RoPE and scale. The profiler cannot follow branches on data, so rows are one document
-(`packed=False`); it models one core, of the two that share a v5p's work. "floor" is the time of the exact causal or
-window scores' products at the matrix units' peak. Executed matrix instructions are compared with theory first.
+The figures of ours hold convolution, RoPE and scale; jax's splash attention (splash.py), the peer, computes attention
+alone; window layers are compared at lengths up to the window, where they are causal. The profiler cannot follow
+branches on data, so rows are one document (`packed=False`); it models one core, of the two that share a v5p's work.
+"floor" is the time of the exact scores' products at the matrix units' peak. Executed matrix instructions are compared
+with theory first.
 
     attention_tpu.py [--chips v5p,v6e] [--shapes H:K:D:window:S,…] [--passes forward,backward] [--tiles R:C,…]
-                     [--json FILE]
+                     [--alone] [--json FILE]
 
-`--tiles` tries block sizes (queries of a block, keys of a tile) instead of those of kernels/tpu/tuning.py: what is
-fastest belongs into that table.
+`--alone` leaves the peer out. `--tiles` tries block sizes (queries of a block, keys of a tile) instead of those of
+kernels/tpu/tuning.py: what is fastest belongs into that table.
 """
 
 import argparse
 import collections
+import itertools
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from table import machine, show, write
+from table import machine, row, show, write
 
 TOPOLOGIES = {"v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:1x1"}
 PEAK_FLOP_PER_CYCLE = {"v5e": 131072, "v5p": 2 * 131072, "v6e": 524288}
@@ -29,15 +34,44 @@ ISSUE_SHAPES = "4:2:256:0:4096,4:2:128:0:4096"
 FLOP_PER_INSTRUCTION = {"v5e": 2 * 16 * 128**2, "v5p": 2 * 2 * 16 * 128**2, "v6e": 2 * 16 * 256**2}
 """Of one matrix instruction; of a v5p's two cores one is profiled."""
 PRODUCTS = {"forward": 2, "backward": 5}
+KERNELS = {
+    "ours": {"forward": "m1_attention_forward", "backward": "m1_attention_backward"},
+    "splash": {"forward": "splash_mha_fwd", "backward": "splash_mha_d"},
+}
+"""What the names of the measured ops begin with; splash's backward pass is dq and dkv."""
 
 
-def compile_one(chip: str, shape: str, which: str, tiles: str) -> None:
+def compile_one(whose: str, chip: str, shape: str, which: str, tiles: str) -> None:
     """Compiles one kernel in this process, whose libtpu was told to profile."""
+    compiled = compile_splash(chip, shape, which) if whose == "splash" else compile_ours(chip, shape, which, tiles)
+    print("TEMPORARIES", compiled.memory_analysis().temp_size_in_bytes)
+
+
+def build(chip: str, fn: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """`fn` compiled for one chip of a kind."""
+    import jax
+    from jax.experimental import topologies
+
+    device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
+    return jax.jit(fn).lower(*given).compile()
+
+
+def compile_splash(chip: str, shape: str, which: str) -> Any:
+    """The peer."""
+    import splash
+
+    H, K, D, _, S = map(int, shape.split(":"))
+    return build(chip, *splash.program(H, K, D, S, which))
+
+
+def compile_ours(chip: str, shape: str, which: str, tiles: str) -> Any:
+    """Ours, with the blocks of the table or with `tiles`."""
     import dataclasses
 
     import jax
     import jax.numpy as jnp
-    from jax.experimental import topologies
 
     from m1jax.kernels.tpu import attention as tpu
     from m1jax.kernels.tpu import tuning
@@ -63,29 +97,20 @@ def compile_one(chip: str, shape: str, which: str, tiles: str) -> None:
     x = [jax.ShapeDtypeStruct((1, S, heads, D), jnp.bfloat16) for heads in (H, K, K)]
     small = [jax.ShapeDtypeStruct(s, f32) for s in ((K, 2), (D // 2,))]
     arrays = jax.eval_shape(prepare, x, *small, jax.ShapeDtypeStruct((1, S), jnp.int32))
-    device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
-    sharding = jax.sharding.SingleDeviceSharding(device)
-
-    def build(fn, given):
-        given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), given)
-        return jax.jit(fn).lower(*given).compile()
-
     if which == "forward":
-        compiled = build(lambda *x: tpu.run_forward(static[0], x, save=False), arrays)
-    else:
-        # The kernel alone: the profiler cannot follow the small XLA sums after it.
-        q, k, v, weights, _, _, visits, offset, table, token_rows = arrays
-        out, lse, keys, values = jax.eval_shape(lambda *x: tpu.run_forward(static[0], x, save=True), *arrays)
-        groups = k.shape[1] // (plan.backward.rows * plan.cores)
-        call = static[0].call(plan.backward, 0, groups, groups)
-        weights = jax.ShapeDtypeStruct((weights.size,), f32)
-        given = visits, offset, weights, q, q, out, lse, lse, keys, values, k, v, table, token_rows
-        compiled = build(lambda *x: backward(call, *x, None), given)
-    print("TEMPORARIES", compiled.memory_analysis().temp_size_in_bytes)
+        return build(chip, lambda *x: tpu.run_forward(static[0], x, save=False), arrays)
+    # The kernel alone: the profiler cannot follow the small XLA sums after it.
+    q, k, v, weights, _, _, visits, offset, table, token_rows = arrays
+    out, lse, keys, values = jax.eval_shape(lambda *x: tpu.run_forward(static[0], x, save=True), *arrays)
+    groups = k.shape[1] // (plan.backward.rows * plan.cores)
+    call = static[0].call(plan.backward, 0, groups, groups)
+    weights = jax.ShapeDtypeStruct((weights.size,), f32)
+    given = visits, offset, weights, q, q, out, lse, lse, keys, values, k, v, table, token_rows
+    return build(chip, lambda *x: backward(call, *x, None), given)
 
 
-def measure(chip: str, shape: str, which: str, tiles: str) -> tuple[int, int, int]:
-    """(cycles of all ops, executed matrix instructions, bytes of HBM temporaries)."""
+def measure(whose: str, chip: str, shape: str, which: str, tiles: str = "") -> tuple[int, int, int]:
+    """(cycles of the kernels, executed matrix instructions, bytes of HBM temporaries)."""
     with tempfile.TemporaryDirectory() as out:
         flags = (
             f"--xla_jf_dump_to={out} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final "
@@ -100,7 +125,10 @@ def measure(chip: str, shape: str, which: str, tiles: str) -> tuple[int, int, in
             "TPU_LOG_DIR": "disabled",
         }
         run = subprocess.run(
-            [sys.executable, __file__, "--one", chip, shape, which, tiles], env=env, capture_output=True, text=True
+            [sys.executable, __file__, "--one", whose, chip, shape, which, tiles],
+            env=env,
+            capture_output=True,
+            text=True,
         )
         found = re.search(r"TEMPORARIES (\d+)", run.stdout)
         cycles, instructions = 0, 0
@@ -108,14 +136,14 @@ def measure(chip: str, shape: str, which: str, tiles: str) -> tuple[int, int, in
             text = profile.read_text()
             name = re.search(r'hlo_op_name: "([^"]+)"', text)
             counted = re.search(r"estimated_cycles: (\d+)", text)
-            if name and counted:
+            if name and counted and name.group(1).startswith(KERNELS[whose][which]):
                 cycles += int(counted.group(1))
                 for bundles in Path(out, "prof").glob(f"{name.group(1)}*_bundles.txt"):
                     with open(bundles) as listing:
                         kinds = collections.Counter("vmatmul" in line for line in listing)
                     instructions += kinds[True]
         if not found or not cycles:
-            sys.exit(f"{chip} {shape} {which}: no profile.\n{run.stderr[-100000:]}")
+            sys.exit(f"{whose} {chip} {shape} {which}: no profile.\n{run.stderr[-100000:]}")
         return cycles, instructions, int(found.group(1))
 
 
@@ -133,37 +161,38 @@ def main() -> None:
     parser.add_argument("--shapes", default=ISSUE_SHAPES)
     parser.add_argument("--passes", default="forward,backward")
     parser.add_argument("--tiles", default="")
+    parser.add_argument("--alone", action="store_true")
     parser.add_argument("--json")
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         compile_one(*options.one)
         return
     print(machine(("jax", "libtpu")))
     rows = []
-    for chip in options.chips.split(","):
-        for shape in options.shapes.split(","):
-            for which in options.passes.split(","):
-                for tiles in options.tiles.split(","):
-                    cycles, instructions, temporaries = measure(chip, shape, which, tiles)
-                    least = floor(chip, shape, which)
-                    name = f"{which}/{chip} {shape}{' ' + tiles if tiles else ''}"
-                    theory = least * PEAK_FLOP_PER_CYCLE[chip] / FLOP_PER_INSTRUCTION[chip]
-                    print(
-                        f"{name}: {cycles:,} cycles, {instructions:,} matrix instructions, {instructions / theory:.3f} "
-                        f"of theory, {temporaries:,} bytes of temporaries",
-                        flush=True,
-                    )
-                    rows.append(
-                        {
-                            "name": name,
-                            "ours": cycles,
-                            "peer": least,
-                            "peer_name": "floor",
-                            "unit": "cycles",
-                            "ratio": least / cycles,
-                        }
-                    )
+    cases = itertools.product(options.chips.split(","), options.shapes.split(","), options.passes.split(","))
+    for chip, shape, which in cases:
+        least = floor(chip, shape, which)
+        theory = least * PEAK_FLOP_PER_CYCLE[chip] / FLOP_PER_INSTRUCTION[chip]
+
+        def cycles_of(whose: str, tiles: str, name: str, case: tuple = (chip, shape, which), theory=theory) -> int:
+            cycles, instructions, temporaries = measure(whose, *case, tiles)
+            print(
+                f"{whose} {name}: {cycles:,} cycles, {instructions:,} matrix instructions, {instructions / theory:.3f} "
+                f"of theory, {temporaries:,} bytes of temporaries",
+                flush=True,
+            )
+            return cycles
+
+        name = f"{which}/{chip} {shape}"
+        *_, window, S = map(int, shape.split(":"))
+        peer = None if options.alone or 0 < window < S else cycles_of("splash", "", name)
+        for tiles in options.tiles.split(","):
+            label = f"{name}{' ' + tiles if tiles else ''}"
+            cycles = cycles_of("ours", tiles, label)
+            rows.append(row(label, cycles, least, "floor", "cycles", less_is_better=True))
+            if peer:
+                rows.append(row(label, cycles, peer, "jax splash", "cycles", less_is_better=True))
     show(rows)
     if options.json:
         write(rows, options.json)
