@@ -23,7 +23,7 @@ from m1jax.recipes import console as consoles
 from m1jax.recipes import jax_setup
 from m1jax.recipes import tokenizer as tokenizers
 from m1jax.recipes.curriculum import open_curriculum
-from m1jax.recipes.loading import Trained, of_config
+from m1jax.recipes.loading import Trained, computed_here, of_config
 
 RESULTS = "results.json"
 ALL_TOKENS = 1 << 40
@@ -100,7 +100,7 @@ def zero_attention(q: jax.Array, k: jax.Array, v: jax.Array, **_: Any) -> jax.Ar
 
 def target_logprobs(trained: Trained, attention: kernels.AttentionFunction = kernels.attention) -> TargetLogprobs:
     """Log p(target) of a model for every token of a batch, float32 (B, S), nats."""
-    graphdef = model.abstract(trained.config.model, attention).graphdef
+    graphdef = model.abstract(computed_here(trained.config.model), attention).graphdef
 
     @jax.jit
     def score(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -1,6 +1,7 @@
 """A trained model out of a folder: a run's, an imported one, or a Hugging Face checkpoint."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,18 @@ def stored(folder: Path) -> Stored:
     )
 
 
+def computed_here(config: ModelConfig, mesh: Mesh | None = None) -> ModelConfig:
+    """`config` with an attention that this machine has: a TPU's kernels run on TPUs, and decode on one device each.
+
+    What a run was trained with says nothing about where its model is used; the change is logged.
+    """
+    if config.attention == "reference" or (jax.default_backend() == "tpu" and mesh is None):
+        return config
+    where = f"on {jax.default_backend()}" if mesh is None else "over a mesh"
+    logging.getLogger(__name__).warning("attention: reference %s, where %s does not run.", where, config.attention)
+    return dataclasses.replace(config, attention="reference")
+
+
 def target_of(config: ModelConfig, mesh: Mesh | None = None) -> Any:
     """Shapes, dtypes and shardings of a model's parameters: over a mesh as the rules say, or on the first device."""
     abstract = model.abstract(config)
@@ -232,6 +245,7 @@ def language_model(
         own = on_disk.dtype(jax.tree_util.keystr(path, simple=True, separator="/"))
         return jax.ShapeDtypeStruct(abstract.shape, rounded_to or dtype or own, sharding=abstract.sharding)
 
+    config = computed_here(config, mesh)
     params = parameters.restore(folder, jax.tree_util.tree_map_with_path(leaf, target_of(config, mesh)))
     if rounded_to is not None and rounded_to != dtype:
         params = jax.tree.map(lambda value: value.astype(dtype), params)

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 
 import jax
 import ml_dtypes
@@ -14,6 +15,7 @@ from flax import nnx
 import m1jax
 from m1jax import convert, model
 from m1jax.cli import main
+from m1jax.convert import model_folder
 from m1jax.errors import UserError
 from m1jax.recipes import transfer
 from tests.convert import checkpoints
@@ -132,3 +134,15 @@ def test_a_folder_that_is_none_is_refused(tmp_path):
     (tmp_path / "model.json").write_text(json.dumps({}))
     with pytest.raises(UserError, match="no finished model: run `m1 import` first"):
         m1jax.load(tmp_path)
+
+
+def test_what_a_tpu_trained_is_used_elsewhere(folders, tmp_path, caplog):
+    ours = tmp_path / "m1"
+    shutil.copytree(folders / "models" / "m1", ours)
+    record = json.loads((ours / model_folder.RECORD).read_text())
+    record["config"]["attention"] = "pallas_tpu"
+    (ours / model_folder.RECORD).write_text(json.dumps(record))
+    expected = m1jax.load(folders / "models" / "m1")[0].generate([5, 6, 7], max_new_tokens=4)
+    assert not caplog.messages
+    assert m1jax.load(ours)[0].generate([5, 6, 7], max_new_tokens=4) == expected
+    assert caplog.messages == ["attention: reference on cpu, where pallas_tpu does not run."]
