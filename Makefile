@@ -14,7 +14,7 @@ quickstart: $(call installed,quickstart)
 	$(VENV)/bin/m1 quickstart --config configs/quickstart.py
 
 test: $(call installed,test)
-	$(python) -m pytest -m 'not slow'
+	$(python) -m pytest -n 2 --dist loadfile -m 'not slow'
 
 # Kills, several processes, real weights: what takes longer than about ten seconds a test. CI runs both.
 test-slow: $(call installed,test)
@@ -22,7 +22,7 @@ test-slow: $(call installed,test)
 
 # The rooms that lean most on jax, flax and orbax: a short run for another Python or jax.
 compat: $(call installed,test)
-	$(python) -m pytest -m 'not slow' tests/kernels tests/model tests/optim tests/parallel tests/train tests/recipes/test_mesh.py
+	$(python) -m pytest -n 2 --dist loadfile -m 'not slow' tests/kernels tests/model tests/optim tests/parallel tests/train tests/recipes/test_mesh.py
 
 lint: $(call installed,lint)
 	$(python) -m ruff check .

@@ -153,6 +153,9 @@ def test_the_cache_follows_the_environment(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("M1JAX_CACHE", str(tmp_path))
     assert default_cache() == tmp_path
     monkeypatch.delenv("M1JAX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_cache() == tmp_path / "xdg" / "m1jax" / "packages"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache().parts[-3:] == (".cache", "m1jax", "packages")
 
 

@@ -221,7 +221,8 @@ def traced_step(config, B, S):
 
 def test_logits_of_the_14b_never_exist_at_once():
     """Forward and backward, eight rows of 1024: but for the head itself nothing has more than a chunk of logits."""
-    config = config_file.load("configs/m1_14b.py").model
+    # With the reference: a TPU's kernel cannot be traced here, and the head is the same.
+    config = config_file.load("configs/m1_14b.py", ["model.attention=reference"]).model
     B, S, V = 8, 1024, config.vocab_size
     made = programs.shapes(traced_step(config, B, S))
     logits = [shape for shape in made if V in shape and shape != (V, config.hidden)]
