@@ -80,9 +80,12 @@ class Prepared:
 def prepare(config: ModelConfig, rope_base: float, parameters: dict[str, Any], mesh: Mesh | None) -> Prepared:
     """Every layer by itself, matrices in the compute dtype where that is narrower, the head normalised once.
 
-    None of it changes a logit: a decoding step would do the same to each matrix again. Raises UserError where a
-    dimension does not divide over the mesh.
+    None of it changes a logit: a decoding step would do the same to each matrix again. On several devices attention is
+    the reference, which XLA divides; it cannot divide a kernel. Raises UserError where a dimension does not divide over
+    the mesh.
     """
+    if mesh is not None and mesh.size > 1:
+        config = dataclasses.replace(config, attention="reference")
     _, tree = models.unrolled(config, parameters)
     if config.normalize_head:
         table = tree["embed" if config.tie_embeddings else "head"]["weight"]

@@ -1,6 +1,7 @@
 """The decode program of `m1 generate`, lowered for devices that need not exist.
 
-Decoding has one implementation of attention, the reference; `model.attention` chooses that of training.
+`m1 generate` reads a model from a folder whose config.json names no implementation of attention, so that it decodes
+with the reference, as here; `model.attention` of a run's config chooses that of training.
 """
 
 import dataclasses

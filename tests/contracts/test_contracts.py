@@ -1,40 +1,55 @@
 """Programs need what was agreed. A budget that moves for a reason: python -m tests.contracts.accept"""
 
+import contextlib
+
 import pytest
 
 pytest.importorskip("libtpu")
 
-from m1jax.plan import compiling, contracts
+from m1jax.plan import contracts
 from tests.contracts import cases
 
-COMPILED = [name for name, case in cases.CASES.items() if case.compiled]
-LOWERED = [name for name, case in cases.CASES.items() if not case.compiled]
 
-
-def _hold(name, now):
-    moved = contracts.differences(contracts.load(cases.path(name)), now)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cases.CASES)
+def test_programs_keep_their_contract(name):
+    agreed = contracts.load(cases.path(name))
+    now = cases.measure(name, agreed)
+    moved = contracts.differences(agreed, now)
     assert not moved, f"{name} moved: {'; '.join(moved)}. If it should: python -m tests.contracts.accept {name}"
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LOWERED)
-def test_lowered_programs_keep_their_contract(name):
-    lowered, _, topology, _ = cases.CASES[name].lower()
-    now = cases.shown(lowered, topology)
-    _hold(name, contracts.Contract(now, compiling.compiler()))
-    assert now.kernels["m1_attention_forward"] >= cases.attention_calls(cases.CASES[name].run())
-    assert now.kernels["m1_attention_backward"] >= 1
-    if cases.CASES[name].run().model.compute_dtype == "bfloat16":
-        assert now.float32_products == ()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMPILED)
-def test_compiled_programs_keep_their_contract(name):
-    now = cases.measure(name)
-    _hold(name, now)
     run = cases.CASES[name].run()
-    assert now.lowered.float32_products == () and now.whole_gathers == ()
-    # Every layer of every micro-batch runs our kernel forward, and once more where remat computes it again.
-    again = 2 if run.train.remat in ("block", "offload") else 1
-    assert now.kernels["m1_attention_forward"] >= again * run.model.num_layers * run.train.accumulation
+    assert now.lowered.kernels["m1_attention_forward"] >= cases.attention_calls(run)
+    assert now.lowered.kernels["m1_attention_backward"] >= 1
+    if run.model.compute_dtype == "bfloat16":
+        assert now.lowered.float32_products == ()
+    if now.hbm:
+        # Every layer of every micro-batch runs our kernel forward, and once more where remat computes it again.
+        again = 2 if run.train.remat in ("block", "offload") else 1
+        assert now.kernels["m1_attention_forward"] >= again * run.model.num_layers * run.train.accumulation
+        assert now.whole_gathers == ()
+
+
+def test_only_what_moved_is_compiled_again(monkeypatch):
+    """Of the programs that are not always compiled: as agreed none, and those whose lowering, chips or flags moved."""
+    compiled = []
+
+    def lowered(self):
+        return None, None, None, None
+
+    def facts(lowered, mark, *rest):
+        compiled.append(mark)
+        raise StopIteration
+
+    monkeypatch.setattr(cases.Case, "lower", lowered)
+    monkeypatch.setattr(cases, "shown", lambda *_: contracts.Lowered("now", {}, ()))
+    monkeypatch.setattr(cases.compiling, "facts", facts)
+    for kind, mark, expected in (
+        ("moved", "now", 0), ("moved", "before", 1), ("always", "now", 1), ("always", "before", 1), ("", "before", 0)
+    ):  # fmt: skip
+        compiled.clear()
+        monkeypatch.setitem(cases.CASES, "some", cases.Case("some", "some", compiled=kind))
+        agreed = contracts.Contract(contracts.Lowered(mark, {}, ()), ())
+        with contextlib.suppress(StopIteration):
+            cases.measure("some", agreed)
+        assert len(compiled) == expected, (kind, mark)

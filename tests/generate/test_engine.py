@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -103,6 +104,14 @@ def test_tokens_on_two_devices_are_those_of_one():
     assert held.generate(12) == whole.generate(12)
     settings = {"temperature": 1.0, "top_k": 20, "seed": 5}
     assert held.generate(12, **settings) == whole.generate(12, **settings)
+
+
+def test_on_several_devices_a_config_with_kernels_decodes_with_the_reference():
+    """XLA cannot divide a Pallas call; the kernel would also refuse to run on this machine's CPU."""
+    mesh = meshes.make(MeshConfig(tensor=2), jax.devices()[:2])
+    with_kernels = dataclasses.replace(CONFIG, attention="pallas_tpu")
+    split = LanguageModel(with_kernels, small.BASE, parameters(), mesh)
+    assert split.generate(PROMPTS[:2], 6) == language_model().generate(PROMPTS[:2], 6)
 
 
 def test_a_model_that_devices_do_not_divide_is_refused():

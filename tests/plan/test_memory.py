@@ -29,7 +29,7 @@ def test_parameters_are_those_that_the_rules_lay_out(name, fsdp, tensor):
     assert memory.parameter_bytes(config, mesh.shape) == pytest.approx(exact, rel=1e-4)
 
 
-@pytest.mark.parametrize(("context", "compiled"), [(4, 12.52), (1, 30.65)])
+@pytest.mark.parametrize(("context", "compiled"), [(4, 12.72), (1, 30.65)])
 def test_the_14b_is_near_what_the_compiler_said(context, compiled):
     """On v5e:16x16 (docs/plan.md) and v5p:4x4x4, 64 along fsdp, accumulation 8, GiB a device."""
     config = config_file.load("m1_14b")
