@@ -8,10 +8,11 @@ branches on data, so rows are one document (`packed=False`); it models one core,
 with theory first.
 
     attention_tpu.py [--chips v5p,v6e] [--shapes H:K:D:window:S,…] [--passes forward,backward] [--tiles R:C,…]
-                     [--alone] [--json FILE]
+                     [--alone] [--ways] [--json FILE]
 
-`--alone` leaves the peer out. `--tiles` tries block sizes (queries of a block, keys of a tile) instead of those of
-kernels/tpu/tuning.py: what is fastest belongs into that table.
+`--alone` leaves the peer out. `--ways` compares convolution and RoPE inside the kernels with XLA ops before them.
+`--tiles` tries block sizes (queries of a block, keys of a tile) instead of those of kernels/tpu/tuning.py: what is
+fastest belongs into that table.
 """
 
 import argparse
@@ -38,12 +39,19 @@ KERNELS = {
     "ours": {"forward": "m1_attention_forward", "backward": "m1_attention_backward"},
     "splash": {"forward": "splash_mha_fwd", "backward": "splash_mha_d"},
 }
-"""What the names of the measured ops begin with; splash's backward pass is dq and dkv."""
+KERNELS |= {"bare": KERNELS["ours"], "xla": {"forward": "", "backward": ""}}
+"""What the names of the measured ops begin with; splash's backward pass is dq and dkv. For `--ways`: our kernels with
+rotation and shift taken out, and what XLA would do before the forward kernel instead, with its gradient."""
 
 
 def compile_one(whose: str, chip: str, shape: str, which: str, tiles: str) -> None:
     """Compiles one kernel in this process, whose libtpu was told to profile."""
-    compiled = compile_splash(chip, shape, which) if whose == "splash" else compile_ours(chip, shape, which, tiles)
+    if whose == "bare":
+        take_out_rotation_and_shift()
+    if whose in ("ours", "bare"):
+        compiled = compile_ours(chip, shape, which, tiles)
+    else:
+        compiled = {"splash": compile_splash, "xla": compile_xla}[whose](chip, shape, which)
     print("TEMPORARIES", compiled.memory_analysis().temp_size_in_bytes)
 
 
@@ -64,6 +72,42 @@ def compile_splash(chip: str, shape: str, which: str) -> Any:
 
     H, K, D, _, S = map(int, shape.split(":"))
     return build(chip, *splash.program(H, K, D, S, which))
+
+
+def compile_xla(chip: str, shape: str, which: str) -> Any:
+    """Convolution of K and V, then RoPE of K and Q, as XLA ops; for "backward" the gradient in q, k and v."""
+    import jax
+    import jax.numpy as jnp
+
+    from m1jax.kernels.reference import convolve, rotate
+
+    H, K, D, _, S = map(int, shape.split(":"))
+
+    def prepare(q: Any, k: Any, v: Any, same: Any, positions: Any, weights: Any, inv_freq: Any) -> Any:
+        before = [jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0))) * same for x in (k, v)]
+        keys = rotate(convolve(k, before[0], weights), positions, inv_freq)
+        return rotate(q, positions, inv_freq), keys, convolve(v, before[1], weights)
+
+    narrow = jnp.bfloat16
+    x = [jax.ShapeDtypeStruct((1, S, heads, D), narrow) for heads in (H, K, K)]
+    more = [
+        jax.ShapeDtypeStruct(*a)
+        for a in (((1, S, 1, 1), narrow), ((1, S), jnp.int32), ((K, 2), jnp.float32), ((D // 2,), jnp.float32))
+    ]
+    if which == "forward":
+        return build(chip, prepare, [*x, *more])
+    return build(
+        chip, lambda q, k, v, *more: jax.vjp(lambda *x: prepare(*x, *more), q, k, v)[1]((q, k, v)), [*x, *more]
+    )
+
+
+def take_out_rotation_and_shift() -> None:
+    """Leaves attention and the convolution's two products."""
+    from m1jax.kernels.tpu import rotary
+
+    rotary.turned = lambda x, table, back=False: x
+    rotary.shifted_down = rotary.shifted_up = lambda x, neighbour: x
+    rotary.column = lambda row: 1.0
 
 
 def compile_ours(chip: str, shape: str, which: str, tiles: str) -> Any:
@@ -162,6 +206,7 @@ def main() -> None:
     parser.add_argument("--passes", default="forward,backward")
     parser.add_argument("--tiles", default="")
     parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--ways", action="store_true")
     parser.add_argument("--json")
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -186,6 +231,11 @@ def main() -> None:
 
         name = f"{which}/{chip} {shape}"
         *_, window, S = map(int, shape.split(":"))
+        if options.ways:
+            inside, bare, before = (cycles_of(whose, "", name) for whose in ("ours", "bare", "xla"))
+            what = "convolution and RoPE inside, ours; before, peer"
+            rows.append(row(f"{what}: {name}", inside, bare + before, "XLA", "cycles", less_is_better=True))
+            continue
         peer = None if options.alone or 0 < window < S else cycles_of("splash", "", name)
         for tiles in options.tiles.split(","):
             label = f"{name}{' ' + tiles if tiles else ''}"

@@ -20,14 +20,28 @@ _SIZES = kernel.BlockSizes(
 
 
 def program(H: int, K: int, D: int, S: int, which: str) -> tuple[Callable[..., Any], list[Any]]:
-    """The forward pass, or both ("backward"), of one row without convolution and RoPE; and its arguments' shapes."""
+    """The kernels of the forward or of the backward pass of one row, without convolution and RoPE; and what they take.
+
+    The backward kernels are called by themselves: the profiler aborts on an XLA op beside them.
+    """
     kernel._next_nonzero = _next_nonzero
     mask = masks.MultiHeadMask([masks.CausalMask((S, S))] * H)
     splash = kernel.make_splash_mha(mask, block_sizes=_SIZES, head_shards=1, q_seq_shards=1)
     q, k, v, d_out = (jax.ShapeDtypeStruct((heads, S, D), jnp.bfloat16) for heads in (H, K, K, H))
     if which == "forward":
         return splash, [q, k, v]
-    return lambda q, k, v, d_out: jax.vjp(splash, q, k, v)[1](d_out), [q, k, v, d_out]
+    of_query = jax.ShapeDtypeStruct((H, S), jnp.float32)
+    settings = {name: splash.kwargs[name] for name in ("is_mqa", "mask_value", "mask_function", "attn_logits_soft_cap")}
+    settings |= {"bq": 1024, "bkv": 1024, "interpret": False}
+    settings |= dict.fromkeys(("q_layout", "k_layout", "v_layout"), kernel.QKVLayout.HEAD_DIM_MINOR)
+
+    def gradients(*x: Any) -> Any:
+        given = *x[:3], None, None, *x[3:]
+        dq = kernel._splash_attention_bwd_dq(*given, mask_info=splash.dq_mask_info, **settings)
+        of_keys = settings | {"bkv_compute": 512, "use_fused_bwd_kernel": False}
+        return dq, kernel._splash_attention_bwd_dkv(*given, mask_info=splash.dkv_mask_info, **of_keys)[1:]
+
+    return gradients, [q, k, v, of_query, d_out, of_query]
 
 
 def _next_nonzero(_head: Any, i: Any, j: Any, *_: Any, next_i: bool = False) -> tuple[Any, None, Any, bool]:
