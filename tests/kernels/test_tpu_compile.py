@@ -12,6 +12,8 @@ pytest.importorskip("libtpu", reason="libtpu, which holds the TPU compiler, is n
 
 TOPOLOGIES = {"v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:1x1"}
 GLOBAL, WINDOW = (20, 2, 256, None), (40, 8, 128, 8192)
+HALF_GLOBAL = (10, 1, 256, None)
+"""One KV head: on v5p both cores share it."""
 MEBIBYTE = 2**20
 
 
@@ -60,6 +62,9 @@ CASES = [
     ("v5p", GLOBAL, 8192),
     ("v5p", GLOBAL, 32768),
     ("v5p", WINDOW, 32768),
+    ("v5p", HALF_GLOBAL, 4096),
+    ("v5p", HALF_GLOBAL, 8192),
+    ("v5p", HALF_GLOBAL, 32768),
     ("v5e", WINDOW, 4096),
     ("v6e", GLOBAL, 8192),
     ("v6e", WINDOW, 32768),

@@ -109,7 +109,7 @@ def test_an_existing_tokenizer_is_used_as_it_is(run, tmp_path, capsys):
     ids = [f"data.special_ids.{name}={i}" for name, i in (("bos", 1), ("eos", 2), ("pad", 0))]
     given = config(run, f"data.tokenizer={other}", *ids)
     recipe.train(given)
-    assert "existing tokenizer of 600 ids" in capsys.readouterr().out.replace("\n", " ")
+    assert "existing tokenizer of 600 ids" in " ".join(capsys.readouterr().out.split())
     sets = [part for key in (f"folder={run}", "model.vocab_size=600", f"data.tokenizer={other}", *ids)
             for part in ("--set", key)]  # fmt: skip
     assert main(["pack", "--config", TINY, *sets]) == 0
