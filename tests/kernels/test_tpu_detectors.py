@@ -31,8 +31,12 @@ def test_a_copy_that_nobody_awaits_is_a_race():
 
     run(early=False)
     assert not interpreter.races.races_found
-    run(early=True)
-    assert interpreter.races.races_found
+    try:
+        run(early=True)
+    except jax.errors.JaxRuntimeError as error:  # newer versions of jax raise at once
+        assert "RACE DETECTED" in str(error)
+    else:
+        assert interpreter.races.races_found
 
 
 def test_memory_that_nobody_wrote_reads_as_nan():
