@@ -43,8 +43,8 @@ class ModelConfig:
     """Kinds of the layers in order, repeated until num_layers are made."""
     param_dtype: str = _bounded(choices=DTYPES, default="float32")
     compute_dtype: str = _bounded(choices=DTYPES, default="float32")
-    attention: str = _bounded(choices=("reference", "pallas_tpu"), default="reference")
-    """Implementation behind `kernels.attention`: on any device, or by the kernels for TPU."""
+    attention: str = _bounded(choices=("reference", "pallas_tpu", "gpu"), default="reference")
+    """Implementation behind `kernels.attention`: on any device, or by the kernels for TPUs or NVIDIA GPUs."""
     normalize_head: bool = True
     """NormHead, as in Baichuan-M1; False multiplies by the head's weight as it is, as most other models do."""
     tie_embeddings: bool = False

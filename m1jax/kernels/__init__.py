@@ -1,6 +1,6 @@
 """Attention with the short convolution, rotary positions and windows of Baichuan-M1, one function a device."""
 
-from m1jax.kernels.api import AttentionFunction, attention, decode_attention
+from m1jax.kernels.api import PLATFORMS, AttentionFunction, attention, decode_attention
 from m1jax.kernels.decode import LayerCache, from_bits, to_bits
 
-__all__ = ["AttentionFunction", "LayerCache", "attention", "decode_attention", "from_bits", "to_bits"]
+__all__ = ["PLATFORMS", "AttentionFunction", "LayerCache", "attention", "decode_attention", "from_bits", "to_bits"]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from m1jax.errors import UserError
 from m1jax.kernels import decode, reference
@@ -25,7 +26,15 @@ def _pallas_tpu(*args: Any, **settings: Any) -> Any:
     return attention(*args, **settings)
 
 
-_IMPLEMENTATIONS = {"reference": reference.attention, "pallas_tpu": _pallas_tpu}
+def _gpu(*args: Any, **settings: Any) -> Any:
+    from m1jax.kernels.gpu.attention import attention
+
+    return attention(*args, **settings)
+
+
+_IMPLEMENTATIONS = {"reference": reference.attention, "pallas_tpu": _pallas_tpu, "gpu": _gpu}
+PLATFORMS = {"pallas_tpu": "tpu", "gpu": "gpu"}
+"""The JAX backend that an implementation needs, where it needs one."""
 
 
 def _decode_pallas_tpu(*args: Any, **settings: Any) -> Any:
@@ -34,7 +43,8 @@ def _decode_pallas_tpu(*args: Any, **settings: Any) -> Any:
     return attention(*args, **settings)
 
 
-_DECODERS = {"reference": decode.attention, "pallas_tpu": _decode_pallas_tpu}
+# On a GPU XLA's products read the cache once, as a kernel would: there is no other one.
+_DECODERS = {"reference": decode.attention, "pallas_tpu": _decode_pallas_tpu, "gpu": decode.attention}
 
 
 def attention(
@@ -46,7 +56,7 @@ def attention(
     conv_v: Array,
     inv_freq: Array,
     positions: Array,
-    segment_ids: Array,
+    segment_ids: Array | None,
     window: int | None,
     scale: float,
     prev_kv: tuple[Array, Array] | None = None,
@@ -67,14 +77,15 @@ def attention(
         inv_freq: (D / 2,) float32, radians per position; RoPE rotates (x_i, x_{i + D/2}) pairs in float32.
         positions: (B, T) int32, of the keys.
         segment_ids: (B, T) int32, of the keys: tokens see and convolve with their own document only; 0 is padding,
-            whose output is 0.
+            whose output is 0. None: every row is one document without padding.
         window: keys that a token sees, itself included; None for all before it.
         scale: factor of the scores, 1/sqrt(D) in Baichuan-M1.
         prev_kv: raw K and V, (B, K, D) each, of the token before key 0 where that token belongs to key 0's document
             and zeros in rows where it does not; None means zeros.
         q_offset: key index of the first query, an int or a traced int32 scalar.
         return_lse: also return the log of the softmax's denominator, (B, S, H) float32 (-1e30 at padding).
-        impl: "reference" on any device; "pallas_tpu", kernels for v5e, v5p, v6e and tpu7x, for which every set of equal
+        impl: "reference" on any device; "pallas_tpu", kernels for v5e, v5p, v6e and tpu7x, and "gpu", cuDNN or kernels
+            for NVIDIA GPUs (kernels/gpu/attention.py says when which), for both of which every set of equal
             segment_ids must be one contiguous run.
 
     Returns:
@@ -83,6 +94,8 @@ def attention(
     Raises:
         UserError: no implementation has this name, or it does not support this shape, dtype or device.
     """
+    if segment_ids is None and impl != "gpu":
+        segment_ids = jnp.ones(k.shape[:2], jnp.int32)
     return _choose(_IMPLEMENTATIONS, impl)(
         q,
         k,
@@ -131,7 +144,8 @@ def decode_attention(
             real tokens of a row lie side by side. Output at padding is 0.
         window: keys that a token sees, itself included; None for all.
         scale: factor of the scores.
-        impl: "reference" on any device; "pallas_tpu", kernels for TPUs, which write into a donated cache in place.
+        impl: "reference" on any device; "pallas_tpu", kernels for TPUs, which write into a donated cache in place;
+            "gpu" is the reference's program.
 
     Returns:
         (B, S, H, D) in q's dtype, and the new cache; `lengths` grow by each row's real tokens.

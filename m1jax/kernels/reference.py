@@ -36,15 +36,43 @@ def attention(
     return_lse: bool = False,
 ) -> Any:
     """`kernels.attention` by blocks of queries, each against the keys that its causal and window span can reach."""
-    S = q.shape[1]
-    assert not isinstance(q_offset, int) or k.shape[1] >= q_offset + S, "a query must stand at a key"
+    assert not isinstance(q_offset, int) or k.shape[1] >= q_offset + q.shape[1], "a query must stand at a key"
+    q, k, v = prepared(
+        q,
+        k,
+        v,
+        conv_k=conv_k,
+        conv_v=conv_v,
+        inv_freq=inv_freq,
+        positions=positions,
+        segment_ids=segment_ids,
+        prev_kv=prev_kv,
+        q_offset=q_offset,
+    )
+    out, lse = _blockwise(q, k, v, segment_ids, window, scale, q_offset)
+    return (out, lse) if return_lse else out
+
+
+def prepared(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    conv_k: Array,
+    conv_v: Array,
+    inv_freq: Array,
+    positions: Array,
+    segment_ids: Array,
+    prev_kv: tuple[Array, Array] | None,
+    q_offset: int | Array,
+) -> tuple[Array, Array, Array]:
+    """q, k and v as the scores and the weighted sum read them: after the convolution, then RoPE."""
     starts = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
     prev_k, prev_v = prev_kv if prev_kv is not None else (None, None)
     k = rotate(convolve(k, _previous(k, starts, prev_k), conv_k), positions, inv_freq)
     v = convolve(v, _previous(v, starts, prev_v), conv_v)
-    q = rotate(q, jax.lax.dynamic_slice_in_dim(positions, q_offset, S, axis=1), inv_freq)
-    out, lse = _blockwise(q, k, v, segment_ids, window, scale, q_offset)
-    return (out, lse) if return_lse else out
+    q = rotate(q, jax.lax.dynamic_slice_in_dim(positions, q_offset, q.shape[1], axis=1), inv_freq)
+    return q, k, v
 
 
 def convolve(x_BTKD: Array, before_BTKD: Array, weight_K2: Array) -> Array:

@@ -23,7 +23,7 @@ Array = jax.Array
 class Place:
     """Where the tokens of a call stand: document and position of each, and the base of the rotary positions."""
 
-    segment_ids: Array
+    segment_ids: Array | None
     positions: Array
     rope_base: float | Array
 

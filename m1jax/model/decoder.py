@@ -156,10 +156,9 @@ class Decoder(nnx.Module):
             rope_base: base of the rotary positions, a float or a traced scalar.
             remat: what the backward pass keeps, a name of `m1jax.model.remat`.
         """
-        if segment_ids is None:
-            segment_ids = jnp.ones(tokens.shape, jnp.int32)
         if positions is None:
-            positions = document_positions(segment_ids)
+            one = jnp.ones(tokens.shape, jnp.int32)
+            positions = document_positions(one if segment_ids is None else segment_ids)
         embedded_BSE = self.constrain(self.embedded(tokens), HIDDEN)
         return self.run(embedded_BSE, Place(segment_ids, positions, rope_base), remat)
 

@@ -53,7 +53,7 @@ def _over_mesh(
     conv_v: Array,
     inv_freq: Array,
     positions: Array,
-    segment_ids: Array,
+    segment_ids: Array | None,
     window: int | None,
     prev_kv: tuple[Array, Array] | None = None,
     q_offset: int | Array = 0,
@@ -78,12 +78,14 @@ def _over_mesh(
             f"attention over mesh.context = {context} takes whole rows, not {S} queries at offset {q_offset} of {T} "
             f"keys{'' if prev_kv is None else ' with prev_kv'}: set mesh.context = 1."
         )
+    if context > 1 and segment_ids is None:  # a halo before the row is padding, which only ids can say
+        segment_ids = jnp.ones((B, S), jnp.int32)
     heads = None if K % tensor else "tensor"
     tokens, keys = PartitionSpec(BATCH_AXES, "context"), PartitionSpec(BATCH_AXES, "context", heads)
     queries, before = PartitionSpec(BATCH_AXES, "context", "tensor"), PartitionSpec(BATCH_AXES, heads)
     weights = PartitionSpec(heads)
 
-    def shard(q: Array, inv_freq: Array, ids: tuple[Array, Array], kv: Any) -> Any:
+    def shard(q: Array, inv_freq: Array, ids: tuple[Array, Any], kv: Any) -> Any:
         (k, v), conv, prev_kv = kv
         if heads is None and tensor > 1:
             own = functools.partial(_own_kv_heads, num_heads=H, num_kv_heads=K, parts=tensor)

@@ -176,6 +176,7 @@ def _collectives(mesh: Mesh) -> Sequence[Finding]:
 def _kernel(config: RunConfig) -> Sequence[Finding]:
     """The configured attention on this device against the reference on the host's CPU, for each layer kind."""
     name, dtype = config.model.attention, config.model.compute_dtype
+    better = [each for each, platform in kernels.PLATFORMS.items() if platform == jax.default_backend()]
     try:
         host = jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
@@ -198,8 +199,13 @@ def _kernel(config: RunConfig) -> Sequence[Finding]:
         error = float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
         told = f"{name}, {dtype}, head_dim {head_dim}: differs by {error:.1e} of the largest output"
         right = bool(np.isfinite(found).all()) and error <= KERNEL_TOLERANCE[dtype]
-        advice = "" if right else "the kernel is wrong on this device: set model.attention to reference, and report it"
-        findings.append(Finding(f"kernel: {kind}", "ok" if right else BROKEN, told, advice))
+        if not right:
+            advice = "the kernel is wrong on this device: set model.attention to reference, and report it"
+            findings.append(Finding(f"kernel: {kind}", BROKEN, told, advice))
+        elif better and name not in better:
+            findings.append(Finding(f"kernel: {kind}", "slow", told, f"set model.attention to {' or '.join(better)}"))
+        else:
+            findings.append(Finding(f"kernel: {kind}", "ok", told))
     return findings
 
 

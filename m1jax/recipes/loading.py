@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from m1jax import artefact, config_file, model
+from m1jax import artefact, config_file, kernels, model
 from m1jax.config import DTYPES, ModelConfig, RunConfig, to_dict
 from m1jax.convert import config_json, model_folder, parameters, reading, table
 from m1jax.data.tokenizer import SpecialIds, Tokenizer
@@ -145,11 +145,12 @@ def stored(folder: Path) -> Stored:
 
 
 def computed_here(config: ModelConfig, mesh: Mesh | None = None) -> ModelConfig:
-    """`config` with an attention that this machine has: a TPU's kernels run on TPUs, and decode on one device each.
+    """`config` with an attention that this machine has: kernels run on their own devices, and decode on one each.
 
     What a run was trained with says nothing about where its model is used; the change is logged.
     """
-    if config.attention == "reference" or (jax.default_backend() == "tpu" and mesh is None):
+    needed = kernels.PLATFORMS.get(config.attention)
+    if needed is None or (jax.default_backend() == needed and mesh is None):
         return config
     where = f"on {jax.default_backend()}" if mesh is None else "over a mesh"
     logging.getLogger(__name__).warning("attention: reference %s, where %s does not run.", where, config.attention)

@@ -136,13 +136,14 @@ def test_a_folder_that_is_none_is_refused(tmp_path):
         m1jax.load(tmp_path)
 
 
-def test_what_a_tpu_trained_is_used_elsewhere(folders, tmp_path, caplog):
+@pytest.mark.parametrize("attention", ["pallas_tpu", "gpu"])
+def test_what_other_devices_trained_is_used_here(attention, folders, tmp_path, caplog):
     ours = tmp_path / "m1"
     shutil.copytree(folders / "models" / "m1", ours)
     record = json.loads((ours / model_folder.RECORD).read_text())
-    record["config"]["attention"] = "pallas_tpu"
+    record["config"]["attention"] = attention
     (ours / model_folder.RECORD).write_text(json.dumps(record))
     expected = m1jax.load(folders / "models" / "m1")[0].generate([5, 6, 7], max_new_tokens=4)
     assert not caplog.messages
     assert m1jax.load(ours)[0].generate([5, 6, 7], max_new_tokens=4) == expected
-    assert caplog.messages == ["attention: reference on cpu, where pallas_tpu does not run."]
+    assert caplog.messages == [f"attention: reference on cpu, where {attention} does not run."]

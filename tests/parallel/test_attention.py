@@ -102,6 +102,15 @@ def test_every_combination_of_axes_gives_what_one_device_gives(sizes):
     check(sizes, (3, 13, None), drawn(8, 32, 8, 2), segments, positions)
 
 
+@pytest.mark.parametrize("sizes", [{"tensor": 2}, {"data": 2, "context": 4}], ids=["tensor", "context"])
+def test_rows_of_one_document_need_no_ids(sizes):
+    (_, positions), x = packed(8, 32, ()), drawn(8, 32, 8, 2)
+    ones = np.ones((8, 32), np.int32)
+    found = program(tuple(sizes.items()), (3, 13, None))(x, None, positions)
+    want = alone((3, 13, None))(x, ones, positions)
+    jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, atol=3e-5, rtol=3e-5), found, want)
+
+
 EDGES = [edge + near for edge in (4, 8, 12) for near in (-1, 0, 1)]
 
 

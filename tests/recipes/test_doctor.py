@@ -100,6 +100,14 @@ def test_a_kernel_that_differs_from_the_reference_is_broken(capsys, tmp_path, mo
         assert (found["kernel: global"]["state"] == "ok") == (fault == "one key more")
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_a_device_that_has_kernels_of_its_own_is_told_of_them(capsys, tmp_path, monkeypatch, platform):
+    monkeypatch.setattr(doctor.jax, "default_backend", lambda: platform)
+    found = diagnose(capsys, bucket=str(tmp_path))["kernel: global"]
+    wanted = {"cpu": "", "gpu": "set model.attention to gpu", "tpu": "set model.attention to pallas_tpu"}[platform]
+    assert (found["advice"], found["state"]) == (wanted, "slow" if wanted else "ok")
+
+
 def test_slow_and_wrong_devices_are_told_apart(capsys, monkeypatch):
     monkeypatch.setitem(doctor.PEAK_FLOPS, jax.devices()[0].device_kind, 1e18)
     found = diagnose(capsys, None)  # slow is no failure

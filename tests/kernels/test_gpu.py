@@ -1,0 +1,329 @@
+"""The GPU kernels in Pallas's interpreter, against the reference and a loop over tokens, and lowered for CUDA."""
+
+import contextlib
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m1jax import kernels
+from m1jax.errors import UserError
+from m1jax.kernels import reference
+from m1jax.kernels.gpu import attention as gpu
+from m1jax.kernels.gpu import blocks
+from m1jax.kernels.gpu.blocks import Tile, Tiles
+from tests.kernels import oracle
+from tests.kernels.rows import NAMES, arguments, drawn, rows_of
+
+SMALL = Tiles(Tile(16, 32, 4, 1), Tile(32, 16, 4, 1), Tile(16, 32, 4, 1))
+INTERPRETED = {"chip": "9.0", "tiles": SMALL, "interpret": True}
+GLOBAL, WINDOW = (20, 2, 256, None), (40, 8, 128, 8192)
+"""The 14B's layers: query heads, KV heads, head_dim, window."""
+
+
+@jax.jit
+def both(x, before, ids, positions, window, offset, q):
+    """(output, logarithm, gradients of a random weighing of both) by the kernels and by the reference."""
+    rng = np.random.default_rng(0)
+    S = q.shape[1]
+    real = jax.lax.dynamic_slice_in_dim(ids, offset, S, axis=1) > 0
+    weigh = jnp.asarray(rng.normal(size=q.shape), jnp.float32)
+    weigh_sum = jnp.asarray(rng.normal(size=q.shape[:3]), jnp.float32)
+
+    def run(attention, **more):
+        def loss(x, before):
+            settings_ = arguments(x, ids, positions, window)
+            out, lse = attention(**x, **settings_, prev_kv=before, q_offset=offset, return_lse=True, **more)
+            return jnp.sum(out * weigh) + jnp.sum(jnp.where(real[:, :, None], lse, 0) * weigh_sum), (out, lse)
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)({**x, "q": q}, before)
+
+    return run(gpu.attention, **INTERPRETED), run(reference.attention)
+
+
+def close(ours, want, at):
+    scale = max(1.0, float(jnp.abs(want).max()))
+    np.testing.assert_allclose(ours / scale, want / scale, atol=2e-5, err_msg=at)
+
+
+# Each shape is compiled once: window and offset are given as numbers on the device.
+SHAPES = ((1, 100, 10, 1, 64), (2, 72, 4, 2, 48), (1, 96, 3, 3, 128))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    shape=st.sampled_from(SHAPES),
+    window=st.sampled_from([1, 2, 15, 16, 17, 33, 47, 48, 1000]),
+    borders=st.lists(st.sampled_from([1, 2, 15, 16, 17, 31, 32, 33]), max_size=5),
+    padded=st.booleans(),
+)
+def test_equals_the_reference_with_all_gradients(seed, shape, window, borders, padded):
+    B, S, H, K, D = shape
+    x = drawn(seed, B, S, H, K, D)
+    ids, positions = rows_of([*borders] if padded else [*borders, S], *[[S - 5, 5]] * (B - 1), S=S)
+    rng = np.random.default_rng(seed)
+    before = tuple(jnp.asarray(rng.normal(size=(B, K, D)), jnp.float32) for _ in range(2))
+    check(x, before, ids, positions, window, 0, x.pop("q"))
+
+
+def check(x, before, ids, positions, window, offset, q):
+    ((_, ours), d_ours), ((_, want), d_want) = both(x, before, ids, positions, window, jnp.int32(offset), q)
+    close(ours[0], want[0], "out")
+    close(ours[1], want[1], "lse")
+    empty = np.asarray(ids)[:, offset : offset + q.shape[1]] == 0
+    assert np.all(np.asarray(ours[0])[empty] == 0)
+    assert np.all(np.asarray(ours[1])[empty] == np.float32(-1e30))
+    for name in NAMES:
+        close(d_ours[0][name], d_want[0][name], name)
+    for a, b in zip(d_ours[1], d_want[1], strict=True):
+        close(a, b, "prev_kv")
+    assert np.all(np.asarray(d_ours[0]["q"])[empty] == 0)
+
+
+def test_queries_at_an_offset_see_the_keys_before_them():
+    B, T, H, K, D = SHAPES[0]
+    x = drawn(4, B, T, H, K, D)
+    ids, positions = rows_of([33, 50], S=T)
+    q = x.pop("q")
+    for offset in (0, 1, 17, 60, 70):
+        check(x, (jnp.ones((B, K, D)),) * 2, ids, positions, 40, offset, q[:, :30])
+
+
+@pytest.mark.parametrize("window", [None, 1, 5])
+def test_equals_a_loop_over_tokens_in_float64(window):
+    S = 40
+    x = drawn(2, 1, S, 4, 2, 64)
+    ids, positions = rows_of([7, 20], S=S)
+    given_ = arguments(x, ids, positions, window)
+    ours = jax.jit(lambda x: gpu.attention(**x, **given_, return_lse=True, **INTERPRETED))(x)
+    want = loop(x, given_)
+    np.testing.assert_allclose(ours[0], want[0], atol=2e-5)
+    real = np.asarray(ids)[0] > 0
+    np.testing.assert_allclose(np.asarray(ours[1])[0, real], want[1][0, real], atol=2e-5)
+
+
+def loop(x, given_):
+    known = {("segments" if name == "segment_ids" else name): value for name, value in given_.items()}
+    arrays = {name: np.asarray(value) if isinstance(value, jax.Array) else value for name, value in known.items()}
+    return oracle.attention(**{name: np.asarray(value) for name, value in x.items()}, **arrays)
+
+
+def test_gradient_equals_differences_of_the_loop():
+    x = drawn(3, 1, 20, 4, 2, 64)
+    ids, positions = rows_of([5, 12], S=20)
+    given_ = arguments(x, ids, positions, 4)
+    weights = np.random.default_rng(0).normal(size=(1, 20, 4, 64))
+    program = jax.jit(jax.grad(lambda x: jnp.sum(gpu.attention(**x, **given_, **INTERPRETED) * weights)))
+    gradients = program(x)
+    rng = np.random.default_rng(1)
+    for name in x:
+        direction = rng.normal(size=x[name].shape)
+        ends = [loop({**x, name: np.float64(x[name]) + step * direction}, given_)[0] for step in (1e-4, -1e-4)]
+        slope = ((ends[0] - ends[1]) * weights).sum() / 2e-4
+        np.testing.assert_allclose((np.asarray(gradients[name]) * direction).sum(), slope, rtol=2e-4, atol=2e-4)
+
+
+def test_no_gradient_crosses_a_document():
+    S, cut, end = 72, 33, 60
+    x = drawn(3, 1, S, 2, 1, 64)
+    ids, positions = rows_of([cut, end - cut], S=S)
+    given_ = arguments(x, ids, positions, None)
+
+    @jax.jit
+    def gradient(x, part):
+        return jax.grad(lambda x: jnp.sum(jnp.square(gpu.attention(**x, **given_, **INTERPRETED)) * part))(x)
+
+    token = np.arange(S)
+    for part in (token < cut, (token >= cut) & (token < end)):
+        gradients = gradient(x, part[None, :, None, None])
+        for name in ("q", "k", "v"):
+            assert np.all(np.asarray(gradients[name])[:, ~part] == 0), name
+            assert np.any(np.asarray(gradients[name])[:, part] != 0), name
+
+
+def test_bfloat16_stays_near_float32():
+    S = 64
+    x = drawn(7, 1, S, 2, 1, 128)
+    ids, positions = rows_of([30, 34], S=S)
+    narrow = {n: v.astype(jnp.bfloat16) if n in "qkv" else v for n, v in x.items()}
+
+    def loss(attention, x, **more):
+        return jnp.sum(attention(**x, **arguments(x, ids, positions, None), **more).astype(jnp.float32) ** 2)
+
+    ours = jax.jit(jax.grad(lambda x: loss(gpu.attention, x, **INTERPRETED)))(narrow)
+    want = jax.jit(jax.grad(lambda x: loss(reference.attention, x)))(x)
+    for name in NAMES:
+        assert ours[name].dtype == narrow[name].dtype
+        difference = np.linalg.norm(np.asarray(ours[name], np.float32) - np.asarray(want[name]))
+        # Eight bits of mantissa in operands, weights and their gradients.
+        assert difference < 0.02 * np.linalg.norm(np.asarray(want[name])), name
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), max_size=6),
+    window=st.none() | st.integers(1, 90),
+    offset=st.sampled_from([0, 1, 16, 30]),
+    tile=st.sampled_from([(16, 32), (32, 16), (8, 8)]),
+)
+def test_tiles_are_visited_where_they_must_be_and_masked_where_needed(lengths, window, offset, tile):
+    T, S, (M, N) = 96, 64, tile
+    ids = np.asarray(rows_of(lengths, S=T)[0])[0]
+    key, at = np.arange(T), offset + np.arange(S)
+    seen = (key[None] <= at[:, None]) & (ids[at][:, None] == ids[None]) & (ids > 0)
+    if window is not None:
+        seen &= at[:, None] - key[None] < window
+    first = np.where(seen.any(1), seen.argmax(1), T).astype(np.int32)
+    # The last query that sees a key may stand after the queries of this call.
+    whole = (key[None] <= key[:, None]) & (ids[:, None] == ids[None]) & (ids > 0)
+    if window is not None:
+        whole &= key[:, None] - key[None] < window
+    last = np.where(ids > 0, T - 1 - whole[::-1].argmax(0), -1).astype(np.int32)
+    np.testing.assert_array_equal(gpu._last_queries(jnp.asarray(ids[None]), window)[0], last)
+    parts = seen.reshape(S // M, M, T // N, N)
+
+    def note(j, state, *, edge):
+        return state.at[j].add(jnp.array([1, 0]) if edge else jnp.array([0, 1]))
+
+    for i in range(S // M):
+        visits = by_keys(jnp.asarray(first[i * M : (i + 1) * M]), offset + i * M, M, N, T, note)
+        expect(visits, parts[i].any((0, 2)), parts[i].all((0, 2)))
+    for j in range(T // N):
+        visits = by_queries(jnp.asarray(last[j * N : (j + 1) * N]), j * N, offset, M, N, S, note)
+        expect(visits, parts[:, :, j].any((1, 2)), parts[:, :, j].all((1, 2)))
+
+
+def expect(visits, must, whole):
+    masked, plain = np.asarray(visits).T
+    np.testing.assert_array_equal(masked + plain, must)
+    np.testing.assert_array_equal(plain, whole)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def by_keys(first, start, M, N, T, note):
+    return blocks.over_keys(first, start, Tile(M, N, 4, 1), T, note, jnp.zeros((T // N, 2), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def by_queries(last, start, offset, M, N, S, note):
+    return blocks.over_queries(last, start, offset, Tile(M, N, 4, 1), S, note, jnp.zeros((S // M, 2), jnp.int32))
+
+
+@pytest.mark.parametrize("kind", [GLOBAL, WINDOW], ids=["global", "window"])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_lowers_for_cuda_without_a_gpu(kind, backward):
+    """As far as jax itself goes: Triton's own dialect, which XLA compiles where the program runs."""
+    with known_device():
+        traced = jax.jit(program_of(kind, backward)).trace(*shapes_of(kind, 4096))
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == (3 if backward else 1)
+    for name in ("forward", *(("dq", "dkv") if backward else ())):
+        assert f"m1_attention_{name}" in text
+
+
+def known_device():
+    """jax 0.12 wants to know the device that it lowers for; 0.10 takes an H100 where there is none."""
+    if jax.__version_info__ < (0, 12):
+        return contextlib.nullcontext()
+    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=None)
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+
+
+def program_of(kind, backward, chip="9.0", packed=True):
+    D, window = kind[2:]
+
+    def run(q, k, v, conv, inv_freq, positions, ids):
+        def attend(q, k, v):
+            return gpu.attention(
+                q, k, v, conv_k=conv, conv_v=conv, inv_freq=inv_freq, positions=positions,
+                segment_ids=ids if packed else None, window=window, scale=D**-0.5, chip=chip,
+            )  # fmt: skip
+
+        if not backward:
+            return attend(q, k, v)
+        out, pull = jax.vjp(attend, q, k, v)
+        return pull(out)
+
+    return run
+
+
+def shapes_of(kind, S, sharding=None):
+    H, K, D, _ = kind
+    given_ = [((1, S, heads, D), jnp.bfloat16) for heads in (H, K, K)]
+    given_ += [((K, 2), jnp.float32), ((D // 2,), jnp.float32), ((1, S), jnp.int32), ((1, S), jnp.int32)]
+    return [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in given_]
+
+
+def test_cudnn_lowers_for_cuda_without_a_gpu():
+    """The window layer; of head_dim 256 jax asks the attached GPU whether it takes it."""
+    try:
+        traced = jax.jit(program_of(WINDOW, backward=True, packed=False)).trace(*shapes_of(WINDOW, 16384))
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    except RuntimeError as error:
+        assert "cuDNN" in str(error)
+        pytest.skip("jax asks cuDNN for its version, and it is not installed: pip install 'm1jax[gpu]'")
+    assert set(re.findall(r"@(__cudnn\$\w+)", text)) == {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"}
+    assert set(re.findall(r"sliding_window_length\W+(\d+)", text.replace("\\22", ""))) == {"8192"}
+
+
+@pytest.mark.parametrize("window", [None, 1, 9, 64, 100])
+def test_what_cudnn_is_asked_for_is_the_reference_on_whole_rows(window):
+    """By the other implementation of the function that hands it to cuDNN, which has the same arguments."""
+    x = drawn(5, 2, 64, 4, 2, 64)
+    ids, positions = rows_of([64], [64], S=64)
+    given_ = arguments(x, ids, positions, window)
+    frequencies = given_["inv_freq"]
+    ready = reference.prepared(
+        **x, inv_freq=frequencies, positions=positions, segment_ids=ids, prev_kv=None, q_offset=0
+    )
+    found = gpu.cudnn(*ready, window=window, scale=given_["scale"], implementation="xla")
+    np.testing.assert_allclose(found, reference.attention(**x, **given_), atol=2e-5)
+
+
+def test_cudnn_is_asked_where_it_computes_exactly_this():
+    assert gpu.cudnn_computes(jnp.bfloat16, 256, "9.0")
+    assert gpu.cudnn_computes(jnp.bfloat16, 128, "8.0")
+    assert not gpu.cudnn_computes(jnp.bfloat16, 256, "8.0")
+    assert not gpu.cudnn_computes(jnp.float32, 64, "9.0")
+    assert not gpu.cudnn_computes(jnp.bfloat16, 68, "9.0")
+
+
+@pytest.mark.parametrize("chip", blocks.SHARED_MEMORY)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_tiles_fit_the_shared_memory_of_every_chip(chip, head_dim):
+    for name, tile in vars(blocks.tiles(chip, head_dim)).items():
+        assert blocks.shared_bytes(name, tile, head_dim) <= blocks.SHARED_MEMORY[chip], name
+
+
+def test_what_computes_is_logged_once(caplog):
+    gpu._tell_once.cache_clear()
+    x = drawn(1, 1, 32, 2, 1, 64)
+    ids, positions = rows_of([32], S=32)
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            jax.eval_shape(lambda x: gpu.attention(**x, **arguments(x, ids, positions, 7), **INTERPRETED), x)
+    assert caplog.messages == ["attention gpu: Pallas kernels for window 7 layers of head_dim 64 in float32."]
+
+
+def test_what_is_not_supported_is_said():
+    ids, positions = rows_of([8], S=8)
+    x = drawn(9, 1, 8, 2, 1, 64)
+    with pytest.raises(UserError, match=r"no kernel for cpu: compute capabilities 8.0, 9.0 are supported"):
+        kernels.attention(**x, **arguments(x, ids, positions, None), impl="gpu")
+    wide = drawn(9, 1, 8, 2, 1, 288)
+    with pytest.raises(UserError, match=r"head_dim 288: even sizes up to 256"):
+        gpu.attention(**wide, **arguments(wide, ids, positions, None), **INTERPRETED)
+    mixed = {**x, "k": x["k"].astype(jnp.bfloat16)}
+    with pytest.raises(UserError, match=r"float32, bfloat16, float32: all bfloat16 is supported"):
+        gpu.attention(**mixed, **arguments(x, ids, positions, None), **INTERPRETED)
+    with pytest.raises(UserError, match=r"set model.compute_dtype to bfloat16"):
+        gpu.attention(**x, **arguments(x, ids, positions, None), chip="9.0")
+    odd = drawn(9, 1, 8, 3, 2, 64)
+    with pytest.raises(UserError, match=r"3 query heads for 2 KV heads"):
+        gpu.attention(**odd, **arguments(odd, ids, positions, None), **INTERPRETED)

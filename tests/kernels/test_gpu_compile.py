@@ -1,0 +1,55 @@
+"""The GPU kernels through the real GPU compiler (XLA, Triton, ptxas), for chips that are not there."""
+
+import re
+import subprocess
+
+import jax
+import pytest
+
+from m1jax.kernels.gpu import blocks
+from tests import gpu
+from tests.kernels.test_gpu import GLOBAL, WINDOW, program_of, shapes_of
+
+KERNELS = {"m1_attention_forward": "forward", "m1_attention_dq": "dq", "m1_attention_dkv": "dkv"}
+LAYERS = {"global": GLOBAL, "window": WINDOW, "head_dim 64": (8, 4, 64, None)}
+MATRIX_INSTRUCTIONS = {"8.0": "mma.sync", "9.0": "wgmma.mma_async"}
+"""What each generation's matrix units are driven by."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("chip", gpu.CHIPS)
+def test_kernels_compile_within_registers_and_shared_memory(chip, layer, tmp_path):
+    found = compiled(chip, LAYERS[layer], tmp_path)
+    assert set(found) == {"forward", "dq", "dkv"}
+    head_dim = LAYERS[layer][2]
+    for name, (shared, spilled, text) in found.items():
+        tile = getattr(blocks.tiles(chip, head_dim), name)
+        assert 0 < shared <= blocks.shared_bytes(name, tile, head_dim), name
+        assert spilled == 0, name
+        assert MATRIX_INSTRUCTIONS[chip] in text, name
+
+
+def compiled(chip, kind, folder):
+    """Of each kernel: bytes of shared memory, bytes that ptxas spills, and its PTX."""
+    sharding = jax.sharding.SingleDeviceSharding(gpu.device(chip))
+    options = {"xla_dump_to": str(folder), "xla_gpu_cuda_data_dir": str(gpu.ptxas().parents[1])}
+    program = jax.jit(program_of(kind, backward=True, chip=chip))
+    program.lower(*shapes_of(kind, 4096, sharding)).compile(compiler_options=options)
+    (listing,) = folder.glob("*thunk_sequence.txt")
+    launches = listing.read_text().splitlines()
+    found = {}
+    for path in folder.glob("*.ptx"):
+        text = path.read_text()
+        for entry in re.findall(r"\.entry (m1_\w+)", text):
+            target = re.search(r"\.target (\w+)", text).group(1)
+            command = [gpu.ptxas(), "-v", "-arch", target, path, "-o", folder / "assembled"]
+            report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+            (launch,) = (line for line in launches if re.search(rf"\b{entry}\b", line))
+            shared = int(re.search(r"shared_memory: (\d+) bytes", launch).group(1))
+            found[KERNELS[entry]] = shared, sum(map(int, re.findall(r"(\d+) bytes spill", report))), text
+    return found
+
+
+def test_the_limits_are_what_the_chips_say():
+    assert {chip: known["shared_memory_per_block_optin"] for chip, known in gpu.CHIPS.items()} == blocks.SHARED_MEMORY
