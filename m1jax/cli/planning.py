@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from m1jax.cli.arguments import add, config_of
+from m1jax.errors import UserError
 
 
 def register(verbs: Any) -> None:
@@ -14,13 +15,20 @@ def register(verbs: Any) -> None:
     sub.add_argument("--topology", metavar="CHIP:SHAPE", help="TPU slice, e.g. v5p:4x8x8 (default: the config's)")
     sub.add_argument("--slices", type=int, metavar="N", help="slices joined by the data-centre network")
     sub.add_argument("--stage", metavar="NAME", help="this stage only (default: every program of the run)")
-    sub.add_argument("--decode", type=int, default=0, metavar="ROWS", help="the decode step of ROWS rows instead")
+    sub.add_argument("--decode", type=_count, default=0, metavar="ROWS", help="the decode step of ROWS rows instead")
     sub.add_argument("--search", action="store_true", help="rank mesh, accumulation and remat, cheapest first")
-    sub.add_argument("--confirm", type=int, default=1, metavar="N", help="with --search: settings to compile")
+    sub.add_argument("--confirm", type=_count, default=1, metavar="N", help="with --search: settings to compile")
     sub.add_argument("--write", metavar="FILE", help="with --search: write the best as --set arguments, one a line")
     sub.add_argument("--chips", choices=("any",), help="with --search: compare v5e, v5p, v6e and tpu7x")
     sub.add_argument("--price", nargs="*", default=[], metavar="CHIP=P", help="price of a chip-hour, e.g. v5p=4.2")
     sub.add_argument("--json", metavar="FILE", help="write the answers as JSON, - for standard output")
+
+
+def _count(text: str) -> int:
+    """A whole number from 0 on; raises what argparse makes a sentence of."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
 
 
 def _plan(args: argparse.Namespace) -> None:
@@ -28,7 +36,12 @@ def _plan(args: argparse.Namespace) -> None:
     from m1jax.recipes import plan
 
     config, prices = config_of(args), plan.prices(args.price)
-    if args.search or args.chips:
+    search = args.search or bool(args.chips)
+    if args.decode and search:
+        raise UserError("--decode plans one setting: leave out --search and --chips, or --decode.")
+    if args.write and not search:
+        raise UserError("--write writes what --search found: add --search.")
+    if search:
         plan.search(
             config,
             args.topology,

@@ -86,9 +86,11 @@ def check_batches(config: RunConfig, mesh: Mesh) -> None:
             if batch % rows:
                 key = "global_batch" if batch == stage.global_batch else "ramp: a batch"
                 passes = f" in train.accumulation = {parts} parts" if parts > 1 else ""
+                fewer = batch // devices if batch % devices == 0 else 0
+                instead = f"a train.accumulation that divides {fewer}" if fewer else "fewer devices"
                 raise UserError(
                     f"config key stages.{i}.{key} = {batch} rows cannot be divided over {devices} devices "
-                    f"(replica x data x fsdp){passes}: choose a multiple of {rows}, or fewer devices."
+                    f"(replica x data x fsdp){passes}: choose a multiple of {rows}, or {instead}."
                 )
         if stage.row_length % mesh.shape["context"]:
             raise UserError(

@@ -1,7 +1,7 @@
 """What `m1 plan` answers: memory by part, FLOPs, collectives, times at their peaks, cost of each stage."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -144,10 +144,10 @@ def decode_step(config: RunConfig, rows: int, topology: Topology, compile_it: Co
     )
 
 
-def distinct_stages(config: RunConfig) -> list[StageConfig]:
+def distinct(stages: Iterable[StageConfig]) -> list[StageConfig]:
     """The stages that compile to different programs: first of each row length and batch."""
     found: dict[tuple[int, int], StageConfig] = {}
-    for stage in config.stages:
+    for stage in stages:
         found.setdefault((stage.row_length, stage.global_batch), stage)
     return list(found.values())
 

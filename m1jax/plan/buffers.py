@@ -5,7 +5,7 @@ from typing import Any
 
 from m1jax.plan.hlo import Instruction, Module, grouped, one
 
-_ALLOCATED, _FREED = 0, 1
+_ALLOCATED, _FREED, _SHARED = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,35 @@ def largest(module: Module, assignment: memoryview, count: int = 5) -> tuple[Buf
 
 
 def _at_peak(parts: dict[int, list[Any]], sizes: dict[int, int], in_hbm: set[int]) -> set[int]:
-    """The values that live together when they are the most bytes, from the largest heap that the compiler simulated."""
+    """The values that live together when they are the most bytes, from the largest heap that the compiler simulated.
+
+    A value that shares another's place (what a loop carries, say) stands for it: the place is held as long as any of
+    its sharers lives.
+    """
     best, peak = set[int](), 0
     for trace in map(grouped, parts.get(4, ())):
-        live: set[int] = set()
+        place: dict[int, int] = {}
+        sharers: dict[int, int] = {}
         now = 0
         for event in map(grouped, trace.get(1, ())):
             number, kind = one(event, 2), one(event, 1)
             if number not in in_hbm:
                 continue
-            if kind == _ALLOCATED:
-                live.add(number)
-                now += sizes[number]
-            elif kind == _FREED and number in live:
-                live.remove(number)
-                now -= sizes[number]
+            if kind == _FREED:
+                owner = place.get(number, -1)
+                if owner in sharers:
+                    sharers[owner] -= 1
+                    if not sharers[owner]:
+                        del sharers[owner]
+                        now -= sizes[owner]
+                continue
+            owner = one(event, 5) if kind == _SHARED else number
+            owner = place[number] = place.get(owner, owner)
+            if owner not in sharers:
+                now += sizes[owner]
+            sharers[owner] = sharers.get(owner, 0) + 1
             if now > peak:
-                best, peak = set(live), now
+                best, peak = set(sharers), now
     return best
 
 

@@ -1,8 +1,9 @@
 """HBM of a training step by formula: what each part takes, on one device, before anything is compiled.
 
-State, gradients and kept activations follow from shapes and the layout alone. The rest (what one block's backward pass
-holds, the head, gathered weights) is a sum of shapes that live together; the factors of `WORKING` were set by the 14B
-compiled for v5e and v5p, and are not yet checked on programs that they were not set by (tests/plan/memory_cases.py).
+State, gradients and kept activations follow from shapes and the layout. What else lives at the peak was read from
+libtpu 0.0.51's buffer assignment of the 12 programs of `FITTED` in tests/plan/memory_cases.py, the 14B and a contract;
+the counts `BLOCK_FFN`, `BLOCK_HIDDEN` and `WEIGHT_GRADIENTS` are their least-squares fit, rounded: the compiler keeps
+from 3 to 7 values of the feed-forward width at the peak, more of them the more HBM is free.
 
 Legend: E hidden, F FFN, H heads, K KV heads, D head_dim, V vocabulary, L layers.
 """
@@ -15,6 +16,18 @@ from typing import Any
 from m1jax.config import ModelConfig, RunConfig, StageConfig
 
 BF16, FP32 = 2, 4
+BLOCK_FFN = 8.0
+"""Values of width F a token that a block's backward pass holds."""
+BLOCK_HIDDEN = 4.0
+"""Values of width E a token, where the block is computed again."""
+WEIGHT_GRADIENTS = 7.0
+"""Gradients of whole E x F matrices in float32 on their way to their shards."""
+VMEM = 64 * 2**20
+"""Bytes of a block's values that wait in VMEM instead: v5p has that much, v5e twice (less of it is free)."""
+CODE = 90e6
+"""Bytes of machine code: 66 to 131 MB in the programs compiled."""
+PADDING = 1024
+"""Tokens by which queries that start inside a row are padded to whole blocks of the attention kernel."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +55,20 @@ def estimate(config: RunConfig, stage: StageConfig, mesh: Mapping[str, int]) -> 
     second = 1.0 if config.optimizer.second_moment == "full" else 0.0
     rows = mesh["replica"] * mesh["data"] * mesh["fsdp"] * train.accumulation
     tokens = stage.global_batch / rows * stage.row_length / mesh["context"]
-    kept = sum(kept_per_token(model, kind, train.remat, mesh["tensor"]) for kind in model.layer_kinds) * tokens
+    kept = sum(kept_per_token(model, kind, train.remat, mesh) for kind in model.layer_kinds) * tokens
+    gradients = parameters * (2.0 if train.accumulation > 1 else 1.0)
+    width = _itemsize(model.compute_dtype)
+    tables = parameters * table_share(model)
+    narrow = (parameters - tables) * width / FP32 if width < _itemsize(model.param_dtype) else 0.0
+    block = block_working(config, stage, mesh, tokens)
+    # While the head works, no gradient of this micro-batch is there yet.
+    head = head_working(config, mesh, tokens) - parameters
     return Memory(
         parameters=parameters,
         optimizer=parameters * FP32 / _itemsize(model.param_dtype) * (1.0 + second),
-        gradients=parameters * (2.0 if train.accumulation > 1 else 1.0),
+        gradients=gradients,
         activations=kept,
-        working=working(config, mesh, tokens),
+        working=narrow + max(block, head) + CODE,
     )
 
 
@@ -64,46 +84,62 @@ def parameter_bytes(model: ModelConfig, mesh: Mapping[str, int]) -> float:
     return total / fsdp * _itemsize(model.param_dtype)
 
 
-def kept_per_token(model: ModelConfig, kind: str, remat: str, tensor: int) -> float:
-    """Bytes that the backward pass keeps of a layer for each token."""
-    width = _itemsize(model.compute_dtype)
+def table_share(model: ModelConfig) -> float:
+    """Share of the parameters that lies in the embedding and the head."""
+    return (1 if model.tie_embeddings else 2) * model.vocab_size * model.hidden / model.num_parameters
+
+
+def kept_per_token(model: ModelConfig, kind: str, remat: str, mesh: Mapping[str, int]) -> float:
+    """Bytes that the backward pass keeps of a layer for each token of a device.
+
+    block: the input. dots: the residual stream before and after attention; the projections q, gate and up; q and the
+    output of attention as the kernel takes and leaves them; k and v twice, the kernel's copies of every token of the
+    row. none: six values of width F instead of two, and both norms' input and output in float32.
+    """
+    width, tensor = _itemsize(model.compute_dtype), mesh["tensor"]
     heads, kv_heads, head_dim = model.heads(kind)
     kv = kv_heads if kv_heads % tensor else kv_heads / tensor
-    projections = (heads / tensor + 2 * kv) * head_dim + 2 * model.hidden + 2 * model.ffn / tensor
-    attention = heads / tensor * (head_dim + FP32 / width)
     if remat == "offload":
         return 0.0
     if remat == "block":
         return width * model.hidden
+    attention = (3 * heads / tensor + 4 * kv * mesh["context"]) * head_dim
     if remat == "dots":
-        return width * (model.hidden + projections + attention)
-    # Norm outputs, rotated and convolved heads, both factors of the gate and their product stay too.
-    return width * (4 * model.hidden + 2 * projections + attention + model.ffn / tensor)
+        return width * (2 * model.hidden + attention + 2 * model.ffn / tensor)
+    return width * (2 * model.hidden + attention + 6 * model.ffn / tensor) + FP32 * 4 * model.hidden
 
 
-def working(config: RunConfig, mesh: Mapping[str, int], tokens: float) -> float:
-    """What lives beside state, gradients and kept activations: a block's backward pass, gathered weights, the head."""
+def block_working(config: RunConfig, stage: StageConfig, mesh: Mapping[str, int], tokens: float) -> float:
+    """What one block's backward pass holds: activations, gradients of whole matrices, K and V of other shards."""
     model = config.model
     width, tensor = _itemsize(model.compute_dtype), mesh["tensor"]
-    block = max(_block_tokens(model, kind, tensor) for kind in set(model.layer_kinds)) * width * tokens
-    weights = max(_block_weights(model, kind, tensor) for kind in set(model.layer_kinds))
-    chunk = min(config.train.loss_chunk / (mesh["replica"] * mesh["data"] * mesh["fsdp"]), tokens)
-    table = model.vocab_size * model.hidden / tensor
-    head = chunk * model.vocab_size / tensor * (FP32 + width) + table * (width + FP32 / mesh["fsdp"])
-    return WORKING["block"] * block + WORKING["weights"] * weights * width + WORKING["head"] * head + WORKING["fixed"]
+    again = config.train.remat in ("block", "offload")
+    values = BLOCK_FFN * model.ffn / tensor + (BLOCK_HIDDEN * model.hidden if again else 0.0)
+    matrices = WEIGHT_GRADIENTS * model.hidden * model.ffn / tensor * FP32 if mesh["fsdp"] > 1 else 0.0
+    gathered = max(_gathered(model, kind, stage.row_length, mesh) for kind in set(model.layer_kinds))
+    gathered *= tokens / (stage.row_length / mesh["context"])
+    return max(width * (values * tokens + gathered) + matrices - VMEM, 0.0)
 
 
-WORKING = {"block": 1.2, "weights": 2.0, "head": 1.0, "fixed": 50e6}
-
-
-def _block_tokens(model: ModelConfig, kind: str, tensor: int) -> float:
-    heads, _, head_dim = model.heads(kind)
-    return 4 * model.hidden + 4 * model.ffn / tensor + 4 * heads * head_dim / tensor
-
-
-def _block_weights(model: ModelConfig, kind: str, tensor: int) -> float:
+def _gathered(model: ModelConfig, kind: str, row_length: int, mesh: Mapping[str, int]) -> float:
+    """Elements a row that context parallelism adds: keys and values of the other shards, and padded queries."""
+    if mesh["context"] == 1:
+        return 0.0
     heads, kv_heads, head_dim = model.heads(kind)
-    return model.hidden * (head_dim * (2 * heads + 2 * kv_heads) + 3 * model.ffn) / tensor
+    own = row_length // mesh["context"]
+    halo = kind == "window" and model.window <= row_length - own
+    seen = own + model.window if halo else row_length
+    tensor = mesh["tensor"]
+    kv = kv_heads if kv_heads % tensor else kv_heads / tensor
+    return head_dim * (8 * kv * seen + 6 * heads / tensor * PADDING)
+
+
+def head_working(config: RunConfig, mesh: Mapping[str, int], tokens: float) -> float:
+    """What the head holds: its whole table, whose gradient is float32; logits of a chunk, and their gradient."""
+    model = config.model
+    width, tensor = _itemsize(model.compute_dtype), mesh["tensor"]
+    chunk = min(config.train.loss_chunk / (mesh["replica"] * mesh["data"] * mesh["fsdp"]), tokens)
+    return (model.hidden + chunk) * model.vocab_size / tensor * (FP32 + width)
 
 
 def _itemsize(dtype: str) -> int:

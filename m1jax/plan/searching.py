@@ -22,7 +22,10 @@ SLACK = 0.9
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One setting of a stage: bytes a device, seconds a step, cost of the stage (money, or chip-hours)."""
+    """One setting of a run's stages: bytes a device in that which needs most, cost of all (money, or chip-hours).
+
+    Rows (a device and micro-batch) and seconds (a step) are those of the first stage.
+    """
 
     topology: Topology
     mesh: dict[str, int]
@@ -62,19 +65,23 @@ def comparable(topology: Topology) -> list[Topology]:
 
 
 def rank(
-    config: RunConfig, stage: StageConfig, topologies: Sequence[Topology], prices: Mapping[str, float]
+    config: RunConfig, stages: Sequence[StageConfig], topologies: Sequence[Topology], prices: Mapping[str, float]
 ) -> list[Candidate]:
-    """Settings that fit by formula, cheapest first; the rest of the config stays as it is.
+    """Settings that fit these stages by formula, cheapest first; the rest of the config stays as it is.
 
     With prices (of a chip-hour) the cost is money and chips without one are left out. Raises UserError with the
     numbers of the nearest miss where nothing fits.
     """
+    if prices and not any(topology.chip.name in prices for topology in topologies):
+        raise UserError(
+            f"no price is given for {', '.join(t.chip.name for t in topologies)}: add CHIP=NUMBER to --price."
+        )
     fitting: list[Candidate] = []
     nearest: Candidate | None = None
     for topology in topologies:
         if prices and topology.chip.name not in prices:
             continue
-        for candidate in candidates(config, stage, topology, prices.get(topology.chip.name, 1.0)):
+        for candidate in candidates(config, stages, topology, prices.get(topology.chip.name, 1.0)):
             room = topology.hbm_per_device * SLACK
             if candidate.memory <= room:
                 fitting.append(candidate)
@@ -92,19 +99,21 @@ def rank(
             f"GiB a device ({SLACK:.0%} of which may be planned)"
         )
         raise UserError(
-            f"stage {stage.name} of {config.name} ({config.model.num_parameters:,} parameters, "
-            f"{stage.global_batch} rows "
-            f"of {stage.row_length}) fits no setting on {names}: {miss}; take more chips or more HBM a chip."
+            f"{config.name} ({config.model.num_parameters:,} parameters; "
+            f"{'; '.join(f'{s.name} {s.global_batch} rows of {s.row_length}' for s in stages)}) fits no setting on "
+            f"{names}: {miss}; take more chips or more HBM a chip."
         )
     return sorted(fitting, key=lambda c: (c.cost, c.memory))
 
 
-def candidates(config: RunConfig, stage: StageConfig, topology: Topology, price: float) -> Iterator[Candidate]:
-    """Every setting whose mesh multiplies out to the devices and divides rows, tokens and heads."""
+def candidates(
+    config: RunConfig, stages: Sequence[StageConfig], topology: Topology, price: float
+) -> Iterator[Candidate]:
+    """Every setting whose mesh multiplies out to the devices and divides heads, and rows and tokens of all stages."""
     model = config.model
     per_slice = topology.num_devices // topology.slices
     for tensor, context in itertools.product(_powers(per_slice), repeat=2):
-        if per_slice % (tensor * context) or not _divides(config, stage, tensor, context):
+        if per_slice % (tensor * context) or not _divides(config, tensor, context):
             continue
         rest = per_slice // (tensor * context)
         for fsdp in _powers(rest):
@@ -113,16 +122,16 @@ def candidates(config: RunConfig, stage: StageConfig, topology: Topology, price:
             }  # fmt: skip
             if rest % fsdp or model.hidden % fsdp:
                 continue
-            rows = stage.global_batch / (rest * topology.slices)
-            for accumulation, remat in itertools.product(_powers(int(rows)), REMATS):
-                if stage.global_batch % (rest * topology.slices * accumulation):
-                    continue
-                yield _candidate(config, stage, topology, mesh, accumulation, remat, price)
+            batches = math.gcd(*(batch for stage in config.stages for batch, _ in stage.batches))
+            rows = rest * topology.slices
+            for accumulation, remat in itertools.product(_powers(batches // rows), REMATS):
+                if batches % (rows * accumulation) == 0:
+                    yield _candidate(config, stages, topology, mesh, accumulation, remat, price)
 
 
 def _candidate(
     config: RunConfig,
-    stage: StageConfig,
+    stages: Sequence[StageConfig],
     topology: Topology,
     mesh: dict[str, int],
     accumulation: int,
@@ -131,24 +140,30 @@ def _candidate(
 ) -> Candidate:
     train = dataclasses.replace(config.train, accumulation=accumulation, remat=remat)
     setting = dataclasses.replace(config, train=train)
-    needed = memory.estimate(setting, stage, mesh)
-    near, far = traffic(setting, stage, mesh)
-    per_token = flops.per_token(config.model, stage.row_length, remat).hardware
-    tokens = stage.global_batch * stage.row_length
-    chip = topology.chip
-    compute = tokens * per_token / (chip.flops * topology.chips)
-    seconds = compute + (near / chip.ici + far / chip.dcn) * chip.devices
-    steps = stage.rows_before(stage.steps) / stage.global_batch
+    seconds = [_seconds(setting, stage, topology, mesh) for stage in stages]
+    hours = sum(
+        stage.rows_before(stage.steps) / stage.global_batch * step / 3600
+        for stage, step in zip(stages, seconds, strict=True)
+    )
     return Candidate(
         topology=topology,
         mesh=mesh,
         accumulation=accumulation,
         remat=remat,
-        rows=stage.global_batch / (mesh["replica"] * mesh["data"] * mesh["fsdp"] * accumulation),
-        memory=needed.total,
-        seconds=seconds,
-        cost=steps * seconds / 3600 * topology.chips * price,
+        rows=stages[0].global_batch / (mesh["replica"] * mesh["data"] * mesh["fsdp"] * accumulation),
+        memory=max(memory.estimate(setting, stage, mesh).total for stage in stages),
+        seconds=seconds[0],
+        cost=hours * topology.chips * price,
     )
+
+
+def _seconds(config: RunConfig, stage: StageConfig, topology: Topology, mesh: Mapping[str, int]) -> float:
+    """A step of a stage with every unit at its peak and nothing overlapped."""
+    near, far = traffic(config, stage, mesh)
+    per_token = flops.per_token(config.model, stage.row_length, config.train.remat).hardware
+    tokens = stage.global_batch * stage.row_length
+    chip = topology.chip
+    return tokens * per_token / (chip.flops * topology.chips) + (near / chip.ici + far / chip.dcn) * chip.devices
 
 
 def traffic(config: RunConfig, stage: StageConfig, mesh: Mapping[str, int]) -> tuple[float, float]:
@@ -181,11 +196,12 @@ def _share(size: int) -> float:
     return (size - 1) / size
 
 
-def _divides(config: RunConfig, stage: StageConfig, tensor: int, context: int) -> bool:
+def _divides(config: RunConfig, tensor: int, context: int) -> bool:
     model = config.model
     heads = (model.num_heads, model.window_num_heads)
     whole = all(h % tensor == 0 for h in heads) and model.ffn % tensor == 0 and model.vocab_size % tensor == 0
-    return whole and stage.row_length % (2 * context) == 0 and stage.row_length // context >= 128
+    lengths = [stage.row_length for stage in config.stages]
+    return whole and all(length % (2 * context) == 0 and length // context >= 128 for length in lengths)
 
 
 def _powers(limit: int) -> list[int]:

@@ -60,7 +60,7 @@ def run(
     topology = topology_of(config, name, slices)
     compile_it = functools.partial(_shown, console)
     found: list[dict[str, Any]] = []
-    stages = [compiling.stage_named(config, stage)] if stage else answers.distinct_stages(config)
+    stages = [compiling.stage_named(config, stage)] if stage else answers.distinct(config.stages)
     works: list[Callable[[], Answer]] = (
         [functools.partial(answers.decode_step, config, decode, topology, compile_it)]
         if decode
@@ -100,7 +100,7 @@ def search(
     """
     console = consoles.make(json_path == "-")
     topology = topology_of(config, name, slices)
-    chosen = compiling.stage_named(config, stage) if stage else config.stages[0]
+    chosen = [compiling.stage_named(config, stage)] if stage else list(config.stages)
     topologies = searching.comparable(topology) if any_chips else [topology]
     ranked = searching.rank(config, chosen, topologies, prices)
     first = [next(c for c in ranked if c.topology == t) for t in topologies if any(c.topology == t for c in ranked)]
@@ -115,18 +115,22 @@ def search(
     for candidate in ranked[:confirm]:
         setting = candidate.applied(config)
         try:
-            answer = answers.train_step(setting, chosen, candidate.topology, functools.partial(_shown, console))
+            confirmed = [
+                answers.train_step(setting, one, candidate.topology, functools.partial(_shown, console))
+                for one in answers.distinct(chosen)
+            ]
         except compiling.TooLargeError as error:
-            console.print(f"{candidate.overrides()} does not fit after all: {error}.")
+            console.print(f"{' '.join(candidate.overrides())} does not fit after all: {error}.")
             continue
-        if answer.fits:
-            show(console, setting, answer, candidate.topology, prices)
+        if all(answer.fits for answer in confirmed):
+            for answer in confirmed:
+                show(console, setting, answer, candidate.topology, prices)
             best = candidate
             break
     if confirm and best is None:
         raise UserError(
-            f"none of the {min(confirm, len(ranked))} best settings fits {topology.name} when compiled: raise "
-            f"--confirm."
+            f"none of the {min(confirm, len(ranked))} best settings fits when compiled, of {len(ranked)} that fit by "
+            f"formula: raise --confirm."
         )
     best = best or ranked[0]
     lines = best.overrides()
@@ -215,10 +219,12 @@ def _stage_table(answer: Answer, topology: Topology, prices: Mapping[str, float]
     return table
 
 
-def _ranking(ranked: Sequence["searching.Candidate"], stage: StageConfig, prices: Mapping[str, float]) -> Table:
+def _ranking(
+    ranked: Sequence["searching.Candidate"], stages: Sequence[StageConfig], prices: Mapping[str, float]
+) -> Table:
     unit = "cost" if prices else "chip-hours"
-    columns = ("topology", "mesh", "accumulation", "remat", "rows a chip", "GiB", "s a step", f"{unit} of the stage")
-    table = _table(f"Settings for stage {stage.name}, cheapest first", columns, right=5)
+    columns = ("topology", "mesh", "accumulation", "remat", "rows a chip", "GiB", "s a step", unit)
+    table = _table(f"Settings for {', '.join(stage.name for stage in stages)}, cheapest first", columns, right=5)
     for c in ranked:
         mesh = " x ".join(f"{axis} {size}" for axis, size in c.mesh.items() if size > 1)
         row = (f"{c.rows:g}", f"{c.memory / GIB:.1f}", f"{c.seconds:.3g}", f"{c.cost:,.0f}")

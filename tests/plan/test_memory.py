@@ -1,4 +1,6 @@
-"""The memory formula: exact where shapes and layout decide, near the compiler on the programs that it was set by."""
+"""The memory formula: exact where shapes and layout decide, elsewhere within 10% of the compiler."""
+
+import json
 
 import jax
 import numpy as np
@@ -8,7 +10,8 @@ from jax.sharding import Mesh
 from m1jax import config_file, model
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import rules
-from m1jax.plan import memory
+from m1jax.plan import compiling, memory
+from tests.plan import memory_cases
 
 GIB = 2**30
 
@@ -29,16 +32,44 @@ def test_parameters_are_those_that_the_rules_lay_out(name, fsdp, tensor):
     assert memory.parameter_bytes(config, mesh.shape) == pytest.approx(exact, rel=1e-4)
 
 
-@pytest.mark.parametrize(("context", "compiled"), [(4, 12.72), (1, 30.65)])
-def test_the_14b_is_near_what_the_compiler_said(context, compiled):
-    """On v5e:16x16 (docs/plan.md) and v5p:4x4x4, 64 along fsdp, accumulation 8, GiB a device."""
+@pytest.mark.parametrize(
+    ("stage", "fsdp", "context", "compiled"), [(0, 64, 4, 12.72), (0, 64, 1, 30.65), (2, 32, 2, 33.48)]
+)
+def test_the_14b_is_near_what_the_compiler_said(stage, fsdp, context, compiled):
+    """GiB a device on v5e:16x16 and v5p:4x4x4 with accumulation 8, as docs/plan.md has them."""
     config = config_file.load("m1_14b")
-    mesh = {"replica": 1, "data": 1, "fsdp": 64, "tensor": 1, "context": context}
-    assert memory.estimate(config, config.stages[0], mesh).total / GIB == pytest.approx(compiled, rel=0.1)
+    mesh = {"replica": 1, "data": 1, "fsdp": fsdp, "tensor": 1, "context": context}
+    assert memory.estimate(config, config.stages[stage], mesh).total / GIB == pytest.approx(compiled, rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def told():
+    """What the compiler said of each case."""
+    return json.loads(memory_cases.FILE.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", memory_cases.CASES, ids=memory_cases.name)
+def test_narrow_and_shallow_programs_are_within_10_percent(case, told):
+    """Twelve of them were held back: the formula was not set by them."""
+    assert len(memory_cases.HELD_BACK) == 12 and not set(memory_cases.HELD_BACK) & set(memory_cases.FITTED)
+    config = memory_cases.config(case)
+    estimated = memory.estimate(config, config.stages[0], memory_cases.mesh_of(case)).total - memory.CODE
+    assert estimated == pytest.approx(sum(told["cases"][memory_cases.name(case)].values()), rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", memory_cases.HELD_BACK[::6], ids=memory_cases.name)
+def test_the_compiler_says_it_again(case, told):
+    pytest.importorskip("libtpu")
+    if list(compiling.compiler()) != told["compiler"]:
+        pytest.skip(f"recorded with {told['compiler']}: python -m tests.plan.memory_cases")
+    again = memory_cases.assigned(case)
+    assert sum(again.values()) == pytest.approx(sum(told["cases"][memory_cases.name(case)].values()), rel=0.01)
 
 
 def test_each_remat_policy_keeps_less_than_the_one_before():
     config = config_file.load("m1_14b").model
+    mesh = {"tensor": 1, "context": 1}
     for kind in ("global", "window"):
-        kept = [memory.kept_per_token(config, kind, remat, 1) for remat in ("none", "dots", "block", "offload")]
+        kept = [memory.kept_per_token(config, kind, remat, mesh) for remat in ("none", "dots", "block", "offload")]
         assert kept == sorted(kept, reverse=True) and len(set(kept)) == 4

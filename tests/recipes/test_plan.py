@@ -60,6 +60,9 @@ def test_plan_lowers_the_program_that_train_runs(tmp_path, monkeypatch):
         (["--topology", "v5e:2x2", "--stage", "nowhere"], "general, medical, annealing"),
         (["--topology", "v5e:1x1", "--search", "--price", "v5e=cheap"], "CHIP=NUMBER"),
         (["--topology", "v5e:1x1", "--search", "--price", "h100=2"], "v5e, v5p, v6e, tpu7x"),
+        (["--topology", "v5e:1x1", "--search", "--price", "v5p=2"], "no price is given for v5e"),
+        (["--topology", "v5e:1x1", "--search", "--decode", "8"], "--decode plans one setting"),
+        (["--topology", "v5e:1x1", "--write", "best"], "add --search"),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments, said, capsys):
@@ -67,6 +70,21 @@ def test_a_mistake_is_one_sentence(arguments, said, capsys):
     assert main(["plan", "--config", TINY, *arguments]) == 2
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--decode", "--confirm"])
+def test_a_number_below_zero_is_one_sentence(option, capsys):
+    with pytest.raises(SystemExit) as status:
+        main(["plan", "--config", TINY, option, "-2"])
+    assert status.value.code == 2 and "whole number" in capsys.readouterr().err
+
+
+def test_a_batch_that_does_not_divide_says_what_would(capsys):
+    """512 rows of 32,768 over 256 devices leave 2 a device, not 8 parts."""
+    pytest.importorskip("libtpu")
+    assert main(["plan", "--config", "m1_14b", "--topology", "v5p:4x8x8"]) == 2
+    message = capsys.readouterr().err
+    assert "512 rows" in message and "a train.accumulation that divides 2" in message
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_the_numbers(capsys):
