@@ -103,11 +103,13 @@ def compile_xla(chip: str, shape: str, which: str) -> Any:
 
 def take_out_rotation_and_shift() -> None:
     """Leaves attention and the convolution's two products."""
+    import jax.numpy as jnp
+
     from m1jax.kernels.tpu import rotary
 
     rotary.turned = lambda x, table, back=False: x
     rotary.shifted_down = rotary.shifted_up = lambda x, neighbour: x
-    rotary.column = lambda row: 1.0
+    rotary.columns = lambda row: jnp.ones((row.shape[1], rotary.LANES), row.dtype)
 
 
 def compile_ours(chip: str, shape: str, which: str, tiles: str) -> Any:
@@ -125,8 +127,8 @@ def compile_ours(chip: str, shape: str, which: str, tiles: str) -> Any:
     H, K, D, window, S = map(int, shape.split(":"))
     plan = tuning.plan(chip, D, S, K, jnp.bfloat16)
     if tiles:
-        rows, keys = map(int, tiles.split(":"))
-        plan = dataclasses.replace(plan, forward=Blocks(rows, keys), backward=Blocks(rows, keys))
+        blocks = Blocks(*map(int, tiles.split(":")))
+        plan = dataclasses.replace(plan, forward=blocks, backward=dataclasses.replace(blocks, heads=1))
     static = []
 
     def prepare(x, conv, inv_freq, ids):

@@ -5,6 +5,7 @@ Legend: as in grid.py.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -48,7 +49,7 @@ class Static:
             group=self.group,
             head_dim=self.head_dim,
             dtype=self.dtype,
-            blocks=blocks,
+            blocks=dataclasses.replace(blocks, heads=math.gcd(blocks.heads, self.group)),
             cores=self.plan.cores,
             first_group=first_group,
             num_groups=num_groups,

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from m1jax.kernels.tpu import rotary
-from m1jax.kernels.tpu.forward import FIRST, SAME, masked
+from m1jax.kernels.tpu.forward import FIRST, SAME
 from m1jax.kernels.tpu.grid import LN2, MASKED, Call
 
 Array = jax.Array
@@ -174,8 +174,7 @@ def _kernel(call: Call, adds: bool, visits: Any, offset: Any, weights: Any, *ope
         inside = pl.ds(pl.multiple_of((i - group * call.cores) * rows, rows) if call.cores > 1 else 0, rows)
         first, whole = call.visits(visits, row, i)
         first_R = token_rows[0, FIRST : FIRST + 1, inside]
-        turned = rotary.turned(q[0].astype(jnp.float32), table[0, inside]) * (call.scale / LN2)
-        q_RD[...] = turned.astype(q.dtype)
+        q_RD[...] = rotary.turned(q[0].astype(jnp.float32), table[0, inside]).astype(q.dtype)
         q_DR[...] = jnp.transpose(q_RD[...])
         d_out_DR[...] = jnp.transpose(d_out[0])
         products = jnp.sum(d_out[0].astype(jnp.float32) * out[0].astype(jnp.float32), axis=1, keepdims=True)
@@ -188,7 +187,7 @@ def _kernel(call: Call, adds: bool, visits: Any, offset: Any, weights: Any, *ope
             queries = pl.ds(first_query, rows - first_query)
             at = pl.ds(pl.multiple_of((j - first_block) * rows, rows) + start, size)
             part = pl.ds(start, size)
-            scores = masked(call.dot(keys[0, at], q_DR[:, queries]), j * rows + start, limits, first_query, diagonal)
+            scores = _masked(call.dot(keys[0, at], q_DR[:, queries]), j * rows + start, limits, first_query, diagonal)
             weight = jnp.exp2(scores - log_sum[:, first_query:])
             dvalues[j - first_block, part] += call.dot(weight.astype(q.dtype), d_out[0, queries])
             dweight = call.dot(values[0, at], d_out_DR[:, queries])
@@ -226,7 +225,7 @@ def _kernel(call: Call, adds: bool, visits: Any, offset: Any, weights: Any, *ope
             diagonal()
         else:
             pl.when(here)(diagonal)
-        dq_RD = rotary.turned(jnp.transpose(dq_DR[...]), table[0, inside], back=True) * call.scale
+        dq_RD = rotary.turned(jnp.transpose(dq_DR[...]), table[0, inside], back=True) * LN2
         dq[0] = dq_RD.astype(dq.dtype) if before is None else before[0] + dq_RD
 
     if live is True:
@@ -244,8 +243,9 @@ def _kernel(call: Call, adds: bool, visits: Any, offset: Any, weights: Any, *ope
                 part = pl.ds(start, size)
                 dx = d_prepared[(group - call.first_group) * call.cores + start // rows, pl.ds(start % rows, size)]
                 if which == 0:
-                    dx = rotary.turned(dx, table[0, part], back=True) * LN2
-                shared = dx * rotary.column(token_rows[0, SAME : SAME + 1, part])
+                    dx = rotary.turned(dx, table[0, part], back=True) * call.scale
+                same = token_rows[0, SAME : SAME + 1, part].astype(jnp.float32)
+                shared = dx * jnp.tile(rotary.columns(same), (1, call.head_dim // rotary.LANES))
                 later = rotary.shifted_up(shared, following)
                 x = raw[0, part].astype(jnp.float32)
                 d_raw[0, part] = (w1 * dx + w0 * later).astype(d_raw.dtype)
@@ -254,3 +254,15 @@ def _kernel(call: Call, adds: bool, visits: Any, offset: Any, weights: Any, *ope
                 following = shared[:1]
             after[which, :1] = following
             sums[0, 4 + which : 5 + which] = following
+
+
+def _masked(scores_CR: Array, first_key: Any, first_R: Array | None, first_query: int, diagonal: bool) -> Array:
+    """Scores of keys from `first_key` on, with those that a query does not see out of the softmax."""
+    if first_R is None and not diagonal:
+        return scores_CR
+    key = jax.lax.broadcasted_iota(jnp.int32, scores_CR.shape, 0)
+    if first_R is not None:
+        scores_CR = jnp.where(key >= first_R[:, first_query:] - first_key, scores_CR, MASKED)
+    if diagonal:
+        scores_CR = jnp.where(key <= jax.lax.broadcasted_iota(jnp.int32, scores_CR.shape, 1), scores_CR, MASKED)
+    return scores_CR

@@ -1,11 +1,13 @@
-"""The forward kernel: prepared keys stay in VMEM, queries stream, scores are transposed.
+"""The forward kernel: prepared keys and values stay in VMEM, queries stream.
 
-At the first head of each group the group's raw K and V are convolved, K is turned, and both join the prepared keys
-and values in VMEM; all heads of the KV head then attend from that group to everything before it. Scores stand keys
-by queries, so that the softmax's maxima and sums run along sublanes, which is vector arithmetic, and what belongs to
-a query is a row of lanes.
+At the first heads of each group the group's raw K and V are convolved, K is turned and scaled, and both join the
+prepared keys and values in VMEM; all heads of the KV head then attend from that group to everything before it.
 
-Legend: as in grid.py; R queries of a block, C keys of a tile.
+The softmax has no running maximum: weights are relative to a token's score with itself, which every token sees, so
+that their sum is at least 1 and neither the weights nor the output wait for a maximum or are scaled anew. Should a
+sum come near overflow, the block of queries is done again with running maxima.
+
+Legend: as in grid.py; R queries of a block.
 """
 
 import functools
@@ -18,10 +20,13 @@ from jax.experimental.pallas import tpu as pltpu
 
 from m1jax.kernels.tpu import rotary
 from m1jax.kernels.tpu.grid import LN2, MASKED, Call
+from m1jax.kernels.tpu.rotary import LANES
 
 Array = jax.Array
 
 _PREPARED_ROWS = 256
+_LARGEST = 2.0**96
+"""Of a sum of weights; times any |v| below 2**31 it is finite in float32 and bfloat16."""
 FIRST, SAME = 0, 1
 """Rows of `token_rows`: the first key that a token sees; 1 where its document holds the token before it."""
 
@@ -50,7 +55,7 @@ def forward(
     *,
     save: bool,
 ) -> tuple[Array, ...]:
-    """Output (B, S, H x D), log-sums (B, H, 1, S), and with `save` prepared K and V (lanes, T, D) each.
+    """Output (B, S, H x D), log-sums (B, H, 1, S), and with `save` prepared K, times scale / ln 2, and V (lanes, T, D).
 
     Args:
         call: the call's shape.
@@ -66,7 +71,7 @@ def forward(
         token_rows: (B, 8, T) int32.
         save: also return what the backward pass needs; and with `call.counted` the visited blocks, (lanes,) int32.
     """
-    rows, D = call.blocks.rows, call.head_dim
+    rows, heads, D = call.blocks.rows, call.blocks.heads, call.head_dim
     B, S, width = q.shape
     at = call.specs(lambda s: s)
     T = k.shape[1]
@@ -86,7 +91,7 @@ def forward(
         functools.partial(_kernel, call, save),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(call.lanes, call.num_groups, call.group),
+            grid=(call.lanes, call.num_groups, call.group // heads),
             in_specs=[
                 pl.BlockSpec(memory_space=pltpu.SMEM),
                 at.queries(),
@@ -100,13 +105,14 @@ def forward(
             out_specs=out_specs,
             scratch_shapes=[
                 pltpu.VMEM((slots(call), rows, D), q.dtype),
-                pltpu.VMEM((slots(call), D, rows), q.dtype),
+                pltpu.VMEM((slots(call), rows, D), q.dtype),
                 pltpu.VMEM((2, 8, D), jnp.float32),
-                pltpu.VMEM((call.blocks.keys, rows), jnp.float32),
-                pltpu.VMEM((D, rows), q.dtype),
-                pltpu.VMEM((D, rows), jnp.float32),
-                pltpu.VMEM((1, rows), jnp.float32),
-                pltpu.VMEM((1, rows), jnp.float32),
+                pltpu.VMEM((rows, LANES), jnp.int32),
+                pltpu.VMEM((heads * rows, call.blocks.keys), jnp.float32),
+                pltpu.VMEM((heads * rows, D), q.dtype),
+                pltpu.VMEM((heads * rows, D), jnp.float32),
+                pltpu.VMEM((heads * rows, LANES), jnp.float32),
+                pltpu.VMEM((heads * rows, LANES), jnp.float32),
             ],
         ),
         out_shape=out_shape,
@@ -126,43 +132,43 @@ def _kernel(call: Call, save: bool, visits: Any, offset: Any, weights: Any, *ope
     q, k, v, first_k, first_v, table, token_rows, out, lse, *refs = refs
     saved = [refs.pop(0) for _ in range(2)] if save else None
     count: Any = refs.pop(0) if call.counted else None
-    keys, values, last, ahead, q_DR, acc_DR, top, total = refs
-    rows = call.blocks.rows
-    lane, group, head = (pl.program_id(axis) for axis in range(3))
+    keys, values, last, limits, ahead, turned, acc, anchor, total = refs
+    rows, size, heads, D = call.blocks.rows, call.blocks.keys, call.blocks.heads, call.head_dim
+    lane, group, step = (pl.program_id(axis) for axis in range(3))
     row, kv_head, core = call.lane(lane)
 
     if count is not None:
 
-        @pl.when((lane == 0) & (group == 0) & (head == 0))
+        @pl.when((lane == 0) & (group == 0) & (step == 0))
         def zero() -> None:
             for n in range(call.lanes):
                 count[n] = 0
 
-    @pl.when(head == 0)
+    @pl.when(step == 0)
     def _() -> None:
-        slot = group * call.cores
-        if slots(call) < call.total_groups * call.cores:
-            slot = jax.lax.rem(slot, slots(call))
-        for source, first, which in ((k, first_k, 0), (v, first_v, 1)):
-            w0, w1 = weights[kv_head * 4 + 2 * which], weights[kv_head * 4 + 2 * which + 1]
-            before = jnp.where(group == 0, first[0].astype(jnp.float32), last[which, :1])
-            for start in range(0, call.cores * rows, min(rows, _PREPARED_ROWS)):
-                part = pl.ds(start, min(rows, _PREPARED_ROWS))
+        slot = _slot(call, group * call.cores)
+        part_rows = min(rows, _PREPARED_ROWS)
+        before = [
+            jnp.where(group == 0, first[0].astype(jnp.float32), last[which, :1])
+            for which, first in enumerate((first_k, first_v))
+        ]
+        for start in range(0, call.cores * rows, part_rows):
+            part, inside = pl.ds(start, part_rows), pl.ds(start % rows, part_rows)
+            same = rotary.columns(token_rows[0, SAME : SAME + 1, part].astype(jnp.float32))
+            for which, (source, prepared) in enumerate(((k, keys), (v, values))):
+                # The scale is folded into K.
+                w0, w1 = (weights[kv_head * 4 + 2 * which + n] * (1.0 if which else call.scale / LN2) for n in (0, 1))
                 x = source[0, part].astype(jnp.float32)
-                same = rotary.column(token_rows[0, SAME : SAME + 1, part])
-                mixed = w1 * x + w0 * (rotary.shifted_down(x, before) * same)
-                before = x[-1:]
+                mixed = w1 * x + rotary.shifted_down(x, before[which]) * _wide(w0 * same, D)
+                before[which] = x[-1:]
                 if which == 0:
                     mixed = rotary.turned(mixed, table[0, part])
                 mixed = mixed.astype(source.dtype)
-                block, inside = slot + start // rows, pl.ds(start % rows, min(rows, _PREPARED_ROWS))
-                if which == 0:
-                    keys[block, inside] = mixed
-                else:
-                    values[block, :, inside] = jnp.transpose(mixed)
+                prepared[slot + start // rows, inside] = mixed
                 if saved is not None:
                     saved[which][0, part] = mixed
-            last[which, :1] = before
+        for which in (0, 1):
+            last[which, :1] = before[which]
 
     query_group, live = call.query_group(group, offset[0])
 
@@ -171,14 +177,45 @@ def _kernel(call: Call, save: bool, visits: Any, offset: Any, weights: Any, *ope
         inside = pl.ds(pl.multiple_of((i - group * call.cores) * rows, rows) if call.cores > 1 else 0, rows)
         first, whole = call.visits(visits, row, i)
         first_R = token_rows[0, FIRST : FIRST + 1, inside]
-        turned = rotary.turned(q[0].astype(jnp.float32), table[0, inside]) * (call.scale / LN2)
-        q_DR[...] = jnp.transpose(turned.astype(q.dtype))
-        top[...] = jnp.full_like(top, MASKED)
+
+        @pl.when(step == 0)
+        def _() -> None:
+            limits[...] = rotary.columns(first_R)
+
+        own_keys = keys[_slot(call, i)].astype(jnp.float32)
+        for h in range(heads):
+            part = pl.ds(h * rows, rows)
+            x = rotary.turned(q[0, :, h * D : (h + 1) * D].astype(jnp.float32), table[0, inside])
+            turned[part] = x.astype(q.dtype)
+            anchor[part] = jnp.broadcast_to(jnp.sum(x * own_keys, axis=1, keepdims=True), (rows, LANES))
         total[...] = jnp.zeros_like(total)
-        acc_DR[...] = jnp.zeros_like(acc_DR)
-        scores_of = functools.partial(_scores, call, keys, q_DR)
-        update = functools.partial(_update, call, values, acc_DR, top, total)
-        size = call.blocks.keys
+        acc[...] = jnp.zeros_like(acc)
+
+        def from_query(ref: Any, first_query: int) -> Array:
+            """Of each head, the rows from this one of the block on."""
+            if first_query == 0:
+                return ref[...]
+            return jnp.concatenate([ref[h * rows + first_query : (h + 1) * rows] for h in range(heads)])
+
+        def scores_of(j: Any, start: Any, first_query: int) -> Array:
+            """Of block j `size` keys from `start` on, (heads x queries from `first_query` on, size)."""
+            return call.dot(from_query(turned, first_query), keys[_slot(call, j), pl.ds(start, size)], transposed=True)
+
+        def add(scores: Array, j: Any, start: Any, first_query: int) -> None:
+            """These keys' softmax relative to the anchors, and what it adds to the output."""
+            weight = jnp.exp2(scores - _wide(from_query(anchor, first_query), size))
+            product = call.dot(weight.astype(q.dtype), values[_slot(call, j), pl.ds(start, size)])
+            left = rows - first_query
+            for h in range(heads):
+                part, queries = slice(h * left, (h + 1) * left), pl.ds(h * rows + first_query, left)
+                total[queries] += _folded(weight[part])
+                acc[queries] += product[part]
+
+        def limited(scores: Array, first_key: Any, first_query: int) -> Array:
+            """The scores without those of keys before a query's first."""
+            first = limits[pl.ds(first_query, rows - first_query)] - first_key
+            key = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+            return jnp.where(key >= _wide(jnp.concatenate([first] * heads), size), scores, MASKED)
 
         def visit(j: Any, _: Any, *, edge: bool) -> None:
             if count is not None:
@@ -187,45 +224,78 @@ def _kernel(call: Call, save: bool, visits: Any, offset: Any, weights: Any, *ope
             for c in range(0, rows, size):
                 # The next tile's product is asked for before this one's softmax, which it can hide behind.
                 if c + size < rows:
-                    following = scores_of(j, c + size, size, 0)
+                    following = scores_of(j, c + size, 0)
                 else:
                     following = None
-                    ahead[...] = scores_of(j + 1, 0, size, 0)
-                scores = masked(scores, j * rows + c, first_R if edge else None, 0, diagonal=False)
-                update(scores, j, c, 0)
+                    ahead[...] = scores_of(j + 1, 0, 0)
+                if edge:
+                    scores = limited(scores, j * rows + c, 0)
+                add(scores, j, c, 0)
                 scores = following
 
         stop = jnp.where(whole < i, whole, i)
 
-        def before_diagonal() -> None:
-            ahead[...] = scores_of(first, 0, size, 0)
+        def seen() -> None:
+            ahead[...] = scores_of(first, 0, 0)
             if call.packed or call.window is not None:
                 jax.lax.fori_loop(first, stop, functools.partial(visit, edge=True), None)
             jax.lax.fori_loop(stop, i, functools.partial(visit, edge=False), None)
-
-        def diagonal() -> None:
             if count is not None:
                 count[lane] += 1
-            limits = first_R if call.packed or (call.window is not None and call.window < rows) else None
             scores = ahead[...]
             for c in range(0, rows, size):
-                following = scores_of(i, c + size, size, c + size) if c + size < rows else None
-                update(masked(scores, i * rows + c, limits, c, diagonal=True), i, c, c)
+                following = scores_of(i, c + size, c + size) if c + size < rows else None
+                if call.packed or (call.window is not None and call.window < rows):
+                    scores = limited(scores, i * rows + c, c)
+                parts = []
+                for h in range(heads):
+                    begin = h * (rows - c)
+                    parts.append(_below_diagonal(scores[begin : begin + size]))
+                    if c + size < rows:
+                        parts.append(scores[begin + size : begin + rows - c])
+                add(jnp.concatenate(parts), i, c, c)
                 scores = following
 
-        def seen() -> None:
-            before_diagonal()
-            diagonal()
+        def finish() -> None:
+            for h in range(heads):
+                part = pl.ds(h * rows, rows)
+                sums = jnp.broadcast_to(jnp.sum(total[part], axis=1, keepdims=True), (rows, LANES))
+                inverse = jnp.where(limits[...] >= 0, 1.0 / sums, 0.0)
+                out[0, :, h * D : (h + 1) * D] = (acc[part] * _wide(inverse, D)).astype(out.dtype)
+                # One transposition turns both into rows.
+                lane = jax.lax.broadcasted_iota(jnp.int32, sums.shape, 1)
+                both = jnp.transpose(jnp.where(lane == 0, anchor[part], sums))
+                lse[0, h] = jnp.where(first_R >= 0, (both[:1] + jnp.log2(both[1:2])) * LN2, MASKED)
+
+        def again() -> None:
+            """With running maxima."""
+            anchor[...] = jnp.full_like(anchor, MASKED)
+            total[...] = jnp.zeros_like(total)
+            acc[...] = jnp.zeros_like(acc)
+
+            def tile(n: Any, _: Any) -> None:
+                j, start = jax.lax.div(n, rows // size), pl.multiple_of(jax.lax.rem(n, rows // size) * size, size)
+                scores = limited(scores_of(j, start, 0), j * rows + start, 0)
+                query = jax.lax.broadcasted_iota(jnp.int32, (rows, size), 0) + (i - j) * rows - start
+                seen = jax.lax.broadcasted_iota(jnp.int32, (rows, size), 1) <= query
+                scores = jnp.where(jnp.concatenate([seen] * heads), scores, MASKED)
+                now = jnp.maximum(anchor[...], jnp.max(scores, axis=1, keepdims=True))
+                shrink = jnp.exp2(anchor[...] - now)
+                anchor[...] = now
+                total[...] *= shrink
+                acc[...] *= _wide(shrink, D)
+                add(scores, j, start, 0)
+
+            jax.lax.fori_loop(first * (rows // size), (i + 1) * (rows // size), tile, None)
+            finish()
 
         if call.packed:
             pl.when(first <= i)(seen)
         else:
             seen()
-        real = (first_R >= 0) & (total[...] > 0)
-        safe = jnp.where(real, total[...], 1.0)
-        out_DR = acc_DR[...] * jnp.where(real, 1.0 / safe, 0.0)
-        out[0] = jnp.transpose(out_DR.astype(out.dtype))
-        lse[0, 0] = jnp.where(real, (top[...] + jnp.log2(safe)) * LN2, MASKED)
+        overflown = jnp.logical_not(jnp.max(total[...]) <= _LARGEST)
+        finish()
+        pl.when(overflown)(again)
 
     if live is True:
         attend()
@@ -237,33 +307,16 @@ def _slot(call: Call, j: Any) -> Any:
     return jax.lax.rem(j, slots(call)) if slots(call) < call.total_groups * call.cores else j
 
 
-def _scores(call: Call, keys: Any, q_DR: Any, j: Any, start: int, size: int, first_query: int) -> Array:
-    """`size` keys of block j from `start` on, by queries from `first_query` on."""
-    return call.dot(keys[_slot(call, j), pl.ds(start, size)], q_DR[:, first_query:])
+def _wide(x: Array, width: int) -> Array:
+    """Equal lanes of (R, 128) as (R, width)."""
+    return x if width == LANES else jnp.tile(x, (1, width // LANES))
 
 
-def _update(
-    call: Call, values: Any, acc_DR: Any, top: Any, total: Any, scores_CR: Array, j: Any, start: int, first_query: int
-) -> None:
-    """One step of the online softmax with the scores of the keys of block j from `start` on."""
-    queries = pl.ds(first_query, scores_CR.shape[1])
-    before = top[:, queries]
-    now = jnp.maximum(before, scores_CR.max(axis=0, keepdims=True))
-    weight = jnp.exp2(scores_CR - now)
-    shrink = jnp.exp2(before - now)
-    top[:, queries] = now
-    total[:, queries] = total[:, queries] * shrink + weight.sum(axis=0, keepdims=True)
-    product = call.dot(values[_slot(call, j), :, pl.ds(start, scores_CR.shape[0])], weight.astype(values.dtype))
-    acc_DR[:, queries] = acc_DR[:, queries] * shrink + product
+def _folded(x: Array) -> Array:
+    """Sums of columns that are a multiple of 128 apart."""
+    return functools.reduce(jnp.add, (x[:, n : n + LANES] for n in range(0, x.shape[1], LANES)))
 
 
-def masked(scores_CR: Array, first_key: Any, first_R: Array | None, first_query: int, diagonal: bool) -> Array:
-    """Scores of keys from `first_key` on, with those that a query does not see out of the softmax."""
-    if first_R is None and not diagonal:
-        return scores_CR
-    key = jax.lax.broadcasted_iota(jnp.int32, scores_CR.shape, 0)
-    if first_R is not None:
-        scores_CR = jnp.where(key >= first_R[:, first_query:] - first_key, scores_CR, MASKED)
-    if diagonal:
-        scores_CR = jnp.where(key <= jax.lax.broadcasted_iota(jnp.int32, scores_CR.shape, 1), scores_CR, MASKED)
-    return scores_CR
+def _below_diagonal(scores: Array) -> Array:
+    query, key = (jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) for axis in (0, 1))
+    return jnp.where(key <= query, scores, MASKED)

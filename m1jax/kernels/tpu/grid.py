@@ -1,8 +1,9 @@
 """The grid that the forward and the backward kernel share, and what its steps see.
 
 A kernel's grid is (lane, group, head): lanes are row x KV head x core and independent of each other; a group is one
-block of keys and queries for each core; a head is a query head of the lane's KV head. The sequence of the queries is
-laid out in the frame of the keys, `offset` groups further on, so that a block of queries stands at a block of keys.
+block of keys and queries for each core; a head is a query head of the lane's KV head, or some of them. The sequence of
+the queries is laid out in the frame of the keys, `offset` groups further on, so that a block of queries stands at a
+block of keys.
 
 Legend: B batch, S queries, T keys, H query heads, K KV heads, G = H / K, D head_dim, P cores, N blocks of keys.
 """
@@ -96,10 +97,11 @@ class Call:
         """Block specs of the operands; `group_at` maps the grid's second index to a group."""
         return Specs(self, group_at)
 
-    def dot(self, a: Array, b: Array) -> Array:
-        """`a @ b` summed in float32."""
+    def dot(self, a: Array, b: Array, *, transposed: bool = False) -> Array:
+        """`a @ b`, or `a @ b^T`, summed in float32."""
+        axes = (((1,), (1 if transposed else 0,)), ((), ()))
         return jax.lax.dot_general(
-            a, b, (((1,), (0,)), ((), ())), precision=matmul_precision(self.dtype), preferred_element_type=jnp.float32
+            a, b, axes, precision=matmul_precision(self.dtype), preferred_element_type=jnp.float32
         )
 
     def compiler_params(self) -> Any:
@@ -117,33 +119,34 @@ class Specs:
     group_at: Callable[[Any], Any]
 
     def queries(self) -> pl.BlockSpec:
-        """Of (B, S, H x D): one block of one head."""
+        """Of (B, S, H x D): one block of a grid step's heads."""
 
         def at(n: Any, s: Any, g: Any, visits: Any, offset: Any) -> Any:
             row, block, head = self._query(n, s, g, offset)
             return row, block, head
 
-        return pl.BlockSpec((1, self.call.blocks.rows, self.call.head_dim), at)
+        return pl.BlockSpec((1, self.call.blocks.rows, self.call.blocks.heads * self.call.head_dim), at)
 
     def query_rows(self) -> pl.BlockSpec:
-        """Of (B, H, 1, S): one block of one head."""
+        """Of (B, H, 1, S): one block of a grid step's heads."""
 
         def at(n: Any, s: Any, g: Any, visits: Any, offset: Any) -> Any:
             row, block, head = self._query(n, s, g, offset)
             return row, head, 0, block
 
-        return pl.BlockSpec((1, 1, 1, self.call.blocks.rows), at)
+        return pl.BlockSpec((1, self.call.blocks.heads, 1, self.call.blocks.rows), at)
 
     def _query(self, n: Any, s: Any, g: Any, offset: Any) -> tuple[Any, Any, Any]:
         call = self.call
         row, head, core = call.lane(n)
+        steps = call.group // call.blocks.heads
         group = self.group_at(s)
         nearest, _ = call.query_group(group, offset[0])
         if not call.aligned:
             # While there is no query, stay at the block that comes next or came last, so that nothing is written.
             early = (nearest > group - offset[0]) == (self.group_at(1) > self.group_at(0))
-            g = jnp.where(nearest == group - offset[0], g, jnp.where(early, 0, call.group - 1))
-        return row, call.block(nearest, core, nearest), head * call.group + g
+            g = jnp.where(nearest == group - offset[0], g, jnp.where(early, 0, steps - 1))
+        return row, call.block(nearest, core, nearest), head * steps + g
 
     def keys(self) -> pl.BlockSpec:
         """Of (B, T, K x D): one group of one head; beyond the call's keys, the nearest."""

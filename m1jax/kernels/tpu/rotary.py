@@ -33,8 +33,7 @@ def turned(x_RD: Array, table_R: Array, *, back: bool = False) -> Array:
 
 def shifted_down(x_RD: Array, before_1D: Array) -> Array:
     """Row t holds x_{t-1}, row 0 `before`; float32."""
-    row = jax.lax.broadcasted_iota(jnp.int32, x_RD.shape, 0)
-    return jnp.where(row == 0, before_1D, pltpu.roll(x_RD, 1, 0))
+    return jnp.concatenate([before_1D, x_RD[:-1]])
 
 
 def shifted_up(x_RD: Array, after_1D: Array) -> Array:
@@ -44,6 +43,6 @@ def shifted_up(x_RD: Array, after_1D: Array) -> Array:
     return jnp.where(row == R - 1, after_1D, pltpu.roll(x_RD, R - 1, 0))
 
 
-def column(row_1R: Array) -> Array:
-    """(R, 1) float32 of a (1, R) row."""
-    return jnp.transpose(jnp.broadcast_to(row_1R.astype(jnp.float32), (LANES, row_1R.shape[1])))[:, :1]
+def columns(row_1R: Array) -> Array:
+    """(R, 128) of a (1, R) row, all columns equal."""
+    return jnp.transpose(jnp.broadcast_to(row_1R, (LANES, row_1R.shape[1])))

@@ -14,7 +14,10 @@ VMEM = {"v5e": 128 * MEBIBYTE, "v5p": 64 * MEBIBYTE, "v6e": 128 * MEBIBYTE, "tpu
 """Bytes of vector memory a core."""
 _KINDS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
 
-_BLOCKS: dict[tuple[str, int], tuple[Blocks, Blocks]] = {}
+_BLOCKS: dict[tuple[str, int], tuple[Blocks, Blocks]] = {
+    ("v6e", 128): (Blocks(1024, 256, heads=2), Blocks(1024, 256)),
+    ("v6e", 256): (Blocks(1024, 256, heads=2), Blocks(1024, 256)),
+}
 """(chip, head_dim): forward and backward; both have the same rows."""
 _DEFAULT = Blocks(1024, 256), Blocks(1024, 256)
 
@@ -59,4 +62,4 @@ def plan(chip: str, head_dim: int, keys: int, pairs: int, dtype: Any) -> Plan:
 
 
 def _fitted(blocks: Blocks, rows: int) -> Blocks:
-    return Blocks(rows, min(rows, blocks.keys))
+    return Blocks(rows, min(rows, blocks.keys), blocks.heads)
