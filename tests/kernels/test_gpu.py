@@ -108,6 +108,15 @@ def test_equals_a_loop_over_tokens_in_float64(window):
     np.testing.assert_allclose(np.asarray(ours[1])[0, real], want[1][0, real], atol=2e-5)
 
 
+def test_a_query_whose_first_tiles_are_masked_whole_is_no_exception():
+    """With the tiles of the table: where no key of a tile is seen, the softmax meets masked scores alone."""
+    x = drawn(6, 1, 256, 4, 2, 64)
+    ids, positions = rows_of([41, 61, 2, 1, 33, 97, 21], S=256)
+    given_ = arguments(x, ids, positions, None)
+    ours = jax.jit(lambda x: gpu.attention(**x, **given_, chip="9.0", interpret=True))(x)
+    np.testing.assert_allclose(ours, reference.attention(**x, **given_), atol=2e-5)
+
+
 def loop(x, given_):
     known = {("segments" if name == "segment_ids" else name): value for name, value in given_.items()}
     arrays = {name: np.asarray(value) if isinstance(value, jax.Array) else value for name, value in known.items()}
@@ -231,7 +240,7 @@ def known_device():
     """jax 0.12 wants to know the device that it lowers for; 0.10 takes an H100 where there is none."""
     if jax.__version_info__ < (0, 12):
         return contextlib.nullcontext()
-    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=None)
+    device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
 
 

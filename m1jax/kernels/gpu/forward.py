@@ -60,14 +60,15 @@ def _kernel(
     def visit(j: Any, carry: tuple[Array, ...], *, edge: bool) -> tuple[Array, ...]:
         top_M, total_M, acc_MD = carry
         rows = pl.ds(j * N, N)
-        scores_MN = dot(q_MD, k[rows, :].T)
+        # The softmax in base 2, which the hardware has.
+        scores_MN = dot(q_MD, k[rows, :].T) * (scale * LOG2_E)
         if edge:
             key_N = j * N + jnp.arange(N)
             seen_MN = (key_N[None] >= first_M[:, None]) & (key_N[None] <= at_M[:, None])
+            # After the product: fused with the subtraction below, it would leave its rounding error, huge here.
             scores_MN = jnp.where(seen_MN, scores_MN, MASKED)
-        # The softmax in base 2, which the hardware has: one multiplication less a score.
-        now_M = jnp.maximum(top_M, scores_MN.max(axis=1) * (scale * LOG2_E))
-        weight_MN = jnp.exp2(scores_MN * (scale * LOG2_E) - now_M[:, None])
+        now_M = jnp.maximum(top_M, scores_MN.max(axis=1))
+        weight_MN = jnp.exp2(scores_MN - now_M[:, None])
         shrink_M = jnp.exp2(top_M - now_M)
         total_M = total_M * shrink_M + weight_MN.sum(axis=1)
         acc_MD = acc_MD * shrink_M[:, None] + dot(weight_MN.astype(v.dtype), v[rows, :])
