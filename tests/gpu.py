@@ -31,8 +31,8 @@ CHIPS = {
 """What XLA asks a driver about a device (stream_executor's GpuDeviceInfoProto), by compute capability."""
 
 
-def device(chip):
-    """The device to compile for; skips the test where jax's CUDA plugin is not installed."""
+def devices(chip, number=1):
+    """Devices of one host to compile for; skips the test where jax's CUDA plugin is not installed."""
     pytest.importorskip("jax_plugins.xla_cuda12", reason="needs the GPU compiler: pip install 'm1jax[gpu]'")
     from jax.experimental import topologies
 
@@ -48,9 +48,9 @@ def device(chip):
         platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 }} runtime_version {{ major: 12 minor: 9 patch: 0 }}
         device_description_str: "{name}"
     """  # noqa: E501
-    return topologies.get_topology_desc(
-        platform="cuda", topology_name="", topology="1x1x1", target_config=config
-    ).devices[0]
+    topology = f"1x1x{number}"
+    found = topologies.get_topology_desc(platform="cuda", topology_name="", topology=topology, target_config=config)
+    return found.devices
 
 
 def ptxas():

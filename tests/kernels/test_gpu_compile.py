@@ -1,12 +1,19 @@
 """The GPU kernels through the real GPU compiler (XLA, Triton, ptxas), for chips that are not there."""
 
+import functools
 import re
 import subprocess
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from m1jax.config import MeshConfig
 from m1jax.kernels.gpu import blocks
+from m1jax.kernels.gpu.attention import attention
+from m1jax.parallel import mesh as meshes
+from m1jax.parallel.attention import partitioned
 from tests import gpu
 from tests.kernels.test_gpu import GLOBAL, WINDOW, program_of, shapes_of
 
@@ -32,7 +39,7 @@ def test_kernels_compile_within_registers_and_shared_memory(chip, layer, tmp_pat
 
 def compiled(chip, kind, folder):
     """Of each kernel: bytes of shared memory, bytes that ptxas spills, and its PTX."""
-    sharding = jax.sharding.SingleDeviceSharding(gpu.device(chip))
+    sharding = jax.sharding.SingleDeviceSharding(gpu.devices(chip)[0])
     options = {"xla_dump_to": str(folder), "xla_gpu_cuda_data_dir": str(gpu.ptxas().parents[1])}
     program = jax.jit(program_of(kind, backward=True, chip=chip))
     program.lower(*shapes_of(kind, 4096, sharding)).compile(compiler_options=options)
@@ -49,6 +56,34 @@ def compiled(chip, kind, folder):
             shared = int(re.search(r"shared_memory: (\d+) bytes", launch).group(1))
             found[KERNELS[entry]] = shared, sum(map(int, re.findall(r"(\d+) bytes spill", report))), text
     return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sizes", "layer"), [({"fsdp": 2, "tensor": 2}, "global"), ({"context": 2, "tensor": 2}, "window")]
+)
+def test_every_device_of_a_mesh_runs_each_kernel_once(sizes, layer):
+    H, K, D, window = LAYERS[layer]
+    mesh = meshes.make(MeshConfig(data=1, **sizes), gpu.devices("9.0", 4))
+    attend = partitioned(mesh, functools.partial(attention, chip="9.0"))
+
+    def array(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    def gradient(q, k, v, conv, inv_freq, ids):
+        def loss(q, k, v):
+            settings = {"positions": ids, "segment_ids": ids, "window": window and 1024, "scale": D**-0.5}
+            out = attend(q, k, v, conv_k=conv, conv_v=conv, inv_freq=inv_freq, **settings)
+            return jnp.sum(out.astype(jnp.float32) ** 2)
+
+        return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    given = [array((2, 4096, heads, D), jnp.bfloat16) for heads in (H, K, K)]
+    given += [array((K, 2), jnp.float32), array((D // 2,), jnp.float32), array((2, 4096), jnp.int32)]
+    options = {"xla_gpu_cuda_data_dir": str(gpu.ptxas().parents[1])}
+    text = jax.jit(gradient).lower(*given).compile(compiler_options=options).as_text()
+    called = re.findall(r'custom_call_target="__gpu\$xla.gpu.triton".*?name = "(m1_\w+)"', text)
+    assert sorted(called) == sorted(KERNELS)
 
 
 def test_the_limits_are_what_the_chips_say():
