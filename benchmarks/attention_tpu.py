@@ -7,12 +7,14 @@ branches on data, so rows are one document (`packed=False`); it models one core,
 "floor" is the time of the exact scores' products at the matrix units' peak. Executed matrix instructions are compared
 with theory first.
 
-    attention_tpu.py [--chips v5p,v6e] [--shapes H:K:D:window:S,…] [--passes forward,backward] [--tiles R:C,…]
-                     [--alone] [--ways] [--json FILE]
+    attention_tpu.py [--chips v5p,v6e] [--shapes H:K:D:window:S,…] [--passes forward,backward] [--tiles R:C[:H],…]
+                     [--alone] [--schedule] [--ways] [--tune] [--json FILE]
 
-`--alone` leaves the peer out. `--ways` compares convolution and RoPE inside the kernels with XLA ops before them.
-`--tiles` tries block sizes (queries of a block, keys of a tile) instead of those of kernels/tpu/tuning.py: what is
-fastest belongs into that table.
+`--alone` leaves the peer out. `--schedule` adds what the kernel's code asks of each unit (schedule.py). `--ways`
+compares convolution and RoPE inside the kernels with both as XLA ops before them, and with RoPE before and the
+convolution inside, its shifted term turned by one step. `--tiles` tries block sizes (queries of a block, keys of a
+tile, heads of a step) instead of those of kernels/tpu/tuning.py; `--tune` tries CANDIDATES and prints that table's
+lines, by time where a TPU is at hand.
 """
 
 import argparse
@@ -23,10 +25,12 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import schedule
 from table import machine, row, show, write
 
 TOPOLOGIES = {"v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:1x1"}
@@ -39,19 +43,25 @@ KERNELS = {
     "ours": {"forward": "m1_attention_forward", "backward": "m1_attention_backward"},
     "splash": {"forward": "splash_mha_fwd", "backward": "splash_mha_d"},
 }
-KERNELS |= {"bare": KERNELS["ours"], "xla": {"forward": "", "backward": ""}}
+ANY = {"forward": "", "backward": ""}
+KERNELS |= {"bare": KERNELS["ours"], "turned": KERNELS["ours"], "xla": ANY, "rope": ANY}
 """What the names of the measured ops begin with; splash's backward pass is dq and dkv. For `--ways`: our kernels with
-rotation and shift taken out, and what XLA would do before the forward kernel instead, with its gradient."""
+rotation and shift taken out, or with the shifted term turned; what XLA does before them, and its gradient."""
+CANDIDATES = "512:256,1024:256,1024:512,1024:256:2,1024:256:5,2048:256"
 
 
 def compile_one(whose: str, chip: str, shape: str, which: str, tiles: str) -> None:
     """Compiles one kernel in this process, whose libtpu was told to profile."""
     if whose == "bare":
         take_out_rotation_and_shift()
-    if whose in ("ours", "bare"):
-        compiled = compile_ours(chip, shape, which, tiles)
+    if whose == "turned":
+        turn_the_shifted_term()
+    if whose in ("ours", "bare", "turned"):
+        compiled, _ = compile_ours(chip, shape, which, tiles)
+    elif whose == "splash":
+        compiled = compile_splash(chip, shape, which)
     else:
-        compiled = {"splash": compile_splash, "xla": compile_xla}[whose](chip, shape, which)
+        compiled = compile_xla(chip, shape, which, convolved=whose == "xla")
     print("TEMPORARIES", compiled.memory_analysis().temp_size_in_bytes)
 
 
@@ -60,10 +70,20 @@ def build(chip: str, fn: Callable[..., Any], arguments: Sequence[Any]) -> Any:
     import jax
     from jax.experimental import topologies
 
-    device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
+    if on_hardware():
+        device = jax.devices()[0]
+    else:
+        device = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[0]
     sharding = jax.sharding.SingleDeviceSharding(device)
     given = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
     return jax.jit(fn).lower(*given).compile()
+
+
+def on_hardware() -> bool:
+    """Whether a TPU is at hand."""
+    import jax
+
+    return jax.default_backend() == "tpu"
 
 
 def compile_splash(chip: str, shape: str, which: str) -> Any:
@@ -74,8 +94,8 @@ def compile_splash(chip: str, shape: str, which: str) -> Any:
     return build(chip, *splash.program(H, K, D, S, which))
 
 
-def compile_xla(chip: str, shape: str, which: str) -> Any:
-    """Convolution of K and V, then RoPE of K and Q, as XLA ops; for "backward" the gradient in q, k and v."""
+def compile_xla(chip: str, shape: str, which: str, *, convolved: bool) -> Any:
+    """Convolution of K and V where asked, then RoPE of K and Q, in XLA; for "backward" the gradient in q, k and v."""
     import jax
     import jax.numpy as jnp
 
@@ -84,6 +104,8 @@ def compile_xla(chip: str, shape: str, which: str) -> Any:
     H, K, D, _, S = map(int, shape.split(":"))
 
     def prepare(q: Any, k: Any, v: Any, same: Any, positions: Any, weights: Any, inv_freq: Any) -> Any:
+        if not convolved:
+            return rotate(q, positions, inv_freq), rotate(k, positions, inv_freq), v
         before = [jnp.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0))) * same for x in (k, v)]
         keys = rotate(convolve(k, before[0], weights), positions, inv_freq)
         return rotate(q, positions, inv_freq), keys, convolve(v, before[1], weights)
@@ -112,8 +134,30 @@ def take_out_rotation_and_shift() -> None:
     rotary.columns = lambda row: jnp.ones((row.shape[1], rotary.LANES), row.dtype)
 
 
-def compile_ours(chip: str, shape: str, which: str, tiles: str) -> Any:
-    """Ours, with the blocks of the table or with `tiles`."""
+def turn_the_shifted_term() -> None:
+    """Takes RoPE out and turns K's shifted term by one step, which leaves V's alone: every other shift is K's."""
+    import itertools
+
+    import jax.numpy as jnp
+
+    from m1jax.kernels.tpu import rotary
+
+    turn, calls = rotary.turned, itertools.count()
+    rotary.turned = lambda x, table, back=False: x
+
+    def shifted(shift: Callable[..., Any]) -> Callable[..., Any]:
+        def run(x: Any, neighbour: Any) -> Any:
+            one_step = jnp.broadcast_to(jnp.float32(0.5), (x.shape[0], 2 * rotary.LANES))
+            moved = shift(x, neighbour)
+            return turn(moved, one_step) if next(calls) % 2 == 0 else moved
+
+        return run
+
+    rotary.shifted_down, rotary.shifted_up = shifted(rotary.shifted_down), shifted(rotary.shifted_up)
+
+
+def compile_ours(chip: str, shape: str, which: str, tiles: str) -> tuple[Any, Any]:
+    """Ours, with the blocks of the table or with `tiles`; and the shapes that it takes."""
     import dataclasses
 
     import jax
@@ -144,7 +188,7 @@ def compile_ours(chip: str, shape: str, which: str, tiles: str) -> Any:
     small = [jax.ShapeDtypeStruct(s, f32) for s in ((K, 2), (D // 2,))]
     arrays = jax.eval_shape(prepare, x, *small, jax.ShapeDtypeStruct((1, S), jnp.int32))
     if which == "forward":
-        return build(chip, lambda *x: tpu.run_forward(static[0], x, save=False), arrays)
+        return build(chip, lambda *x: tpu.run_forward(static[0], x, save=False), arrays), arrays
     # The kernel alone: the profiler cannot follow the small XLA sums after it.
     q, k, v, weights, _, _, visits, offset, table, token_rows = arrays
     out, lse, keys, values = jax.eval_shape(lambda *x: tpu.run_forward(static[0], x, save=True), *arrays)
@@ -152,11 +196,55 @@ def compile_ours(chip: str, shape: str, which: str, tiles: str) -> Any:
     call = static[0].call(plan.backward, 0, groups, groups)
     weights = jax.ShapeDtypeStruct((weights.size,), f32)
     given = visits, offset, weights, q, q, out, lse, lse, keys, values, k, v, table, token_rows
-    return build(chip, lambda *x: backward(call, *x, None), given)
+    return build(chip, lambda *x: backward(call, *x, None), given), given
 
 
-def measure(whose: str, chip: str, shape: str, which: str, tiles: str = "") -> tuple[int, int, int]:
-    """(cycles of the kernels, executed matrix instructions, bytes of HBM temporaries)."""
+def seconds(chip: str, shape: str, which: str, tiles: str) -> float:
+    """Of one run on the TPU at hand, the median of ten."""
+    import jax
+    import jax.numpy as jnp
+
+    compiled, shapes = compile_ours(chip, shape, which, tiles)
+    given = [jnp.zeros(x.shape, x.dtype) for x in shapes]
+    taken = []
+    for _ in range(11):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*given))
+        taken.append(time.perf_counter() - start)
+    return sorted(taken[1:])[5]
+
+
+def tune(chips: Sequence[str], shapes: Sequence[str], candidates: Sequence[str]) -> None:
+    """Prints lines of tuning.py's table: of each chip and head_dim the rows whose two passes together are fastest."""
+    for chip, shape in itertools.product(chips, shapes):
+        best: dict[tuple[int, str], tuple[float, str]] = {}
+        for which, tiles in itertools.product(PRODUCTS, candidates):
+            numbers = list(map(int, tiles.split(":")))
+            group = int(shape.split(":")[0]) // int(shape.split(":")[1])
+            if len(numbers) == 3 and (which == "backward" or group % numbers[2]):
+                continue
+            try:
+                cost = (
+                    seconds(chip, shape, which, tiles)
+                    if on_hardware()
+                    else measure("ours", chip, shape, which, tiles)[0]
+                )
+            except (SystemExit, RuntimeError) as error:
+                print(f"{chip} {shape} {which} {tiles}: {str(error)[:80]!r}", flush=True)
+                continue
+            print(f"{chip} {shape} {which} {tiles}: {cost:,}", flush=True)
+            key = numbers[0], which
+            best[key] = min(best.get(key, (cost, tiles)), (cost, tiles))
+        whole = {rows for rows, _ in best if all((rows, which) in best for which in PRODUCTS)}
+        rows = min(whole, key=lambda rows: sum(best[rows, which][0] for which in PRODUCTS))
+        blocks = [f"Blocks({best[rows, which][1].replace(':', ', ')})" for which in PRODUCTS]
+        print(f'("{chip}", {shape.split(":")[2]}): ({", ".join(blocks)}),', flush=True)
+
+
+def measure(
+    whose: str, chip: str, shape: str, which: str, tiles: str = "", *, scheduled: bool = False
+) -> tuple[int, int, int]:
+    """(cycles of the kernels, executed matrix instructions, bytes of HBM temporaries); `scheduled` prints a table."""
     with tempfile.TemporaryDirectory() as out:
         flags = (
             f"--xla_jf_dump_to={out} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final "
@@ -190,6 +278,8 @@ def measure(whose: str, chip: str, shape: str, which: str, tiles: str = "") -> t
                     instructions += kinds[True]
         if not found or not cycles:
             sys.exit(f"{whose} {chip} {shape} {which}: no profile.\n{run.stderr[-100000:]}")
+        if scheduled:
+            schedule.show(schedule.regions(Path(out), KERNELS[whose][which]))
         return cycles, instructions, int(found.group(1))
 
 
@@ -208,7 +298,9 @@ def main() -> None:
     parser.add_argument("--passes", default="forward,backward")
     parser.add_argument("--tiles", default="")
     parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--schedule", action="store_true")
     parser.add_argument("--ways", action="store_true")
+    parser.add_argument("--tune", action="store_true")
     parser.add_argument("--json")
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -216,6 +308,9 @@ def main() -> None:
         compile_one(*options.one)
         return
     print(machine(("jax", "libtpu")))
+    if options.tune:
+        tune(options.chips.split(","), options.shapes.split(","), (options.tiles or CANDIDATES).split(","))
+        return
     rows = []
     cases = itertools.product(options.chips.split(","), options.shapes.split(","), options.passes.split(","))
     for chip, shape, which in cases:
@@ -223,7 +318,9 @@ def main() -> None:
         theory = least * PEAK_FLOP_PER_CYCLE[chip] / FLOP_PER_INSTRUCTION[chip]
 
         def cycles_of(whose: str, tiles: str, name: str, case: tuple = (chip, shape, which), theory=theory) -> int:
-            cycles, instructions, temporaries = measure(whose, *case, tiles)
+            cycles, instructions, temporaries = measure(
+                whose, *case, tiles, scheduled=options.schedule and whose == "ours"
+            )
             print(
                 f"{whose} {name}: {cycles:,} cycles, {instructions:,} matrix instructions, {instructions / theory:.3f} "
                 f"of theory, {temporaries:,} bytes of temporaries",
@@ -234,9 +331,12 @@ def main() -> None:
         name = f"{which}/{chip} {shape}"
         *_, window, S = map(int, shape.split(":"))
         if options.ways:
-            inside, bare, before = (cycles_of(whose, "", name) for whose in ("ours", "bare", "xla"))
-            what = "convolution and RoPE inside, ours; before, peer"
-            rows.append(row(f"{what}: {name}", inside, bare + before, "XLA", "cycles", less_is_better=True))
+            inside, bare, before, rope, third = (
+                cycles_of(whose, "", name) for whose in ("ours", "bare", "xla", "rope", "turned")
+            )
+            label = f"convolution and RoPE inside: {name}"
+            rows.append(row(label, inside, bare + before, "both before", "cycles", less_is_better=True))
+            rows.append(row(label, inside, third + rope, "RoPE before", "cycles", less_is_better=True))
             continue
         peer = None if options.alone or 0 < window < S else cycles_of("splash", "", name)
         for tiles in options.tiles.split(","):

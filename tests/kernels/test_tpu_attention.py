@@ -63,7 +63,7 @@ def check(x, before, ids, positions, window, blocks, interpret=True):
 SHAPES = (
     # B, S, H, K, D, plan
     (1, 300, 2, 2, 64, plan(300)),
-    (2, 256, 3, 1, 128, plan(256, cores=2)),
+    (2, 256, 3, 1, 128, plan(256, cores=2, heads=2)),
     (1, 384, 10, 1, 128, plan(384, chunks=3, heads=2)),
     (1, 500, 4, 2, 256, plan(500, rows=256, heads=2)),
     (1, 512, 5, 1, 128, plan(512, cores=2, chunks=2)),

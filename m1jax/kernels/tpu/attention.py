@@ -5,7 +5,6 @@ Legend: as in grid.py.
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -49,7 +48,7 @@ class Static:
             group=self.group,
             head_dim=self.head_dim,
             dtype=self.dtype,
-            blocks=dataclasses.replace(blocks, heads=math.gcd(blocks.heads, self.group)),
+            blocks=dataclasses.replace(blocks, heads=max(n for n in range(1, blocks.heads + 1) if self.group % n == 0)),
             cores=self.plan.cores,
             first_group=first_group,
             num_groups=num_groups,

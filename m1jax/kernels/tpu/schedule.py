@@ -28,7 +28,7 @@ class Blocks:
     """Keys whose scores are computed at once, and side of the squares into which the diagonal is cut, above which
     nothing is computed; a multiple of 128 that divides `rows`."""
     heads: int = 1
-    """Query heads of a KV head that a grid step of the forward kernel takes together, where they divide the group."""
+    """Most query heads of a KV head that a grid step of the forward kernel takes together; they divide the group."""
 
 
 @dataclasses.dataclass(frozen=True)

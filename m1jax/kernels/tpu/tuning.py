@@ -15,7 +15,7 @@ VMEM = {"v5e": 128 * MEBIBYTE, "v5p": 64 * MEBIBYTE, "v6e": 128 * MEBIBYTE, "tpu
 _KINDS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
 
 _BLOCKS: dict[tuple[str, int], tuple[Blocks, Blocks]] = {
-    ("v6e", 128): (Blocks(1024, 256, heads=2), Blocks(1024, 256)),
+    ("v6e", 128): (Blocks(1024, 256, heads=5), Blocks(1024, 256)),
     ("v6e", 256): (Blocks(1024, 256, heads=2), Blocks(1024, 256)),
 }
 """(chip, head_dim): forward and backward; both have the same rows."""
@@ -44,7 +44,7 @@ def plan(chip: str, head_dim: int, keys: int, pairs: int, dtype: Any) -> Plan:
     share = head_dim * (3 * itemsize + 8)
     # Streams and tiles: the compiler asks for up to 15 MiB in bfloat16, and 38 where two cores share: a group has two
     # blocks of keys then, whose gradients are float32 parts.
-    streams = (10 * itemsize + 18 * (cores - 1)) * MEBIBYTE
+    streams = (10 * itemsize + 18 * (cores - 1) + 8 * (forward.heads - 1)) * MEBIBYTE
     room = min(int(capacity * 0.55), int(capacity * 0.9) - streams)
     chunks = min(groups, max(1, -(-groups * rows * cores * share // max(1, room))))
     groups = -(-groups // chunks) * chunks
