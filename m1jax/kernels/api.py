@@ -43,7 +43,7 @@ def _decode_pallas_tpu(*args: Any, **settings: Any) -> Any:
     return attention(*args, **settings)
 
 
-# On a GPU XLA's products read the cache once, as a kernel would: there is no other one.
+# On a GPU XLA writes the cache in place and its products read it where it lies, as a kernel would.
 _DECODERS = {"reference": decode.attention, "pallas_tpu": _decode_pallas_tpu, "gpu": decode.attention}
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from m1jax import kernels
 from m1jax.config import MeshConfig
 from m1jax.kernels.gpu import blocks
 from m1jax.kernels.gpu.attention import attention
@@ -84,6 +85,30 @@ def test_every_device_of_a_mesh_runs_each_kernel_once(sizes, layer):
     text = jax.jit(gradient).lower(*given).compile(compiler_options=options).as_text()
     called = re.findall(r'custom_call_target="__gpu\$xla.gpu.triton".*?name = "(m1_\w+)"', text)
     assert sorted(called) == sorted(KERNELS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", ["global", "window"])
+def test_a_decoding_step_writes_the_cache_in_place_and_copies_none_of_it(layer):
+    H, K, D, window = LAYERS[layer]
+    B, T = 8, 8192
+    sharding = jax.sharding.SingleDeviceSharding(gpu.devices("9.0")[0])
+
+    def array(shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def step(q, k, v, cache, conv, inv_freq, lengths, real):
+        settings = {"lengths": lengths, "real": real, "window": window, "scale": D**-0.5, "impl": "gpu"}
+        return kernels.decode_attention(q, k, v, cache, conv_k=conv, conv_v=conv, inv_freq=inv_freq, **settings)
+
+    new = [array((B, 1, heads, D)) for heads in (H, K, K)]
+    cache = kernels.LayerCache(*[array((B, K, T, D))] * 2, *[array((B, K, D))] * 2)
+    small = array((K, 2), jnp.float32), array((D // 2,), jnp.float32), array((B,), jnp.int32), array((B, 1), jnp.bool_)
+    options = {"xla_gpu_cuda_data_dir": str(gpu.ptxas().parents[1])}
+    program = jax.jit(step, donate_argnums=3).lower(*new, cache, *small).compile(compiler_options=options)
+    size, memory = 2 * 2 * B * K * T * D, program.memory_analysis()
+    assert memory.alias_size_in_bytes >= size
+    assert memory.temp_size_in_bytes < 0.1 * size  # the scores
 
 
 def test_the_limits_are_what_the_chips_say():
