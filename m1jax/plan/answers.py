@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from m1jax.config import RunConfig, StageConfig
+from m1jax.parallel import mesh as meshes
 from m1jax.plan import compiling, decoding, flops, memory, roofline
 from m1jax.plan.chips import Topology
 from m1jax.plan.collectives import Collective
@@ -20,6 +21,8 @@ class Answer:
     """One program on one topology. Bytes and FLOPs are of one device and one call (a step), times in seconds."""
 
     program: str
+    settings: str
+    """What else of the config the program depends on, in words."""
     topology: str
     chips: int
     mesh: dict[str, int]
@@ -77,6 +80,8 @@ def train_step(config: RunConfig, stage: StageConfig, topology: Topology, compil
     same = [s for s in config.stages if (s.row_length, s.global_batch) == (stage.row_length, stage.global_batch)]
     return Answer(
         program=f"train {stage.name}",
+        settings=f"accumulation {config.train.accumulation}, remat {config.train.remat}, attention "
+        f"{config.model.attention}",
         topology=topology.name,
         chips=topology.chips,
         mesh=shape,
@@ -100,7 +105,7 @@ def train_step(config: RunConfig, stage: StageConfig, topology: Topology, compil
 
 def decode_step(config: RunConfig, rows: int, topology: Topology, compile_it: Compiling) -> Answer:
     """One token for each of `rows` rows that may grow to the model's longest context; all chips serve one batch."""
-    mesh = compiling.mesh_for(config, topology)
+    mesh = meshes.make(config.mesh, topology.devices())
     capacity = config.model.max_positions
     with compiling.lowering(mesh):
         lowered = decoding.lower(config.model, mesh, rows, capacity)
@@ -119,6 +124,9 @@ def decode_step(config: RunConfig, rows: int, topology: Topology, compile_it: Co
     weights = found.arguments - found.aliased
     return Answer(
         program=f"decode {rows} rows to {capacity}",
+        settings="weights in bfloat16, attention reference"
+        if config.model.compute_dtype == "bfloat16"
+        else "attention reference",
         topology=topology.name,
         chips=topology.chips,
         mesh=dict(mesh.shape),

@@ -259,10 +259,10 @@ class Module:
                 yield from self._executed(self.computations[called], inner)
 
     def trips(self, loop: Instruction) -> int:
-        """Iterations of a loop that counts up to a constant, from its condition; 1 where the condition is another."""
+        """Iterations of a loop that counts up to a constant, from its condition; 1 where what ends it is data."""
         condition = next(c for c in map(self.computations.__getitem__, loop.called) if _is_pred(c.root))
         numbers = [i.number for i in self._inside(condition) if i.opcode == "constant" and i.number is not None]
-        return max([n for n in numbers if n < 1 << 31], default=1)
+        return max([n for n in numbers if 0 < n < 1 << 31], default=1)
 
     def _inside(self, computation: Computation) -> Iterator[Instruction]:
         for instruction in computation.instructions.values():

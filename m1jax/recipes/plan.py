@@ -155,8 +155,8 @@ def show(console: Console, config: RunConfig, answer: Answer, topology: Topology
     verdict = "fits" if answer.fits else "DOES NOT FIT"
     where = f"{answer.topology}, {answer.chips} chips"
     console.print(
-        f"\n[bold]{config.name}, {answer.program}[/] on {where}: mesh {mesh}; accumulation "
-        f"{config.train.accumulation}, remat {config.train.remat}, attention {config.model.attention}. It {verdict}: "
+        f"\n[bold]{config.name}, {answer.program}[/] on {where}: mesh {mesh}; {answer.settings}. "
+        f"It {verdict}: "
         f"{answer.hbm / GIB:.2f} of {answer.hbm_limit / GIB:.2f} GiB a device, "
         f"{(answer.hbm_limit - answer.hbm) / GIB:.2f} GiB left.",
         highlight=False,
