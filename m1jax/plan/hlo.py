@@ -254,15 +254,33 @@ class Module:
                 continue  # calls what its start calls, or arithmetic on scalars
             inner = times
             if instruction.opcode == "while":
-                inner *= self.trips(instruction)
+                inner *= self.trips(instruction, computation)
             for called in instruction.called:
                 yield from self._executed(self.computations[called], inner)
 
-    def trips(self, loop: Instruction) -> int:
-        """Iterations of a loop that counts up to a constant, from its condition; 1 where what ends it is data."""
+    def trips(self, loop: Instruction, where: Computation) -> int:
+        """Iterations of a loop that counts up to a constant, from its condition; 1 where what ends it is data.
+
+        `where` is the computation that it stands in. The compiler may take the first iteration out of a loop, which
+        then starts at 1.
+        """
         condition = next(c for c in map(self.computations.__getitem__, loop.called) if _is_pred(c.root))
         numbers = [i.number for i in self._inside(condition) if i.opcode == "constant" and i.number is not None]
-        return max([n for n in numbers if 0 < n < 1 << 31], default=1)
+        end = max([n for n in numbers if 0 < n < 1 << 31], default=0)
+        return end - self._start(loop, where, condition, end) if end else 1
+
+    def _start(self, loop: Instruction, where: Computation, condition: Computation, end: int) -> int:
+        """What the counter of a loop starts at; 0 where that is not a constant below `end`."""
+        given = where.instructions.get(loop.operands[0])
+        counters = [condition.instructions.get(i) for i in condition.root.operands]
+        counter = next((i for i in counters if i is not None and i.opcode == "get-tuple-element"), None)
+        if given is None or given.opcode != "tuple" or counter is None:
+            return 0
+        value = where.instructions.get(given.operands[one(counter.raw, 13)])
+        while value is not None and value.opcode in ("copy", "bitcast"):
+            value = where.instructions.get(value.operands[0])
+        start = value.number if value is not None and value.opcode == "constant" else None
+        return start if start is not None and 0 < start < end else 0
 
     def _inside(self, computation: Computation) -> Iterator[Instruction]:
         for instruction in computation.instructions.values():

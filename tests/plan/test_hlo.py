@@ -37,7 +37,7 @@ def test_trip_counts_multiply_through_nested_loops():
         return jax.lax.scan(inner, x, length=5)[0], None
 
     module = module_of(lambda x: jax.lax.scan(outer, x, length=7)[0], jnp.ones((64, 64)))
-    loops = {times * module.trips(i) for i, times, _ in module.executed() if i.opcode == "while"}
+    loops = {times * module.trips(i, where) for i, times, where in module.executed() if i.opcode == "while"}
     assert loops == {7, 35}
 
 

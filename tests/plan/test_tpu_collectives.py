@@ -15,9 +15,9 @@ LAYERS, WIDTH = 6, 2048
 WEIGHT = WIDTH * WIDTH * 2  # bytes of a layer's weights in bf16
 
 
-def collectives_of(topology, **sizes):
+def collectives_of(topology, slices=1, **sizes):
     """{(kind, axes): (count, bytes)} of the gradient of a chain of layers, weights and rows over fsdp."""
-    topology = chips.parse(topology)
+    topology = chips.parse(topology, slices)
     mesh = meshes.make(MeshConfig(**sizes), topology.devices())
 
     def array(shape, *spec):
@@ -29,7 +29,8 @@ def collectives_of(topology, **sizes):
     def loss(w, x):
         return jax.lax.scan(layer, x, w)[0].astype(jnp.float32).sum()
 
-    weights, rows = array((LAYERS, WIDTH, WIDTH), None, "fsdp"), array((WIDTH, WIDTH), "fsdp")
+    weights = array((LAYERS, WIDTH, WIDTH), None, "fsdp")
+    rows = array((WIDTH, WIDTH), ("replica", "fsdp"))
     with compiling.lowering(mesh):
         lowered = jax.jit(jax.grad(loss), out_shardings=weights.sharding).lower(weights, rows)
     found = compiling.facts(lowered, "0" * 16, mesh, topology, {})
@@ -57,6 +58,13 @@ def test_one_group_of_all_64_chips_gathers_and_scatters_by_all_reduce(topology):
     assert collectives_of(topology, fsdp=64) == {
         ("all-reduce", "fsdp"): (2 * LAYERS, 2 * 63 / 64 * LAYERS * (WEIGHT + 2 * WEIGHT)),
     }
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_gradients_cross_slices_once_a_layer_as_shards(fsdp):
+    """The compiler takes an iteration out of the loop of the backward pass: the loop that is left runs one less."""
+    found = collectives_of({1: "v5e:1x1", 4: "v5e:2x2"}[fsdp], 2, replica=2, fsdp=fsdp)
+    assert found["recv", "replica"] == (LAYERS, LAYERS * WEIGHT / fsdp)
 
 
 def test_gathers_of_one_group_of_all_8_chips_are_gathers():
