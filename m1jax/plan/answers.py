@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from m1jax.config import RunConfig, StageConfig
+from m1jax.generate.programs import decode
 from m1jax.parallel import mesh as meshes
 from m1jax.plan import compiling, decoding, flops, memory, roofline
 from m1jax.plan.chips import Topology
@@ -107,8 +108,9 @@ def decode_step(config: RunConfig, rows: int, topology: Topology, compile_it: Co
     """One token for each of `rows` rows that may grow to the model's longest context; all chips serve one batch."""
     mesh = meshes.make(config.mesh, topology.devices())
     capacity = config.model.max_positions
+    arguments = decoding.arguments(config.model, mesh, rows, capacity)
     with compiling.lowering(mesh):
-        lowered = decoding.lower(config.model, mesh, rows, capacity)
+        lowered = decode.lower(*arguments)
     mark = compiling.fingerprint(lowered, topology)
     found = compiling.cached(mark)
     if found is None:

@@ -40,8 +40,8 @@ def abstract_parameters(config: ModelConfig, mesh: Mesh) -> tuple[Any, Any]:
     return abstract.graphdef, tree
 
 
-def lower(config: ModelConfig, mesh: Mesh, rows: int, capacity: int) -> jax.stages.Lowered:
-    """`generate.programs.decode`, greedy, for `rows` rows with room for `capacity` tokens each."""
+def arguments(config: ModelConfig, mesh: Mesh, rows: int, capacity: int) -> tuple[Any, ...]:
+    """Those of `generate.programs.decode`, greedy, for `rows` rows with room for `capacity` tokens each."""
     graphdef, parameters = abstract_parameters(config, mesh)
     whole = rules.replicated(mesh)
     state = jax.eval_shape(lambda: programs.start(config, None, rows, capacity))
@@ -63,7 +63,7 @@ def lower(config: ModelConfig, mesh: Mesh, rows: int, capacity: int) -> jax.stag
     def scalars(shape: tuple[int, ...], dtype: Any) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
 
-    return programs.decode.lower(
+    return (
         graphdef,
         mesh,
         parameters,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import pathlib
 import types
 
@@ -91,6 +92,33 @@ def test_a_model_that_fits_nowhere_is_refused_with_the_numbers(capsys):
     assert main(["plan", "--config", "m1_14b", "--topology", "v5e:2x2", "--search"]) == 2
     message = capsys.readouterr().err
     assert "14,470,764,320 parameters" in message and "of 16.0 GiB a device" in message
+
+
+def test_every_shipped_config_names_the_topology_that_its_mesh_fills():
+    found = {}
+    for path in sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py")):
+        config = config_file.load(str(path))
+        found[config.name] = config.hardware.topology
+        if config.hardware.topology != "cpu":
+            devices = chips.parse(config.hardware.topology, config.hardware.slices).num_devices
+            assert math.prod(config.mesh.shape(devices)) == devices
+    assert found == {"m1_14b": "v5p:4x4x4", "m1_1b5": "v5e:4x4", "quickstart": "cpu"}
+
+
+@pytest.mark.slow
+def test_a_decode_step_is_planned_and_the_second_time_not_compiled(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    arguments = ["plan", "--config", TINY, "--topology", "v5e:1x1", "--decode", "2", "--json", "-"]
+    assert main(arguments) == 0
+    first = json.loads(capsys.readouterr().out)
+    monkeypatch.delattr(compiling, "facts")
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    (answer,) = first
+    assert answer["fits"] and answer["tokens"] == 2 and "attention reference" in answer["settings"]
+    # The caches of both rows and the weights are read once a token.
+    assert answer["times"]["hbm"] >= answer["parts"]["weights"] / chips.CHIPS["v5e"].hbm_bandwidth
 
 
 def test_a_search_writes_a_setting_that_the_config_takes(tmp_path, capsys):
