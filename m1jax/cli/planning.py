@@ -10,7 +10,7 @@ from m1jax.errors import UserError
 
 def register(verbs: Any) -> None:
     """Adds the verbs of this file."""
-    example = "m1 plan --config configs/m1_14b.py --topology v5p:4x8x8"
+    example = "m1 plan --config configs/m1_14b.py --topology v5p:4x8x8 --set train.accumulation=2"
     sub = add(verbs, "plan", "memory, traffic and time of a run on TPUs that need not be there", example, _plan)
     sub.add_argument("--topology", metavar="CHIP:SHAPE", help="TPU slice, e.g. v5p:4x8x8 (default: the config's)")
     sub.add_argument("--slices", type=int, metavar="N", help="slices joined by the data-centre network")
