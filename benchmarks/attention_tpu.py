@@ -135,7 +135,9 @@ def take_out_rotation_and_shift() -> None:
 
 
 def turn_the_shifted_term() -> None:
-    """Takes RoPE out and turns K's shifted term by one step, which leaves V's alone: every other shift is K's."""
+    """Takes RoPE out and turns K's shifted term by one step, by some angle. Half of the shifts are K's: every other one
+    forward; backward this turns as many.
+    """
     import itertools
 
     import jax.numpy as jnp

@@ -10,7 +10,7 @@ from m1jax.kernels.tpu import attention as tpu
 
 pytest.importorskip("libtpu", reason="libtpu, which holds the TPU compiler, is not installed")
 
-TOPOLOGIES = {"v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:1x1"}
+TOPOLOGIES = {"v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:1x1", "tpu7x": "tpu7x:2x2x1"}
 GLOBAL, WINDOW = (20, 2, 256, None), (40, 8, 128, 8192)
 HALF_GLOBAL = (10, 1, 256, None)
 """One KV head: on v5p both cores share it."""
@@ -68,6 +68,8 @@ CASES = [
     ("v5e", WINDOW, 4096),
     ("v6e", GLOBAL, 8192),
     ("v6e", WINDOW, 32768),
+    ("tpu7x", GLOBAL, 8192),
+    ("tpu7x", WINDOW, 32768),
 ]
 
 
