@@ -33,7 +33,7 @@ def test_parameters_are_those_that_the_rules_lay_out(name, fsdp, tensor):
 
 
 @pytest.mark.parametrize(
-    ("stage", "fsdp", "context", "compiled"), [(0, 64, 4, 12.72), (0, 64, 1, 30.65), (2, 32, 2, 33.48)]
+    ("stage", "fsdp", "context", "compiled"), [(0, 64, 4, 12.72), (0, 64, 1, 30.66), (2, 32, 2, 33.58)]
 )
 def test_the_14b_is_near_what_the_compiler_said(stage, fsdp, context, compiled):
     """GiB a device on v5e:16x16 and v5p:4x4x4 with accumulation 8, as docs/plan.md has them."""
