@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
             "train": {
                 "log_every": 10,
                 "checkpoint_every": 500,
+                "emergency_every": 50,
                 "keep_checkpoints": 3,
                 "remat": "block",
                 "accumulation": 8,

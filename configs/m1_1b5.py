@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
             "optimizer": {"eps": 1e-8},
             "train": {
                 "checkpoint_every": 500,
+                "emergency_every": 50,
                 "keep_checkpoints": 3,
                 "remat": "block",
                 "accumulation": 4,

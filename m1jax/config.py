@@ -184,6 +184,10 @@ class TrainConfig:
     """The newest that are kept."""
     keep_every: int = _bounded(0, default=0)
     """Checkpoints of every so many steps are kept for good, beside the newest; 0: none."""
+    emergency_every: int = _bounded(0, default=0)
+    """Steps between emergency checkpoints, each process's share on its own machine; 0: none."""
+    emergency_folder: str = "/dev/shm/m1jax"
+    """Where they lie: memory or a disk of every machine, with room for three times its share of the state."""
     max_nonfinite: int = _bounded(1, default=10)
     """Steps in a row without a finite loss or gradient after which the run stops."""
     loss_chunk: int = _bounded(1, default=512)

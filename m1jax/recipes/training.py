@@ -20,6 +20,7 @@ from m1jax.recipes import jax_setup, loading
 from m1jax.recipes.curriculum import open_curriculum
 from m1jax.train import goodput, history
 from m1jax.train.checkpoint import Checkpoints, Meta
+from m1jax.train.emergency import EmergencyCheckpoints
 from m1jax.train.liveness import Liveness
 from m1jax.train.loop import Profile, fit
 from m1jax.train.loss import next_token_loss
@@ -101,6 +102,9 @@ def _train(
         journals.append(Journal(folder, first))
         return [*everywhere, bar, functools.partial(_record, journals[0]), *callbacks]
 
+    emergency = None
+    if config.train.emergency_every:
+        emergency = EmergencyCheckpoints(Path(config.train.emergency_folder), checkpoints, say)
     try:
         with bar:
             fit(
@@ -111,6 +115,7 @@ def _train(
                 loss_fn=next_token_loss(config, mesh),
                 batches=lambda first: loader.batches(first, config.total_steps),
                 checkpoints=checkpoints,
+                emergency=emergency,
                 meta=Meta(run=to_dict(config), curriculum=record, versions=_versions()),
                 on_start=on_start,
                 say=say,
@@ -120,6 +125,8 @@ def _train(
     finally:
         for journal in journals:
             journal.close()
+        if emergency:
+            emergency.close()
         checkpoints.close()
     say(f"Trained. Checkpoints in {config.checkpoints}, metrics in {folder}.")
     if first_process:

@@ -52,6 +52,8 @@ class Meta:
     """Number of the first global row that the state has not seen."""
     arrays: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """(shape, dtype, checksum) of every array of the state, by name."""
+    after: list[int | None] = dataclasses.field(default_factory=list)
+    """Of an emergency checkpoint: the newest of the run's folder, and the one being written (train/emergency.py)."""
 
 
 def _save_args(state: TrainState) -> Any:
@@ -64,6 +66,14 @@ def _save_args(state: TrainState) -> Any:
         return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) if leaf.ndim else ocp.SaveArgs()
 
     return jax.tree_util.tree_map_with_path(args, state)
+
+
+def described(state: TrainState) -> dict[str, Any]:
+    """`Meta.arrays` of a state; all processes take part."""
+    leaves, sums = jax.tree.leaves(state), checksums(state)
+    return {
+        name: [list(leaf.shape), str(leaf.dtype), sums[name]] for name, leaf in zip(names(state), leaves, strict=True)
+    }
 
 
 class Checkpoints:
@@ -80,16 +90,16 @@ class Checkpoints:
             enable_async_checkpointing=not read_only,
             read_only=read_only,
         )
+        self._open(folder, options, ocp.PyTreeCheckpointHandler(use_zarr3=True), ocp.JsonCheckpointHandler())
+
+    def _open(self, folder: Path, options: ocp.CheckpointManagerOptions, state: Any, meta: Any) -> None:
+        """Opens `folder`; `state` and `meta` are Orbax's handlers of the two parts."""
         self.folder = folder.absolute()
-        self._read_only = read_only
+        self.saving: int | None = None
+        """Step of the newest checkpoint that was begun by `save`."""
         with self._writing():
             self._manager = ocp.CheckpointManager(
-                self.folder,
-                options=options,
-                item_handlers={
-                    "state": ocp.PyTreeCheckpointHandler(use_zarr3=True),
-                    "meta": ocp.JsonCheckpointHandler(),
-                },
+                self.folder, options=options, item_handlers={"state": state, "meta": meta}
             )
 
     def latest_step(self) -> int | None:
@@ -113,26 +123,29 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        needed = self._bytes_of(state)
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise UserError(
                 f"the disk that holds {self.folder} is full: free some space (a checkpoint needs {needed / 1e6:.1f} MB,"
                 f" {free / 1e6:.1f} MB are free) and run the same command again."
             )
-        leaves, sums = jax.tree.leaves(state), checksums(state)
-        arrays = {
-            name: [list(leaf.shape), str(leaf.dtype), sums[name]]
-            for name, leaf in zip(names(state), leaves, strict=True)
-        }
-        text = json.dumps(dataclasses.asdict(dataclasses.replace(meta, arrays=arrays)))
+        self._write(state, dataclasses.replace(meta, arrays=described(state)))
+
+    def _bytes_of(self, state: TrainState) -> int:
+        """What a checkpoint of the state takes in this folder."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+    def _write(self, state: TrainState, meta: Meta) -> None:
+        text = json.dumps(dataclasses.asdict(meta))
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state, save_args=_save_args(state)),
             # JSON has no checksum of its own: the text is kept as it is, with one.
             meta=ocp.args.JsonSave({"text": text, "crc32": zlib.crc32(text.encode())}),
         )
         with self._writing():
-            self._manager.save(step, args=items)
+            self._manager.save(int(state.step), args=items)
+        self.saving = int(state.step)
 
     def meta(self, step: int | None = None) -> Meta:
         """What the checkpoint of `step` (default: the newest) belongs to; raises DamagedError."""

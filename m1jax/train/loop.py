@@ -16,6 +16,7 @@ from m1jax.config import RunConfig
 from m1jax.errors import InterruptedRunError
 from m1jax.train import program as programs
 from m1jax.train.checkpoint import Checkpoints, Meta, check_model
+from m1jax.train.emergency import EmergencyCheckpoints
 from m1jax.train.faults import StopRequest
 from m1jax.train.feed import Feed, HostBatch
 from m1jax.train.reports import Callback, Reporter, Taken, first_row, stage_of
@@ -44,6 +45,7 @@ def fit(
     loss_fn: LossFn,
     batches: Callable[[int], Iterator[HostBatch]],
     checkpoints: Checkpoints,
+    emergency: EmergencyCheckpoints | None = None,
     meta: Meta,
     on_start: OnStart = lambda step, saved: (),
     say: Callable[[str], None] = lambda sentence: None,
@@ -52,6 +54,7 @@ def fit(
 ) -> TrainState:
     """Runs a config from its newest whole checkpoint, or from `init_params()`, to its last step.
 
+    `emergency`, where given, holds checkpoints of every `train.emergency_every` steps; the newest of both is taken.
     `initial`, where given, makes the first parameters instead, from their shapes, dtypes and shardings (a tree).
     `batches(step)` yields this process's share of every batch from `step` on; `say` takes what a person should know.
     Raises InterruptedRunError after saving when a signal asked the run to stop, and UserError where the loss stays
@@ -62,7 +65,8 @@ def fit(
     def check(saved: Meta) -> None:
         check_model(config, saved, checkpoints.folder)
 
-    restored = checkpoints.restore_newest(program.state, check, say)
+    restored = emergency.restore_newest(program.state, check, say) if emergency else None
+    restored = restored or checkpoints.restore_newest(program.state, check, say)
     if restored is not None:
         state = restored[0]
     elif initial is not None:
@@ -87,6 +91,9 @@ def fit(
             if done % config.train.checkpoint_every == 0 or done == config.total_steps or reason:
                 reporter.flush()  # what is reported never lags behind what is saved
                 checkpoints.save(state, dataclasses.replace(meta, row=first_row(config, done)))
+            elif emergency and done % config.train.emergency_every == 0:
+                reporter.flush()
+                emergency.save(state, dataclasses.replace(meta, row=first_row(config, done)))
             if reason and done < config.total_steps:
                 checkpoints.wait()
                 raise InterruptedRunError(

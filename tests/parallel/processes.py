@@ -10,6 +10,7 @@ import sys
 coordinator, count, index, devices, sizes, folder = sys.argv[1:]
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+os.environ["NPROC"] = str(64 * int(devices))  # threads: with too few, devices wait for each other for ever
 
 import numpy as np  # noqa: E402
 from jax._src.distributed import global_state  # noqa: E402

@@ -1,4 +1,4 @@
-"""Several processes, joined over loopback, give the losses of one."""
+"""Several processes, joined over loopback, give the losses of one; so do 32 devices with every mesh axis at once."""
 
 import json
 import pathlib
@@ -13,6 +13,7 @@ import pytest
 from m1jax.config import MeshConfig
 from m1jax.errors import AGAIN
 from m1jax.parallel import mesh as meshes
+from m1jax.parallel.mesh import AXES
 from tests.parallel import toy
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -38,8 +39,9 @@ def free_port():
         (2, 2, {"fsdp": 2, "context": 2}),
         (4, 1, {"fsdp": 2, "tensor": 2}),  # two processes read the same rows
         (4, 1, {"data": 1, "context": 4}),  # all read the same rows, and compute on a quarter of each
+        (1, 32, dict.fromkeys(AXES, 2)),  # every axis at once
     ],
-    ids=["2-data", "2-fsdp-context", "4-fsdp-tensor", "4-context"],
+    ids=["2-data", "2-fsdp-context", "4-fsdp-tensor", "4-context", "1-all"],
 )
 def test_processes_give_the_losses_of_one(tmp_path, expected, count, devices, sizes):
     where = f"localhost:{free_port()}"

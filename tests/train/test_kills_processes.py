@@ -1,6 +1,7 @@
 """One of four processes killed or frozen, each in turn: the others say so, end with AGAIN, and two go on."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,11 +20,12 @@ SILENCE = 5.0
 STEPS = 60
 
 
-def start(folder, count, seconds=0.2):
+def start(folder, count, seconds=0.2, emergency=""):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    environment["TOY_EMERGENCY"] = str(emergency)
     command = [sys.executable, "-m", "tests.train.toy_run", str(folder), str(seconds), str(STEPS // 3), str(SILENCE)]
     return [
         subprocess.Popen(
@@ -101,4 +103,29 @@ def test_a_signal_to_one_of_two_makes_both_save_the_same_step(tmp_path, whole):
     assert len(losses(tmp_path)) == step < STEPS
     for process in (running := start(tmp_path, 2, seconds=0)):
         assert process.wait(300) == 0, [p.communicate()[1] for p in running]
+    assert losses(tmp_path) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine_is_new", [False, True])
+def test_killed_processes_go_on_from_what_their_machines_kept(tmp_path, whole, machine_is_new):
+    local = tmp_path / "local"
+    running = start(tmp_path, 2, emergency=local)
+    until_step(tmp_path, 30, running)
+    for process in running:
+        process.kill()
+        process.communicate()
+    kept = [
+        {int(step.name) for step in folder.iterdir() if step.name.isdigit()} for folder in sorted(local.glob("*/*"))
+    ]
+    assert len(kept) == 2
+    common = max(set.intersection(*kept))
+    if machine_is_new:
+        for folder in local.glob("*/process-1-of-2"):
+            shutil.rmtree(folder)
+    running = start(tmp_path, 2, seconds=0, emergency=local)
+    said = [process.communicate(timeout=300)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    taken = f"The emergency checkpoint of step {common} is newer" in said[0]
+    assert taken == (not machine_is_new and common > 20)
     assert losses(tmp_path) == whole

@@ -1,10 +1,13 @@
 """A process of a run with a small loss of its own: for tests that kill, freeze and interrupt processes.
 
 python -m tests.train.toy_run FOLDER SECONDS_A_STEP STEPS_A_STAGE SILENCE [HOST:PORT PROCESSES PROCESS]
+
+$TOY_EMERGENCY names a folder for emergency checkpoints: those of FOLDER are rare then.
 """
 
 import dataclasses
 import functools
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,6 +20,7 @@ from m1jax.errors import AGAIN, InterruptedRunError
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import processes
 from m1jax.train.checkpoint import Checkpoints, Meta
+from m1jax.train.emergency import EmergencyCheckpoints
 from m1jax.train.liveness import Liveness
 from m1jax.train.loop import fit
 from m1jax.train.metrics import Journal
@@ -32,7 +36,9 @@ def share(batch, mesh):
 def main(folder, seconds, steps, silence, coordinator="", count="1", index="0"):
     if coordinator:
         processes.start(processes.Processes(coordinator, int(count), int(index)))
-    overrides = {"checkpoint_every": 3, "keep_checkpoints": 3}
+    emergency_folder = os.environ.get("TOY_EMERGENCY")
+    overrides = {"checkpoint_every": 20, "emergency_every": 3} if emergency_folder else {"checkpoint_every": 3}
+    overrides["keep_checkpoints"] = 3
     config = test_loop.small_config(Path(folder), **overrides)
     # Two rows of the last stage are too few for four processes.
     stages = tuple(
@@ -50,6 +56,9 @@ def main(folder, seconds, steps, silence, coordinator="", count="1", index="0"):
     def record(journal, report):
         journal.write(report.step, report.stage, {"loss": report.loss})
 
+    def say(sentence):
+        sys.stderr.write(f"{sentence}\n")
+
     def on_start(first, saved):
         if jax.process_index():
             return [watch]
@@ -59,6 +68,9 @@ def main(folder, seconds, steps, silence, coordinator="", count="1", index="0"):
     try:
         with Liveness(Path(folder) / "train", float(silence)) as watch:
             checkpoints = Checkpoints(config.checkpoints, config.train.keep_checkpoints)
+            emergency = None
+            if emergency_folder:
+                emergency = EmergencyCheckpoints(Path(emergency_folder), checkpoints, say)
             fit(
                 config,
                 mesh=mesh,
@@ -67,9 +79,13 @@ def main(folder, seconds, steps, silence, coordinator="", count="1", index="0"):
                 loss_fn=test_loop.bigram_loss,
                 batches=batches,
                 checkpoints=checkpoints,
+                emergency=emergency,
                 meta=Meta(run=to_dict(config), curriculum={}, versions={}),
                 on_start=on_start,
+                say=say,
             )
+            if emergency:
+                emergency.close()
             checkpoints.close()
     except InterruptedRunError as error:
         sys.stderr.write(f"{error}\n")
