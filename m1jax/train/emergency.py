@@ -90,8 +90,8 @@ class EmergencyCheckpoints(Checkpoints):
             try:
                 state = self.restore(target, step)
             except DamagedError as error:
-                say(f"{error.what}: the run goes on from the newest checkpoint of its folder.")
-                break
+                say(f"{error.what}: the one before is tried.")
+                continue
             say(f"The emergency checkpoint of step {step} is newer than those of the run's folder: it is taken.")
             return state, meta
         self._clear()

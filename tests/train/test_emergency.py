@@ -113,14 +113,16 @@ def test_a_run_begun_anew_knows_nothing_of_the_one_before(tmp_path, whole):
 
 
 @pytest.mark.parametrize("part", ["state", "meta"])
-def test_a_garbled_one_is_left_for_the_folders(tmp_path, whole, part):
+@pytest.mark.parametrize(("garbled", "first"), [(("16",), 15), (("14", "16"), 11)])
+def test_a_garbled_one_is_stepped_over(tmp_path, whole, part, garbled, first):
     run = Run(tmp_path).train(until=17)
-    for file in (run.local() / "16" / part).rglob("*"):
-        if file.is_file() and file.stat().st_size > 40:
-            file.write_bytes(file.read_bytes()[:40])
+    for step in garbled:
+        for file in (run.local() / step / part).rglob("*"):
+            if file.is_file() and file.stat().st_size > 40:
+                file.write_bytes(file.read_bytes()[:40])
     run.train()
-    assert run.first == 11
-    assert run.losses == {step: loss for step, loss in whole.items() if step >= 11}
+    assert run.first == first
+    assert run.losses == {step: loss for step, loss in whole.items() if step >= first}
 
 
 def test_where_it_cannot_be_written_the_run_goes_on(tmp_path, whole):
