@@ -22,7 +22,7 @@ test-slow: $(call installed,test)
 
 # The rooms that lean most on jax, flax and orbax: a short run for another Python or jax.
 compat: $(call installed,test)
-	$(python) -m pytest -n 2 --dist loadfile -m 'not slow' tests/kernels tests/model tests/optim tests/parallel tests/train tests/recipes/test_mesh.py
+	$(python) -m pytest -n 2 --dist loadfile -m 'not slow' tests/kernels tests/model tests/optim tests/parallel tests/train
 
 lint: $(call installed,lint)
 	$(python) -m ruff check .

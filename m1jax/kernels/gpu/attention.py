@@ -17,11 +17,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from m1jax.errors import UserError
-from m1jax.kernels import reference
+from m1jax.kernels import reference, visible
 from m1jax.kernels.gpu import backward, blocks
 from m1jax.kernels.gpu.forward import forward
 from m1jax.kernels.names import ATTENTION
-from m1jax.kernels.tpu import schedule
 
 Array = jax.Array
 
@@ -135,8 +134,8 @@ def pallas(
     keys = _padded(k.shape[1], tiles.forward.keys, tiles.dq.keys, tiles.dkv.keys)
     queries = _padded(S, tiles.forward.queries, tiles.dq.queries, tiles.dkv.queries)
     segments = _to(keys, segment_ids)
-    first_BT = schedule.first_keys(segments, window)
-    first_BT = jnp.where(first_BT == schedule.PADDING, keys, first_BT)
+    first_BT = visible.first_keys(segments, window)
+    first_BT = jnp.where(first_BT == visible.PADDING, keys, first_BT)
     first_BS = jax.lax.dynamic_slice_in_dim(first_BT, q_offset, S, axis=1)
     out, lse = _attention(
         Static(scale, tiles, interpret),

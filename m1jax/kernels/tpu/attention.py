@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from m1jax.errors import UserError
+from m1jax.kernels import visible
 from m1jax.kernels.names import ATTENTION
 from m1jax.kernels.tpu import rotary, schedule, tuning
 from m1jax.kernels.tpu.backward import backward
@@ -169,8 +170,8 @@ def operands(
         queries = jax.lax.dynamic_update_slice(frame, rows_of(q, S), (0, _shift(plan, q_offset), 0))
     to_keys = ((0, 0), (0, plan.keys - T))
     segments = jnp.pad(segment_ids, to_keys)
-    first_BT = schedule.first_keys(segments, window)
-    token_rows = jnp.stack([first_BT, schedule.same_as_previous(segments).astype(jnp.int32)], axis=1)
+    first_BT = visible.first_keys(segments, window)
+    token_rows = jnp.stack([first_BT, visible.same_as_previous(segments).astype(jnp.int32)], axis=1)
     frequencies = jnp.pad(inv_freq.astype(jnp.float32), (0, (wide - D) // 2))
     return static, (
         queries,
