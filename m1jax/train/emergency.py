@@ -5,6 +5,7 @@ They outlive a process that is killed, not the machine: where one machine is new
 are a best effort, so that nothing that goes wrong with them ends a run.
 """
 
+import contextlib
 import secrets
 import shutil
 from collections.abc import Callable
@@ -103,6 +104,13 @@ class EmergencyCheckpoints(Checkpoints):
             super().close()
         except Exception as error:  # noqa: BLE001
             self._stop(error)
+
+    def remove(self) -> None:
+        """Closes, and frees the machine of what was kept: the run is at its end."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process of the machine is not done yet
+            self.folder.parent.rmdir()
 
     def _follows(self, step: int, newest: int) -> bool:
         """Whether a checkpoint was made after the one that is now the newest of the run's folder: who removes that, to

@@ -54,7 +54,8 @@ def fit(
 ) -> TrainState:
     """Runs a config from its newest whole checkpoint, or from `init_params()`, to its last step.
 
-    `emergency`, where given, holds checkpoints of every `train.emergency_every` steps; the newest of both is taken.
+    `emergency`, where given, holds checkpoints of every `train.emergency_every` steps until the run is at its end; the
+    newest of both is taken.
     `initial`, where given, makes the first parameters instead, from their shapes, dtypes and shardings (a tree).
     `batches(step)` yields this process's share of every batch from `step` on; `say` takes what a person should know.
     Raises InterruptedRunError after saving when a signal asked the run to stop, and UserError where the loss stays
@@ -101,6 +102,8 @@ def fit(
                     f"the same command continues."
                 )
         checkpoints.wait()
+        if emergency:
+            emergency.remove()
     return state
 
 

@@ -89,6 +89,7 @@ def test_goes_on_from_the_newer_one_with_the_same_losses(tmp_path, whole):
     assert run.first == 17  # step 16 was the last that was kept
     assert run.said == ["The emergency checkpoint of step 16 is newer than those of the run's folder: it is taken."]
     assert run.losses == {step: loss for step, loss in whole.items() if step >= 17}
+    assert not list((tmp_path / "local").iterdir())  # a run at its end leaves nothing behind
 
 
 def test_counts_before_the_first_checkpoint_of_the_folder(tmp_path, whole):
