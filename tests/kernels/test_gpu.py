@@ -46,9 +46,9 @@ def both(x, before, ids, positions, window, offset, q):
     return run(gpu.attention, **INTERPRETED), run(reference.attention)
 
 
-def close(ours, want, at):
+def close(ours, want, at, atol=2e-5):
     scale = max(1.0, float(jnp.abs(want).max()))
-    np.testing.assert_allclose(ours / scale, want / scale, atol=2e-5, err_msg=at)
+    np.testing.assert_allclose(ours / scale, want / scale, atol=atol, err_msg=at)
 
 
 # Each shape is compiled once: window and offset are given as numbers on the device.
@@ -80,7 +80,8 @@ def check(x, before, ids, positions, window, offset, q):
     assert np.all(np.asarray(ours[0])[empty] == 0)
     assert np.all(np.asarray(ours[1])[empty] == np.float32(-1e30))
     for name in NAMES:
-        close(d_ours[0][name], d_want[0][name], name)
+        # A convolution's gradient sums over all tokens what nearly cancels.
+        close(d_ours[0][name], d_want[0][name], name, 1e-4 if name in ("conv_k", "conv_v") else 2e-5)
     for a, b in zip(d_ours[1], d_want[1], strict=True):
         close(a, b, "prev_kv")
     assert np.all(np.asarray(d_ours[0]["q"])[empty] == 0)

@@ -22,7 +22,8 @@ def test_only_block_and_offload_run_the_attention_kernel_twice(remat, forward):
     abstract = model.abstract(config, on_v5p)
 
     def loss(params, tokens):
-        return nnx.merge(abstract.graphdef, params).hidden(tokens, rope_base=small.BASE, remat=remat).sum()
+        segments = jnp.ones(tokens.shape, jnp.int32)
+        return nnx.merge(abstract.graphdef, params).hidden(tokens, segments, rope_base=small.BASE, remat=remat).sum()
 
     traced = jax.make_jaxpr(jax.grad(loss))(abstract.shapes, jax.ShapeDtypeStruct((1, 128), jnp.int32))
     names = Counter(equation.params["name"] for equation in live(traced.jaxpr, "pallas_call"))
