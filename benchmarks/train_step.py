@@ -5,11 +5,14 @@ first losses must agree, and their steps take turns, so that what else the machi
 second are of the median step; compilation and one step are left out. Rows hold one document each.
 
     python benchmarks/train_step.py --json train_step.json
+    python benchmarks/train_step.py --profile --sizes 46M --dtypes float32 --lengths 1024   # what our step spends where
 """
 
 import argparse
+import collections
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -44,6 +47,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, of which the median is taken")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--profile", action="store_true", help="our step alone, its seconds by kind of operation")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -54,7 +58,12 @@ def main() -> None:
     for size in args.sizes:
         for dtype in args.dtypes:
             for length in args.lengths:
-                rows += compare(size, dtype, length, args)
+                if args.profile:
+                    profile(size, dtype, length, args)
+                else:
+                    rows += compare(size, dtype, length, args)
+    if args.profile:
+        return
     print(machine(["jax", "torch"]) + f"; load before and after: {os.getloadavg()[0]:.1f}\n")
     show(rows)
     if args.json:
@@ -63,12 +72,9 @@ def main() -> None:
 
 def compare(size: str, dtype: str, length: int, args: argparse.Namespace) -> list[Any]:
     """Rows of one cell: ours beside each peer."""
-    settings = {**SIZES[size], **COMMON}
     sides = ["m1jax", *args.peers]
     with tempfile.TemporaryDirectory() as scratch:
-        tokens = np.random.default_rng(0).integers(0, settings["vocab_size"], (args.tokens // length, length + 1))
-        np.save(Path(scratch) / "tokens.npy", tokens)
-        cell = json.dumps({"settings": settings, "dtype": dtype, "folder": scratch})
+        cell = written(size, dtype, length, args, scratch)
         processes: list[Any] = []
         try:
             for side in sides:  # ours first: it writes the parameters that the peers read
@@ -91,6 +97,41 @@ def compare(size: str, dtype: str, length: int, args: argparse.Namespace) -> lis
     print(f"{size} {dtype} {length}: {speed}", file=sys.stderr)
     name = f"train step/{size}, {dtype}, rows of {length}"
     return [row(name, speed["m1jax"], speed[side], PEERS[side], "token/s") for side in args.peers]
+
+
+def profile(size: str, dtype: str, length: int, args: argparse.Namespace) -> None:
+    """Prints what a step of ours spends by kind of operation, after two that compile and warm."""
+    os.environ["XLA_FLAGS"] = "--xla_cpu_enable_xprof_traceme=true"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+
+    with tempfile.TemporaryDirectory() as scratch:
+        step = open_m1jax("m1jax", json.loads(written(size, dtype, length, args, scratch)))
+        step(), step()
+        begun, cpu = time.perf_counter(), time.process_time()
+        with jax.profiler.trace(scratch):
+            step()
+            wall, cpu = time.perf_counter() - begun, time.process_time() - cpu
+        (file,) = Path(scratch).rglob("*.xplane.pb")
+        planes = jax.profiler.ProfileData.from_file(str(file)).planes
+        seconds: collections.Counter[str] = collections.Counter()
+        for event in (event for plane in planes for line in plane.lines for event in line.events):
+            kind = re.sub(r"[.\d]+$", "", event.name)
+            if re.fullmatch(r"[a-z_\-]+", kind) and kind not in ("while", "call", "conditional"):
+                seconds[kind] += event.duration_ns / 1e9
+    total = sum(seconds.values())
+    print(f"{size} {dtype}, rows of {length}: {wall:.1f} s, {cpu:.1f} s of CPU time; operations, summed over threads:")
+    for kind, spent in seconds.most_common(10):
+        print(f"  {spent:7.2f} s  {spent / total:4.0%}  {kind}")
+    print(f"{machine(['jax'])}; load {os.getloadavg()[0]:.1f}")
+
+
+def written(size: str, dtype: str, length: int, args: argparse.Namespace, folder: str) -> str:
+    """A cell as its sides are told of it, its tokens written into a folder."""
+    settings = {**SIZES[size], **COMMON}
+    tokens = np.random.default_rng(0).integers(0, settings["vocab_size"], (args.tokens // length, length + 1))
+    np.save(Path(folder) / "tokens.npy", tokens)
+    return json.dumps({"settings": settings, "dtype": dtype, "folder": folder})
 
 
 def start(side: str, cell: str) -> Any:
