@@ -123,7 +123,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
-        needed = self._bytes_of(state)
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise UserError(
@@ -131,10 +131,6 @@ class Checkpoints:
                 f" {free / 1e6:.1f} MB are free) and run the same command again."
             )
         self._write(state, dataclasses.replace(meta, arrays=described(state)))
-
-    def _bytes_of(self, state: TrainState) -> int:
-        """What a checkpoint of the state takes in this folder."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
     def _write(self, state: TrainState, meta: Meta) -> None:
         text = json.dumps(dataclasses.asdict(meta))

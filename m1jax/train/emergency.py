@@ -6,6 +6,7 @@ are a best effort, so that nothing that goes wrong with them ends a run.
 """
 
 import contextlib
+import dataclasses
 import secrets
 import shutil
 from collections.abc import Callable
@@ -72,7 +73,7 @@ class EmergencyCheckpoints(Checkpoints):
             return
         after = sorted({self._shared.latest_step() or 0, self._shared.saving or 0})
         try:
-            self._write(state, Meta(**{**vars(meta), "arrays": arrays, "after": after}))
+            self._write(state, dataclasses.replace(meta, arrays=arrays, after=after))
         except Exception as error:  # noqa: BLE001 (whatever it is, the run goes on)
             self._stop(error)
 
@@ -136,7 +137,9 @@ def _identity(shared: Path) -> str:
     """The run's name for itself, made at its first start; the same on all processes."""
     file = shared / IDENTITY
     if jax.process_index() == 0 and not file.is_file():
-        file.write_text(secrets.token_hex(8))
+        begun = file.with_suffix(".begun")
+        begun.write_text(secrets.token_hex(8))
+        begun.rename(file)  # a process that is killed in between leaves no empty name
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("identity of the run")
     return file.read_text()
