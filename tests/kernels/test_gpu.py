@@ -18,7 +18,8 @@ from m1jax.kernels.gpu import attention as gpu
 from m1jax.kernels.gpu import blocks
 from m1jax.kernels.gpu.blocks import Tile, Tiles
 from tests.kernels import oracle
-from tests.kernels.rows import NAMES, arguments, drawn, rows_of
+from tests.kernels.compare import bfloat16_stays_near_float32, close, gradients_close
+from tests.kernels.rows import arguments, drawn, rows_of
 
 SMALL = Tiles(Tile(16, 32, 4, 1), Tile(32, 16, 4, 1), Tile(16, 32, 4, 1))
 INTERPRETED = {"chip": "9.0", "tiles": SMALL, "interpret": True}
@@ -44,11 +45,6 @@ def both(x, before, ids, positions, window, offset, q):
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)({**x, "q": q}, before)
 
     return run(gpu.attention, **INTERPRETED), run(reference.attention)
-
-
-def close(ours, want, at, atol=2e-5):
-    scale = max(1.0, float(jnp.abs(want).max()))
-    np.testing.assert_allclose(ours / scale, want / scale, atol=atol, err_msg=at)
 
 
 # Each shape is compiled once: window and offset are given as numbers on the device.
@@ -79,11 +75,7 @@ def check(x, before, ids, positions, window, offset, q):
     empty = np.asarray(ids)[:, offset : offset + q.shape[1]] == 0
     assert np.all(np.asarray(ours[0])[empty] == 0)
     assert np.all(np.asarray(ours[1])[empty] == np.float32(-1e30))
-    for name in NAMES:
-        # A convolution's gradient sums over all tokens what nearly cancels.
-        close(d_ours[0][name], d_want[0][name], name, 1e-4 if name in ("conv_k", "conv_v") else 2e-5)
-    for a, b in zip(d_ours[1], d_want[1], strict=True):
-        close(a, b, "prev_kv")
+    gradients_close(d_ours, d_want, {**x, "q": q})
     assert np.all(np.asarray(d_ours[0]["q"])[empty] == 0)
 
 
@@ -158,21 +150,7 @@ def test_no_gradient_crosses_a_document():
 
 
 def test_bfloat16_stays_near_float32():
-    S = 64
-    x = drawn(7, 1, S, 2, 1, 128)
-    ids, positions = rows_of([30, 34], S=S)
-    narrow = {n: v.astype(jnp.bfloat16) if n in "qkv" else v for n, v in x.items()}
-
-    def loss(attention, x, **more):
-        return jnp.sum(attention(**x, **arguments(x, ids, positions, None), **more).astype(jnp.float32) ** 2)
-
-    ours = jax.jit(jax.grad(lambda x: loss(gpu.attention, x, **INTERPRETED)))(narrow)
-    want = jax.jit(jax.grad(lambda x: loss(reference.attention, x)))(x)
-    for name in NAMES:
-        assert ours[name].dtype == narrow[name].dtype
-        difference = np.linalg.norm(np.asarray(ours[name], np.float32) - np.asarray(want[name]))
-        # Eight bits of mantissa in operands, weights and their gradients.
-        assert difference < 0.02 * np.linalg.norm(np.asarray(want[name])), name
+    bfloat16_stays_near_float32(functools.partial(gpu.attention, **INTERPRETED), [30, 34])
 
 
 @settings(max_examples=30, deadline=None)

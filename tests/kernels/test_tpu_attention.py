@@ -16,6 +16,7 @@ from m1jax.kernels import reference
 from m1jax.kernels.tpu import attention as tpu
 from m1jax.kernels.tpu.schedule import Blocks, Plan
 from tests.kernels import oracle
+from tests.kernels.compare import bfloat16_stays_near_float32, close, gradients_close
 from tests.kernels.rows import NAMES, arguments, drawn, rows_of
 
 
@@ -41,22 +42,13 @@ def both(x, before, ids, positions, window, blocks, interpret=True):
     return run(tpu.attention, plan=blocks, chip="v5p", interpret=interpret), run(reference.attention)
 
 
-def close(ours, want, at, atol=2e-5):
-    scale = max(1.0, float(jnp.abs(want).max()))
-    np.testing.assert_allclose(ours / scale, want / scale, atol=atol, err_msg=at)
-
-
 def check(x, before, ids, positions, window, blocks, interpret=True):
     ((_, ours), d_ours), ((_, want), d_want) = both(x, before, ids, positions, window, blocks, interpret)
     close(ours[0], want[0], "out")
     close(ours[1], want[1], "lse")
     assert np.all(np.asarray(ours[0])[np.asarray(ids) == 0] == 0)
     assert np.all(np.asarray(ours[1])[np.asarray(ids) == 0] == np.float32(-1e30))
-    for name in NAMES:
-        # The weights' gradients are sums over tokens and channels, which cancel.
-        close(d_ours[0][name], d_want[0][name], name, 1e-4 if name in ("conv_k", "conv_v") else 2e-5)
-    for a, b in zip(d_ours[1], d_want[1], strict=True):
-        close(a, b, "prev_kv")
+    gradients_close(d_ours, d_want, x)
 
 
 # Shapes that compile anew are few; lengths, borders and windows of the same shapes are many.
@@ -249,21 +241,8 @@ def test_the_unpacked_schedule_equals_the_packed_one_on_whole_rows():
 
 
 def test_bfloat16_stays_near_float32():
-    S = 256
-    x = drawn(7, 1, S, 2, 1, 128)
-    ids, positions = rows_of([100, 156], S=S)
-    narrow = {n: v.astype(jnp.bfloat16) if n in "qkv" else v for n, v in x.items()}
-
-    def loss(attention, x, **more):
-        return jnp.sum(attention(**x, **arguments(x, ids, positions, None), **more).astype(jnp.float32) ** 2)
-
-    ours = jax.jit(jax.grad(lambda x: loss(tpu.attention, x, interpret=True, chip="v5e", plan=plan(S))))(narrow)
-    want = jax.jit(jax.grad(lambda x: loss(reference.attention, x)))(x)
-    for name in NAMES:
-        assert ours[name].dtype == narrow[name].dtype
-        difference = np.linalg.norm(np.asarray(ours[name], np.float32) - np.asarray(want[name]))
-        # Eight bits of mantissa in operands, weights and their gradients.
-        assert difference < 0.02 * np.linalg.norm(np.asarray(want[name])), name
+    attention = functools.partial(tpu.attention, interpret=True, chip="v5e", plan=plan(256))
+    bfloat16_stays_near_float32(attention, [100, 156])
 
 
 def test_the_race_detector_finds_none_and_every_read_is_of_written_memory():
