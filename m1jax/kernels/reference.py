@@ -18,6 +18,11 @@ _BLOCK = 128
 # Finite in place of -inf: a row without any key (padding) then has finite values and gradients.
 _MASKED = -1e30
 
+_Span = tuple[int, int, int, int]
+"""A block's queries (from, up to) and the keys that its causal and window span can reach (from, up to)."""
+_Place = tuple[Array, Array, Array | None]
+"""Segment ids (B, T), the key at which the first query stands, the window."""
+
 
 def attention(
     q: Array,
@@ -109,70 +114,103 @@ def _blockwise(
     q_offset: int | Array,
 ) -> tuple[Array, Array]:
     B, S, H, D = q_BSHD.shape
-    K = k_BTKD.shape[2]
-    # These layouts make both products plain batched matrix products, which XLA's CPU backend runs fastest; the
-    # query group is folded into the rows of one matrix, so K and V are never repeated.
-    q_BKGSD = q_BSHD.reshape(B, S, K, H // K, D).transpose(0, 2, 3, 1, 4)
-    k_BKDT = k_BTKD.transpose(0, 2, 3, 1)
-    v_BKTD = v_BTKD.transpose(0, 2, 1, 3)
-    outs, lses = [], []
+    T, K = k_BTKD.shape[1:3]
+    spans = []
     for start in range(0, S, _BLOCK):
         stop = min(S, start + _BLOCK)
         if isinstance(q_offset, int):
-            first = max(0, start + q_offset - window + 1) if window is not None else 0
-            last = stop + q_offset
+            first = 0 if window is None else max(0, start + q_offset - window + 1)
+            spans.append((start, stop, first, stop + q_offset))
         else:  # known on the device only: all keys, masked
-            first, last = 0, k_BTKD.shape[1]
-        block = functools.partial(_block, distance=start + q_offset - first, window=window, scale=scale)
-        # Recomputing the scores in the backward pass keeps one block of them alive instead of all.
-        out, lse = jax.checkpoint(block)(
-            q_BKGSD[:, :, :, start:stop],
-            k_BKDT[..., first:last],
-            v_BKTD[:, :, first:last],
-            jax.lax.dynamic_slice_in_dim(segments_BT, start + q_offset, stop - start, axis=1),
-            segments_BT[:, first:last],
-        )
-        outs.append(out)
-        lses.append(lse)
-    out_BKGSD, lse_BKGS = jnp.concatenate(outs, axis=3), jnp.concatenate(lses, axis=3)
-    return out_BKGSD.transpose(0, 3, 1, 2, 4).reshape(B, S, H, D), lse_BKGS.transpose(0, 3, 1, 2).reshape(B, S, H)
+            spans.append((start, stop, 0, T))
+    # These layouts make the products plain batched matrix products, which XLA's CPU backend runs fastest; the query
+    # group is folded into the rows of one matrix, so K and V are never repeated.
+    q_BKGSD = q_BSHD.reshape(B, S, K, H // K, D).transpose(0, 2, 3, 1, 4)
+    k_BKTD, v_BKTD = k_BTKD.transpose(0, 2, 1, 3), v_BTKD.transpose(0, 2, 1, 3)
+    place = segments_BT, jnp.int32(q_offset), None if window is None else jnp.int32(window)
+    out_BKGSD, lse_BKGS = _attended(tuple(spans), scale, q_BKGSD, k_BKTD, v_BKTD, place)
+    real_BSH = (jax.lax.dynamic_slice_in_dim(segments_BT, q_offset, S, axis=1) > 0)[:, :, None]
+    out = jnp.where(real_BSH[..., None], out_BKGSD.transpose(0, 3, 1, 2, 4).reshape(B, S, H, D), 0)
+    return out.astype(q_BSHD.dtype), jnp.where(real_BSH, lse_BKGS.transpose(0, 3, 1, 2).reshape(B, S, H), _MASKED)
 
 
-def _block(
-    q_BKGSD: Array,
-    k_BKDT: Array,
-    v_BKTD: Array,
-    q_segments_BS: Array,
-    segments_BT: Array,
-    *,
-    distance: int | Array,
-    window: int | None,
-    scale: float,
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attended(
+    spans: tuple[_Span, ...], scale: float, q_BKGSD: Array, k_BKTD: Array, v_BKTD: Array, place: _Place
 ) -> tuple[Array, Array]:
-    """Output and log-sum of one block of queries, of which the first stands at key index `distance`."""
-    B, K, G, S, D = q_BKGSD.shape
-    T = k_BKDT.shape[3]
-    behind_ST = distance + jnp.arange(S)[:, None] - jnp.arange(T)
+    """Output (B, K, G, S, D) and log-sum (B, K, G, S) of each block of queries over its span of keys, float32.
+
+    The backward pass has its own rule (FlashAttention, arXiv 2205.14135, algorithm 4): it forms a block's scores again
+    from the log-sums, so that what is kept grows with the row and not with its square. The output is kept in float32:
+    its product with its gradient cancels against the scores' where a query sees few keys.
+    """
+    outs, lses = [], []
+    for span in spans:
+        start, stop, first, last = span
+        q_BKMD = _folded(q_BKGSD[:, :, :, start:stop])
+        scores_BKMT = _product("bkmd,bktd->bkmt", q_BKMD, k_BKTD[:, :, first:last]) * scale
+        scores_BKMT = jnp.where(_seen(span, q_BKGSD.shape[2], place), scores_BKMT, _MASKED)
+        top_BKM1 = scores_BKMT.max(axis=-1, keepdims=True)
+        weights_BKMT = jnp.exp(scores_BKMT - top_BKM1)
+        total_BKM1 = weights_BKMT.sum(axis=-1, keepdims=True)
+        out_BKMD = _product("bkmt,bktd->bkmd", weights_BKMT.astype(v_BKTD.dtype), v_BKTD[:, :, first:last]) / total_BKM1
+        lse_BKM = (top_BKM1 + jnp.log(total_BKM1))[..., 0]
+        outs.append(out_BKMD.reshape(q_BKGSD[:, :, :, start:stop].shape))
+        lses.append(lse_BKM.reshape(q_BKGSD[:, :, :, start:stop].shape[:-1]))
+    return jnp.concatenate(outs, axis=3), jnp.concatenate(lses, axis=3)
+
+
+def _attended_forward(
+    spans: tuple[_Span, ...], scale: float, q_BKGSD: Array, k_BKTD: Array, v_BKTD: Array, place: _Place
+) -> tuple[tuple[Array, Array], Any]:
+    out, lse = _attended(spans, scale, q_BKGSD, k_BKTD, v_BKTD, place)
+    return (out, lse), (q_BKGSD, k_BKTD, v_BKTD, out, lse, place)
+
+
+def _attended_backward(spans: tuple[_Span, ...], scale: float, saved: Any, cotangents: Any) -> Any:
+    q_BKGSD, k_BKTD, v_BKTD, out_BKGSD, lse_BKGS, place = saved
+    d_out_BKGSD, d_lse_BKGS = cotangents
+    delta_BKGS = jnp.sum(out_BKGSD * d_out_BKGSD, axis=-1) - d_lse_BKGS
+    dtype = q_BKGSD.dtype
+    d_out_BKGSD = d_out_BKGSD.astype(dtype)
+    d_k, d_v = jnp.zeros(k_BKTD.shape, jnp.float32), jnp.zeros(v_BKTD.shape, jnp.float32)
+    d_qs = []
+    for span in spans:
+        start, stop, first, last = span
+        q, d_out = (_folded(x[:, :, :, start:stop]) for x in (q_BKGSD, d_out_BKGSD))
+        lse, delta = (_folded(x[:, :, :, start:stop])[..., None] for x in (lse_BKGS, delta_BKGS))
+        k, v = k_BKTD[:, :, first:last], v_BKTD[:, :, first:last]
+        scores_BKMT = _product("bkmd,bktd->bkmt", q, k) * scale
+        weights_BKMT = jnp.where(_seen(span, q_BKGSD.shape[2], place), jnp.exp(scores_BKMT - lse), 0)
+        d_weights_BKMT = _product("bkmd,bktd->bkmt", d_out, v)
+        d_scores_BKMT = (scale * weights_BKMT * (d_weights_BKMT - delta)).astype(dtype)
+        d_v = d_v.at[:, :, first:last].add(_product("bkmt,bkmd->bktd", weights_BKMT.astype(dtype), d_out))
+        d_k = d_k.at[:, :, first:last].add(_product("bkmt,bkmd->bktd", d_scores_BKMT, q))
+        d_q = _product("bkmt,bktd->bkmd", d_scores_BKMT, k)
+        d_qs.append(d_q.astype(dtype).reshape(q_BKGSD[:, :, :, start:stop].shape))
+    return jnp.concatenate(d_qs, axis=3), d_k.astype(k_BKTD.dtype), d_v.astype(v_BKTD.dtype), None
+
+
+_attended.defvjp(_attended_forward, _attended_backward)
+
+
+def _product(subscripts: str, a: Array, b: Array) -> Array:
+    """Summed in float32."""
+    return jnp.einsum(subscripts, a, b, precision=matmul_precision(a.dtype), preferred_element_type=jnp.float32)
+
+
+def _folded(x_BKGS: Array) -> Array:
+    """(B, K, G, S, ...) as (B, K, M, ...)."""
+    B, K, _, _, *rest = x_BKGS.shape
+    return x_BKGS.reshape(B, K, -1, *rest)
+
+
+def _seen(span: _Span, group: int, place: _Place) -> Array:
+    """(B, 1, M, T) bool: which keys of a span each query of its block sees; a query of padding sees padding."""
+    start, stop, first, last = span
+    segments_BT, offset, window = place
+    behind_ST = offset + jnp.arange(start, stop)[:, None] - jnp.arange(first, last)
     seen_ST = behind_ST >= 0 if window is None else (behind_ST >= 0) & (behind_ST < window)
-    real_BS = q_segments_BS > 0
-    seen_BST = seen_ST & (q_segments_BS[:, :, None] == segments_BT[:, None, :])
-    precision = matmul_precision(q_BKGSD.dtype)
-    scores_BKMT = jnp.matmul(
-        q_BKGSD.reshape(B, K, G * S, D), k_BKDT, precision=precision, preferred_element_type=jnp.float32
-    )
-    scores = jnp.where(seen_BST[:, None, None], scores_BKMT.reshape(B, K, G, S, T) * scale, _MASKED)
-    # The shift cancels in the output, so its own gradient is left out.
-    top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.exp(scores - top)
-    total = weights.sum(axis=-1, keepdims=True)
-    # A product in bfloat16 rounds the gradient of the weights. Where the weights were divided before it, the gradient
-    # of their sum is made of the same rounded numbers and cancels against it; otherwise queries that see few keys get
-    # noise. Float32 can divide the product, which is smaller.
-    narrow = v_BKTD.dtype != jnp.float32
-    weights_BKMT = (weights / total if narrow else weights).astype(v_BKTD.dtype).reshape(B, K, G * S, T)
-    out_BKMD = jnp.matmul(weights_BKMT, v_BKTD, precision=precision, preferred_element_type=jnp.float32)
-    out = out_BKMD.reshape(B, K, G, S, D) / (1.0 if narrow else total)
-    real = real_BS[:, None, None, :, None]
-    out = jnp.where(real, out, 0.0).astype(q_BKGSD.dtype)
-    lse = jnp.where(real, top + jnp.log(total), _MASKED)[..., 0]
-    return out, lse
+    q_segments_BS = jax.lax.dynamic_slice_in_dim(segments_BT, start + offset, stop - start, axis=1)
+    seen_BST = seen_ST & (q_segments_BS[:, :, None] == segments_BT[:, None, first:last])
+    return jnp.tile(seen_BST, (1, group, 1))[:, None]

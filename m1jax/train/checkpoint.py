@@ -52,7 +52,7 @@ class Meta:
     """Number of the first global row that the state has not seen."""
     arrays: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """(shape, dtype, checksum) of every array of the state, by name."""
-    after: list[int | None] = dataclasses.field(default_factory=list)
+    after: list[int] = dataclasses.field(default_factory=list)
     """Of an emergency checkpoint: the newest of the run's folder, and the one being written (train/emergency.py)."""
 
 

@@ -120,6 +120,30 @@ def test_gradient_equals_finite_differences(monkeypatch):
         np.testing.assert_allclose((np.asarray(gradients[name]) * direction).sum(), slope, rtol=2e-4, atol=2e-4)
 
 
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 99), window=st.sampled_from([None, 1, 3, 40]), offset=st.sampled_from([0, 5]))
+def test_the_rule_for_gradients_equals_the_automatic_one(seed, window, offset):
+    S, rule = 21, reference._attended
+    x = drawn(seed, 2, S, 4, 2)
+    x["q"] = x["q"][:, : S - offset]
+    segments, positions = rows(seed, 2, S)
+    weights = np.random.default_rng(seed).normal(size=x["q"].shape)
+
+    def gradients():
+        def loss(x):
+            out, lse = attend(x, segments, positions, window, q_offset=offset, return_lse=True)
+            return jnp.sum(out * weights) + jnp.sum(jnp.where(lse > -1e29, lse, 0) * weights[..., 0])
+
+        return jax.grad(loss)(x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "_BLOCK", 8)
+        ours = gradients()
+        patch.setattr(reference, "_attended", rule.fun)
+        for name, want in gradients().items():
+            np.testing.assert_allclose(ours[name], want, atol=1e-5 * max(1, np.abs(want).max()), err_msg=name)
+
+
 def test_bfloat16_stays_near_float32_and_keeps_its_dtype():
     x = drawn(4, 2, 16, 4, 2)
     segments, positions = rows(4, 2, 16)
