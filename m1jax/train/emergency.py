@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +74,7 @@ class EmergencyCheckpoints(Checkpoints):
             return
         after = sorted({self._shared.latest_step() or 0, self._shared.saving or 0})
         try:
+            self._try_folder(state)
             self._write(state, dataclasses.replace(meta, arrays=arrays, after=after))
         except Exception as error:  # noqa: BLE001 (whatever it is, the run goes on)
             self._stop(error)
@@ -127,10 +129,25 @@ class EmergencyCheckpoints(Checkpoints):
             shutil.rmtree(self.folder / str(step), ignore_errors=True)
         self._manager.reload()
 
+    def _try_folder(self, state: TrainState) -> None:
+        """Raises OSError where a save would: Orbax's own would leave threads that hold the process for minutes."""
+        with tempfile.TemporaryFile(dir=self.folder):
+            pass
+        needed = sum(_own_bytes(leaf) for leaf in jax.tree.leaves(state))
+        if (free := shutil.disk_usage(self.folder).free) < needed:
+            raise OSError(f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
+
     def _stop(self, error: Exception) -> None:
+        if self._broken:  # one failed save can raise twice: at the next one, and on closing
+            return
         self._broken = True
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         self._say(f"No emergency checkpoints any more, the run goes on without ({self.folder}: {reason}).")
+
+
+def _own_bytes(array: jax.Array) -> int:
+    """Bytes of an array's parts on this process's devices, each part once."""
+    return sum({str(shard.index): shard.data.nbytes for shard in array.addressable_shards}.values())
 
 
 def _identity(shared: Path) -> str:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import threading
+import types
 
 import jax
 import pytest
@@ -35,7 +37,7 @@ class Run:
         self.said, self.losses = [], {}
         mesh = meshes.make(self.config.mesh, jax.devices()[:1])
         checkpoints = Checkpoints(self.config.checkpoints, 9)
-        emergency = EmergencyCheckpoints(self.folder / "local", checkpoints, self.said.append)
+        self.emergency = emergency = EmergencyCheckpoints(self.folder / "local", checkpoints, self.said.append)
 
         def batches(first):
             for step, batch in enumerate(test_loop.batches_of(self.config)(first), first):
@@ -126,17 +128,26 @@ def test_a_garbled_one_is_stepped_over(tmp_path, whole, part, garbled, first):
     assert run.losses == {step: loss for step, loss in whole.items() if step >= first}
 
 
-def test_where_it_cannot_be_written_the_run_goes_on(tmp_path, whole):
+@pytest.mark.parametrize("trouble", ["gone", "full"])
+def test_where_it_cannot_be_written_the_run_goes_on(tmp_path, whole, monkeypatch, trouble):
     run = Run(tmp_path)
+    room = shutil.disk_usage
 
     def spoil(step):
-        if step == 5:
+        if step == 5 and trouble == "full":
+            few = types.SimpleNamespace(free=100)
+            monkeypatch.setattr(shutil, "disk_usage", lambda path: few if "process-0" in str(path) else room(path))
+        elif step == 5:
+            run.emergency.wait()  # what is being written would make its folder again
             run.local().rename(tmp_path / "gone")
             next((tmp_path / "local").iterdir()).joinpath("process-0-of-1").write_text("a file in its place")
 
+    before = threading.active_count()
     run.train(before=spoil)
     assert run.losses == whole
     assert len(run.said) == 1 and run.said[0].startswith("No emergency checkpoints any more, the run goes on without")
+    assert ("MB are free" in run.said[0]) == (trouble == "full")
+    assert threading.active_count() <= before  # none that waits in vain and holds the process
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
