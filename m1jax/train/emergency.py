@@ -87,7 +87,7 @@ class EmergencyCheckpoints(Checkpoints):
         What cannot be used is removed. Arguments as of `Checkpoints.restore_newest`.
         """
         newest = self._shared.latest_step() or 0
-        usable = [step for step in self.steps() if step > newest and self._follows(step, newest)]
+        usable = [step for step in self.steps() if self._follows(step, newest)]
         for step in reversed(_held_by_all(usable)):
             meta = self.meta(step)
             check(meta)

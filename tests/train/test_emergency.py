@@ -36,7 +36,7 @@ class Run:
         """From where it stands, to the end or until the process is lost in step `until`."""
         self.said, self.losses = [], {}
         mesh = meshes.make(self.config.mesh, jax.devices()[:1])
-        checkpoints = Checkpoints(self.config.checkpoints, 9)
+        self.checkpoints = checkpoints = Checkpoints(self.config.checkpoints, 9)
         self.emergency = emergency = EmergencyCheckpoints(self.folder / "local", checkpoints, self.said.append)
 
         def batches(first):
@@ -103,9 +103,23 @@ def test_counts_before_the_first_checkpoint_of_the_folder(tmp_path, whole):
 def test_who_goes_back_to_an_earlier_checkpoint_is_obeyed(tmp_path, whole):
     run = Run(tmp_path).train(until=27)
     shutil.rmtree(run.config.checkpoints / "20")
-    run.train()
+    run.train(until=15)
     assert run.first == 11
-    assert run.losses == {step: loss for step, loss in whole.items() if step >= 11}
+    run.train()
+    assert run.first == 15  # those of the past that was left do not stand in the way of new ones
+    assert run.losses == {step: loss for step, loss in whole.items() if step >= 15}
+
+
+def test_one_made_while_the_folders_was_written_counts(tmp_path, whole, monkeypatch):
+    run = Run(tmp_path)
+
+    def unfinished(step):
+        if step == 11:
+            monkeypatch.setattr(run.checkpoints, "latest_step", lambda: None)
+
+    run.train(until=13, before=unfinished).train()
+    assert run.first == 13
+    assert run.losses == {step: loss for step, loss in whole.items() if step >= 13}
 
 
 def test_a_run_begun_anew_knows_nothing_of_the_one_before(tmp_path, whole):
