@@ -141,8 +141,7 @@ def _attended(
     """Output (B, K, G, S, D) and log-sum (B, K, G, S) of each block of queries over its span of keys, float32.
 
     The backward pass has its own rule (FlashAttention, arXiv 2205.14135, algorithm 4): it forms a block's scores again
-    from the log-sums, so that what is kept grows with the row and not with its square. The output is kept in float32:
-    its product with its gradient cancels against the scores' where a query sees few keys.
+    from the log-sums, so that what is kept grows with the row and not with its square.
     """
     outs, lses = [], []
     for span in spans:
@@ -164,13 +163,12 @@ def _attended_forward(
     spans: tuple[_Span, ...], scale: float, q_BKGSD: Array, k_BKTD: Array, v_BKTD: Array, place: _Place
 ) -> tuple[tuple[Array, Array], Any]:
     out, lse = _attended(spans, scale, q_BKGSD, k_BKTD, v_BKTD, place)
-    return (out, lse), (q_BKGSD, k_BKTD, v_BKTD, out, lse, place)
+    return (out, lse), (q_BKGSD, k_BKTD, v_BKTD, lse, place)
 
 
 def _attended_backward(spans: tuple[_Span, ...], scale: float, saved: Any, cotangents: Any) -> Any:
-    q_BKGSD, k_BKTD, v_BKTD, out_BKGSD, lse_BKGS, place = saved
+    q_BKGSD, k_BKTD, v_BKTD, lse_BKGS, place = saved
     d_out_BKGSD, d_lse_BKGS = cotangents
-    delta_BKGS = jnp.sum(out_BKGSD * d_out_BKGSD, axis=-1) - d_lse_BKGS
     dtype = q_BKGSD.dtype
     d_out_BKGSD = d_out_BKGSD.astype(dtype)
     d_k, d_v = jnp.zeros(k_BKTD.shape, jnp.float32), jnp.zeros(v_BKTD.shape, jnp.float32)
@@ -178,12 +176,14 @@ def _attended_backward(spans: tuple[_Span, ...], scale: float, saved: Any, cotan
     for span in spans:
         start, stop, first, last = span
         q, d_out = (_folded(x[:, :, :, start:stop]) for x in (q_BKGSD, d_out_BKGSD))
-        lse, delta = (_folded(x[:, :, :, start:stop])[..., None] for x in (lse_BKGS, delta_BKGS))
+        lse, d_lse = (_folded(x[:, :, :, start:stop])[..., None] for x in (lse_BKGS, d_lse_BKGS))
         k, v = k_BKTD[:, :, first:last], v_BKTD[:, :, first:last]
         scores_BKMT = _product("bkmd,bktd->bkmt", q, k) * scale
         weights_BKMT = jnp.where(_seen(span, q_BKGSD.shape[2], place), jnp.exp(scores_BKMT - lse), 0)
         d_weights_BKMT = _product("bkmd,bktd->bkmt", d_out, v)
-        d_scores_BKMT = (scale * weights_BKMT * (d_weights_BKMT - delta)).astype(dtype)
+        # Made of the same numbers as what it is taken from: where a query sees few keys, they cancel to nothing.
+        mean_BKM1 = jnp.sum(weights_BKMT * d_weights_BKMT, axis=-1, keepdims=True)
+        d_scores_BKMT = (scale * weights_BKMT * (d_weights_BKMT - mean_BKM1 + d_lse)).astype(dtype)
         d_v = d_v.at[:, :, first:last].add(_product("bkmt,bkmd->bktd", weights_BKMT.astype(dtype), d_out))
         d_k = d_k.at[:, :, first:last].add(_product("bkmt,bkmd->bktd", d_scores_BKMT, q))
         d_q = _product("bkmt,bktd->bkmd", d_scores_BKMT, k)

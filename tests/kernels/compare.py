@@ -20,10 +20,14 @@ def gradients_close(ours, want, x):
     """The gradients of the arguments `x`, and those of the row before.
 
     A convolution's gradient is the inner product of the keys with the shifted gradient of theirs, over all tokens and
-    channels. Its terms cancel, so errors are judged by the length of the keys (Cauchy-Schwarz), not by what is left.
+    channels. Its terms cancel, so errors are judged by the length of the keys (Cauchy-Schwarz), up to five times what
+    is left.
     """
     for name in NAMES:
-        scale = float(jnp.linalg.norm(x[name[-1]])) if name in ("conv_k", "conv_v") else 0.0
+        scale = 0.0
+        if name in ("conv_k", "conv_v"):
+            left = max(1.0, float(jnp.abs(want[0][name]).max()))
+            scale = min(float(jnp.linalg.norm(x[name[-1]])), 5 * left)
         close(ours[0][name], want[0][name], name, scale)
     for a, b in zip(ours[1], want[1], strict=True):
         close(a, b, "prev_kv")

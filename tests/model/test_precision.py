@@ -136,11 +136,8 @@ def test_gradient_of_a_query_that_sees_one_key_is_no_noise():
         )
 
     d_q, d_k, d_v = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
-    # What cancels is the output times its gradient, 2 v^2: in float32 to some 2^-24 of it, in bfloat16 to 2^-9.
-    products = 2 * np.sum(wide(v) ** 2, axis=-1)
-    assert products.max() > 50
-    assert max(np.abs(wide(d_q)).max(), np.abs(wide(d_k)).max()) < 2**-20 * products.max()
     assert np.abs(wide(d_v)).max() > 1
+    assert max(np.abs(wide(d_q)).max(), np.abs(wide(d_k)).max()) < 1e-5
 
 
 def test_norm_head_divides_by_a_float32_norm():
