@@ -33,7 +33,7 @@ from m1jax.convert import config_json
 from m1jax.convert import table as tensors
 
 GIB = 2**30
-PROGRAM = [sys.executable, "-c", "import sys; from m1jax.cli import main; sys.exit(main())"]
+PROGRAM = [sys.executable, "-c", "import sys; from m1jax.verbs import main; sys.exit(main())"]
 
 
 @dataclass(frozen=True)

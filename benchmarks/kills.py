@@ -20,12 +20,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from m1jax.train.metrics import read_journal  # noqa: E402
+from m1jax.train.hooks.journal import read_journal  # noqa: E402
 
 
 def command(args: argparse.Namespace, folder: Path) -> list[str]:
     if args.config:
-        program = "import sys; from m1jax.cli import main; sys.exit(main())"
+        program = "import sys; from m1jax.verbs import main; sys.exit(main())"
         overrides = [f"folder={folder}", *args.overrides]
         given = [part for override in overrides for part in ("--set", override)]
         return [sys.executable, "-c", program, "train", "--config", args.config, *given]

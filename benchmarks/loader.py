@@ -31,13 +31,13 @@ from loader_peers import PEERS, grain_pipeline
 
 from m1jax import artefact
 from m1jax.config import LearningRateConfig, StageConfig
-from m1jax.data import packed
-from m1jax.data.bestfit import pack_window, window_borders
-from m1jax.data.curriculum import Curriculum
-from m1jax.data.loader import Loader
-from m1jax.data.manifest import Manifest, RowFile, SourceRows, row_path
-from m1jax.data.ranges import write_index
-from m1jax.data.rows import Row, RowWriter
+from m1jax.curriculum.curriculum import Curriculum
+from m1jax.curriculum.loader import Loader
+from m1jax.rows import packed
+from m1jax.rows.bestfit import pack_window, window_borders
+from m1jax.rows.manifest import Manifest, RowFile, SourceRows, row_path
+from m1jax.rows.ranges import write_index
+from m1jax.rows.store import Row, RowWriter
 
 LENGTH, BATCH, EOS, VOCAB = 4096, 16, 2, 60_000
 SOURCES = ("a", "b", "c")
@@ -168,7 +168,7 @@ SERVE = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from tests.data import stand_in
+from tests.rows import stand_in
 with stand_in.serving(Path(sys.argv[2])) as server:
     print(server.url, flush=True)
     time.sleep(3600)
@@ -176,7 +176,7 @@ with stand_in.serving(Path(sys.argv[2])) as server:
 
 
 def bucket(rows: Path, steps: int, seconds: float) -> tuple[float, float]:
-    """`paced` from a bucket with 100 ms of latency and from the disk; the bucket is tests/data/stand_in.py."""
+    """`paced` from a bucket with 100 ms of latency and from the disk; the bucket is tests/rows/stand_in.py."""
     here = Path(__file__).parents[1]
     command = [sys.executable, "-c", SERVE, str(here), str(rows.parent)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

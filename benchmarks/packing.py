@@ -23,11 +23,12 @@ import numpy as np
 import table
 from numpy.typing import NDArray
 
-from m1jax.data.bestfit import pack_window, pieces_of, split, window_borders
-from m1jax.data.documents import document_files, read_documents
-from m1jax.data.packing import pack
-from m1jax.data.shuffle import permutation
-from m1jax.data.tokenizer import Tokenizer
+from m1jax import tokenizer as tokenizers
+from m1jax.rows.bestfit import pack_window, pieces_of, split, window_borders
+from m1jax.rows.packing import pack
+from m1jax.rows.shuffle import permutation
+from m1jax.text.documents import document_files, read_documents
+from m1jax.tokenizer import Tokenizer
 
 Tokens = NDArray[np.integer]
 WINDOW = 4096
@@ -122,7 +123,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    tokenizer = Tokenizer.load(args.tokenizer)
+    tokenizer = tokenizers.load(args.tokenizer)
     texts = [document.text for document in read_documents(args.corpus)]
     size = sum(len(text.encode()) for text in texts)
     start = time.perf_counter()

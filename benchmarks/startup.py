@@ -21,7 +21,7 @@ from table import machine, row, show, write
 
 TARGET = 20.0
 """Seconds that a warm start may take (issue 6)."""
-M1 = [sys.executable, "-c", "import sys; from m1jax.cli import main; sys.exit(main())"]
+M1 = [sys.executable, "-c", "import sys; from m1jax.verbs import main; sys.exit(main())"]
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ import sentencepiece
 import table
 import tiktoken
 
-from m1jax.data.documents import read_documents
-from m1jax.data.tokenizer import NUM_SPECIAL, TrainedTokenizer, extend, train
-from m1jax.data.tokenizer.layout import as_bytes
+from m1jax.text.documents import read_documents
+from m1jax.tokenizer import NUM_SPECIAL, TrainedTokenizer, extend, train
+from m1jax.tokenizer.layout import as_bytes
 
 GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 KINDS = {("en", "general"): "English general", ("en", "medical"): "English medical"}

@@ -185,10 +185,11 @@ def open_m1jax(side: str, cell: dict[str, Any]) -> Callable[[], float]:
     """Our step, as `m1 train` runs it; writes the parameters it starts from."""
     import jax
 
-    from m1jax import config_file, model
+    from m1jax import model
+    from m1jax.config import file as config_file
+    from m1jax.objectives.next_token import next_token_loss
     from m1jax.parallel import mesh as meshes
     from m1jax.train import program
-    from m1jax.train.loss import next_token_loss
 
     settings = {**cell["settings"], "compute_dtype": cell["dtype"]}
     folder = Path(cell["folder"])

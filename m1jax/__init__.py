@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import os
 
-    from m1jax.data.tokenizer import Tokenizer
     from m1jax.generate.engine import LanguageModel
+    from m1jax.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
@@ -25,6 +25,6 @@ def load(
     """
     from pathlib import Path
 
-    from m1jax.recipes.loading import load as load_folder
+    from m1jax.loading import load as load_folder
 
     return load_folder(Path(path), dtype=dtype)

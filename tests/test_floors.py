@@ -1,36 +1,32 @@
-"""Imports run down the floors of the house only, and importing it loads no JAX."""
+"""Imports run down the floors of the house only, never in a circle, and importing it loads no JAX."""
 
 import ast
 import pathlib
 import subprocess
 import sys
+import textwrap
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / "m1jax"
+# As docs/architecture.md draws them, lowest first; a room that this list does not name fails the test.
 FLOORS = (
-    {"__init__", "errors"},
-    {"artefact", "stages"},
-    {"config"},
-    {"config_file"},
-    {"kernels"},
-    {"model"},
-    {"parallel"},
-    {"optim"},
-    {"data"},
-    {"train"},
-    {"generate"},
-    {"evaluate"},
-    {"align", "convert", "plan"},
-    {"recipes"},
-    {"cli"},
-)
+    "errors", "artefact", "config", "kernels", "model", "parallel", "optim", "tokenizer", "text", "rows", "curriculum",
+    "train", "objectives", "generate", "evaluate", "convert", "plan", "loading", "show", "verbs",
+)  # fmt: skip
 
 
-def floor(room):
-    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+def files_of(root):
+    """Every module of a package: its dotted name below the package, and its file."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
 
 
-def imported_rooms(path):
-    """Rooms that a file imports, at any depth of its code, but not for type checkers alone."""
+def imported(name, path, modules, package="m1jax"):
+    """Modules of the package that a file imports at any depth of its code, but not for type checkers alone."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {
         id(node)
@@ -41,25 +37,103 @@ def imported_rooms(path):
     for node in ast.walk(tree):
         if id(node) in skipped:
             continue
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "m1jax":
-            parts = node.module.split(".")[1:]
-            yield from [parts[0]] if parts else [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            if node.level:  # `from .x import y`, only in what an export carries
+                above = [package, *name.split(".")][: -node.level]
+                top, _, rest = ".".join([*above, node.module or ""]).rstrip(".").partition(".")
+            else:
+                top, _, rest = (node.module or "").partition(".")
+            if top == package:
+                for alias in node.names:
+                    inside = f"{rest}.{alias.name}".lstrip(".")
+                    yield inside if inside in modules else rest
         elif isinstance(node, ast.Import):
-            yield from (name.split(".")[1] for name in (a.name for a in node.names) if name.startswith("m1jax."))
+            yield from (a.name.partition(".")[2] for a in node.names if a.name.startswith(package + "."))
+
+
+def graph_of(root):
+    """Imports between the files of a package; `from m1jax import __version__` and other names of its root excluded."""
+    modules = files_of(root)
+    graph = {name: {other for other in imported(name, path, modules) if other} for name, path in modules.items()}
+    for name, others in graph.items():
+        for other in others:
+            assert other in modules, f"{name} imports m1jax.{other}, which is no file of the package"
+    return graph
+
+
+def circle(graph):
+    """The files of one circle of imports, in order; None where there is none."""
+    state, stack = {}, []
+
+    def visit(name):
+        state[name] = "open"
+        stack.append(name)
+        for other in sorted(graph[name]):
+            if state.get(other) == "open":
+                return stack[stack.index(other) :]
+            if other not in state and (found := visit(other)):
+                return found
+        stack.pop()
+        state[name] = "done"
+        return None
+
+    return next((found for name in sorted(graph) if name not in state and (found := visit(name))), None)
+
+
+def climbs(graph, floors=FLOORS):
+    """Imports that do not run down, as (file, imported file)."""
+    number = {room: i for i, room in enumerate(floors)}
+    return [
+        (name, other)
+        for name, others in graph.items()
+        for other in others
+        if name
+        and name.split(".")[0] != other.split(".")[0]
+        and number[other.split(".")[0]] >= number[name.split(".")[0]]
+    ]
 
 
 def test_every_room_has_a_floor_and_imports_run_down():
-    for path in ROOT.rglob("*.py"):
-        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        for other in imported_rooms(path):
-            if other == "__version__" or (room == "__init__" and other == "recipes"):
-                continue  # m1jax.load is a door: it imports when it is called
-            same = other == room
-            assert same or floor(other) < floor(room), f"{path.relative_to(ROOT)} imports {other}"
+    graph = graph_of(ROOT)
+    assert {name.split(".")[0] for name in graph if name} == set(FLOORS)
+    assert not climbs(graph)
+    # m1jax.load is a door: it imports when it is called.
+    assert graph[""] <= {"loading"}
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    graph = graph_of(ROOT)
+    del graph[""]
+    assert circle(graph) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "climbing", "turning"),
+    [
+        ({"low/a.py": "", "high/b.py": "from m1jax.low import a"}, [], None),
+        ({"low/a.py": "def f():\n    from m1jax.high import b", "high/b.py": ""}, [("low.a", "high.b")], None),
+        (
+            {"low/a.py": "import m1jax.low.c", "low/c.py": "def f():\n    from m1jax.low.a import g"},
+            [],
+            ["low.a", "low.c"],
+        ),
+        ({"low/__init__.py": "from m1jax.low.a import x", "low/a.py": "from m1jax import low"}, [], ["low", "low.a"]),
+    ],
+)
+def test_the_check_sees_what_is_wrong(tmp_path, files, climbing, turning):
+    root = tmp_path / "m1jax"
+    for name, text in {"__init__.py": "", "low/__init__.py": "", "high/__init__.py": "", **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(textwrap.dedent(text))
+    graph = graph_of(root)
+    assert climbs(graph, ("low", "high")) == climbing
+    assert circle(graph) == turning
 
 
 def test_no_file_is_long_and_none_is_a_drawer():
-    for path in ROOT.rglob("*.py"):
+    files = list(files_of(ROOT).values())
+    assert len(files) > 100
+    for path in files:
         assert len(path.read_text(encoding="utf-8").splitlines()) < 400, path
         assert path.stem not in ("utils", "helpers", "common"), path
 

@@ -63,7 +63,7 @@ def m1() -> list[str]:
     return given.split() if given else ["m1"] if shutil.which("m1") else [sys.executable, "-c", _DOOR]
 
 
-_DOOR = "import sys; from m1jax.cli import main; sys.exit(main())"
+_DOOR = "import sys; from m1jax.verbs import main; sys.exit(main())"
 
 
 def _search() -> str:

@@ -64,7 +64,7 @@ if [ ! -x "$m1" ]; then
     python=$venv/bin/python
     search=
   fi
-  printf '#!/bin/sh\nPYTHONPATH=%q exec %q -P -c "import sys; from m1jax.cli import main; sys.exit(main())" "$@"\n' \
+  printf '#!/bin/sh\nPYTHONPATH=%q exec %q -P -c "import sys; from m1jax.verbs import main; sys.exit(main())" "$@"\n' \
     "$search" "$python" >"$m1.new"
   chmod +x "$m1.new"
   mv "$m1.new" "$m1"

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from m1jax import artefact, config_file
+from m1jax import artefact
 from m1jax.config import ModelConfig, to_dict
+from m1jax.config import file as config_file
 from m1jax.convert import config_json, parameters, reading, table, tensor_files, tokenizer_files
 from m1jax.convert.source import Checkpoint
 from m1jax.errors import UserError

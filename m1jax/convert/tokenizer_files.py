@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m1jax.data.tokenizer import DEFAULT_SYSTEM, ROLES, SPECIAL_TOKENS
 from m1jax.errors import UserError
+from m1jax.tokenizer import DEFAULT_SYSTEM, ROLES, SPECIAL_TOKENS
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"

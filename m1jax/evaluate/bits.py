@@ -13,8 +13,8 @@ from zlib import crc32
 
 import numpy as np
 
-from m1jax.data.packing import split
 from m1jax.evaluate.scoring import TargetLogprobs, Tokens, sequence_logprobs
+from m1jax.rows.packing import split
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from m1jax.data.packing import best_fit
 from m1jax.errors import UserError
+from m1jax.rows.packing import best_fit
 
 TargetLogprobs = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 """From int32 (B, S) arrays tokens, targets, segment_ids and positions to float32 (B, S): the natural logarithm of

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from m1jax.data.tasks import import_seqio
 from m1jax.evaluate.choice import Encoder, Request, Result, count_hits, requests, summarise
 from m1jax.evaluate.scoring import Scorer
 from m1jax.evaluate.tasks import METRICS, Item, Task
+from m1jax.tokenizer.seqio_vocabulary import import_seqio
 
 
 def seqio_task(name: str, items: Sequence[Item], asked: Sequence[Request], vocab_size: int) -> Any:

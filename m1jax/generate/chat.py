@@ -5,8 +5,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from m1jax.data.tokenizer import DEFAULT_SYSTEM, Tokenizer
 from m1jax.errors import UserError
+from m1jax.tokenizer import DEFAULT_SYSTEM, Tokenizer
 
 Message = Mapping[str, str]
 """{"role": "system" or "user" or "assistant" or another of the tokenizer's roles, "content": its text}."""

@@ -4,9 +4,9 @@ import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from m1jax.data.tokenizer import Tokenizer
 from m1jax.errors import UserError
 from m1jax.generate.session import Generation
+from m1jax.tokenizer import Tokenizer
 
 # Some decoders treat the first token of a text in another way, so each token is decoded behind a few that precede it.
 _BEHIND = 8

@@ -10,7 +10,7 @@ import jax
 from m1jax.errors import AGAIN, UserError
 
 HEARTBEAT_SECONDS = 40
-"""How long jax's own service waits for a silent process: under a minute, above what train/liveness.py waits."""
+"""How long jax's own service waits for a silent process: under a minute, above what train/run/liveness.py waits."""
 _SHUTDOWN_SECONDS = 30
 JOIN_SECONDS = 300
 """How long the processes of a run wait for each other when it starts."""

@@ -23,13 +23,13 @@ import jax
 from m1jax import model
 from m1jax.config import RunConfig, StageConfig
 from m1jax.errors import UserError
+from m1jax.objectives.next_token import next_token_loss
 from m1jax.parallel import mesh as meshes
 from m1jax.plan import buffers, hlo
 from m1jax.plan.buffers import Buffer
 from m1jax.plan.chips import Topology
 from m1jax.plan.collectives import Collective, summary, whole_gathers
 from m1jax.train import program
-from m1jax.train.loss import next_token_loss
 
 _NUMBER = r"([\d.]+[KMGT]?)"
 _OVER = re.compile(rf"Used {_NUMBER} of {_NUMBER} hbm")

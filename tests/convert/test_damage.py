@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import m1jax
 from m1jax.errors import UserError
-from m1jax.recipes import importing
+from m1jax.verbs import importing
 from tests.convert import checkpoints
 from tests.model import small
 

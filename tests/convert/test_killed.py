@@ -13,7 +13,7 @@ from m1jax.errors import UserError
 from tests.convert import checkpoints
 from tests.model import small
 
-PROGRAM = [sys.executable, "-c", "import sys; from m1jax.cli import main; sys.exit(main())"]
+PROGRAM = [sys.executable, "-c", "import sys; from m1jax.verbs import main; sys.exit(main())"]
 CONFIG = small.config(vocab_size=100_000, hidden=256, ffn=1024, num_layers=8)
 
 

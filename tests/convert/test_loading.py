@@ -14,10 +14,9 @@ from flax import nnx
 
 import m1jax
 from m1jax import convert, model
-from m1jax.cli import main
 from m1jax.convert import model_folder
 from m1jax.errors import UserError
-from m1jax.recipes import transfer
+from m1jax.verbs import main, transfer
 from tests.convert import checkpoints
 from tests.model import small
 from tests.oracle import checkpoint, torch_m1

@@ -13,13 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import m1jax
-from m1jax import convert, model
-from m1jax.cli import main
+from m1jax import convert, loading, model
 from m1jax.config import MeshConfig
 from m1jax.convert import model_folder, table
 from m1jax.errors import UserError
 from m1jax.parallel import mesh as meshes
-from m1jax.recipes import loading
+from m1jax.verbs import main
 from tests.convert import checkpoints
 from tests.convert.checkpoints import BF16, F32
 from tests.model import small

@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("gguf")
 
 import m1jax  # noqa: E402
-from m1jax import cli  # noqa: E402
+from m1jax import verbs as cli  # noqa: E402
 from tests.convert import smollm2  # noqa: E402
 
 pytestmark = pytest.mark.slow

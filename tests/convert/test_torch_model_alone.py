@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from m1jax import convert
-from m1jax.data.tokenizer import Tokenizer, train
+from m1jax import tokenizer as tokenizers
 from m1jax.generate.engine import LanguageModel
+from m1jax.tokenizer import train
 from tests.convert import torch_exports as exports
 
 GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "pytorch.md"
@@ -102,4 +103,4 @@ print(found.lm_head.weight.double().sum().item(), tokenizer.apply_chat_template(
     total, chat = alone(again, folder).strip().split(" ", 1)
     assert float(total) == pytest.approx(np.asarray(parameters["head"]["weight"], np.float64).sum())
     assert chat == "<B_SYS>You are a helpful assistant.<B_CODE>x"
-    assert Tokenizer.load(tuned).encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
+    assert tokenizers.load(tuned).encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
 from m1jax.convert import tokenizer_files
-from m1jax.data.tokenizer import SPECIAL_TOKENS, train
 from m1jax.errors import UserError
 from m1jax.generate import chat
+from m1jax.tokenizer import SPECIAL_TOKENS, train
 
 TEXTS = ["The patient has a fever of 39 degrees.\n\n", "患者发热三天，体温39度。患者咳嗽。"] * 10
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

@@ -3,9 +3,9 @@ import json
 import pytest
 
 from m1jax.convert import tokenizer_files
-from m1jax.data.tokenizer import DEFAULT_SYSTEM, train
 from m1jax.errors import UserError
 from m1jax.generate import chat
+from m1jax.tokenizer import DEFAULT_SYSTEM, train
 
 TOKENIZER = train(iter(["Fever is a symptom. 发热是一种症状。 " * 5] * 4), 420)
 SYSTEM, USER, ASSISTANT = 71, 73, 74

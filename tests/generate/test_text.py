@@ -4,11 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models
 
-from m1jax.data.tokenizer import SpecialIds, train
-from m1jax.data.tokenizer.json_file import JsonTokenizer
 from m1jax.errors import UserError
 from m1jax.generate import Sampling
 from m1jax.generate.text import Writer, answers
+from m1jax.tokenizer import SpecialIds, train
+from m1jax.tokenizer.json_file import JsonTokenizer
 from tests.generate import uncached
 
 TEXT = "Pneumonia is an infection of the lung. 肺炎是肺部的感染。🫁 naïve 心律失常"

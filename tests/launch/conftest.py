@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from m1jax.cli import main
+from m1jax.verbs import main
 from tests import texts
 from tests.launch.cloud import Cloud
 

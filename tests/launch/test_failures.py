@@ -188,7 +188,7 @@ def test_another_mans_queued_resource_is_left_alone(quick):
 def test_what_does_not_fit_is_not_rented_unless_told_so(quick):
     cloud = quick()
     plan = cloud.folder / "plan"
-    # As m1 plan writes it (m1jax/recipes/plan.py): one entry for each program of the run.
+    # As m1 plan writes it (m1jax/verbs/plan.py): one entry for each program of the run.
     plan.write_text(f'#!/bin/sh\nfor file; do :; done\ncp {cloud.folder}/answer.json "$file"\n')
     plan.chmod(0o755)
     answer = cloud.folder / "answer.json"

@@ -15,7 +15,7 @@ LONGER = f"stages.0.tokens={(STEPS - 12) * 512} train.checkpoint_every=10"
 
 def trained(cloud):
     """The steps that the journal in the bucket holds, in order."""
-    from m1jax.train.metrics import read_journal
+    from m1jax.train.hooks.journal import read_journal
 
     return [line["step"] for line in read_journal(cloud.run_folder / "train" / "metrics.jsonl")]
 

@@ -6,7 +6,8 @@ import math
 import jax
 import pytest
 
-from m1jax import config_file, model
+from m1jax import model
+from m1jax.config import file as config_file
 
 KINDS = {"global": (20, 2, 256), "window": (40, 8, 128)}
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from m1jax import config_file, kernels, model
+from m1jax import kernels, model
+from m1jax.config import file as config_file
 from m1jax.kernels import LayerCache, reference
 from m1jax.model import head, layers
 from tests.model import programs, small

@@ -3,8 +3,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from m1jax import config_file
 from m1jax.config import OptimizerConfig
+from m1jax.config import file as config_file
 from m1jax.optim import optimizer
 from m1jax.optim.schedules import learning_rate
 

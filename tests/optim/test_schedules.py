@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from m1jax import config_file
 from m1jax.config import LearningRateConfig
+from m1jax.config import file as config_file
 from m1jax.optim.schedules import learning_rate, segment
 
 

@@ -6,9 +6,10 @@ import pathlib
 import jax
 import numpy as np
 
-from m1jax import config_file, model
+from m1jax import model
+from m1jax.config import file as config_file
+from m1jax.objectives.next_token import next_token_loss
 from m1jax.train import program as programs
-from m1jax.train.loss import next_token_loss
 
 TINY = str(pathlib.Path(__file__).parents[1] / "tiny.py")
 MODEL = {

@@ -18,7 +18,7 @@ import time
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from m1jax import config_file
+from m1jax.config import file as config_file
 from m1jax.plan import chips, compiling, hlo
 
 FILE = pathlib.Path(__file__).with_suffix(".json")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from m1jax import config_file, model
+from m1jax import model
+from m1jax.config import file as config_file
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import rules
 from m1jax.plan import compiling, memory

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m1jax import config_file
+from m1jax.config import file as config_file
 from m1jax.errors import UserError
 from m1jax.plan import chips, roofline, searching
 from m1jax.plan.collectives import Collective

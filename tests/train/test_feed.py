@@ -7,8 +7,8 @@ import numpy as np
 
 from m1jax.config import MeshConfig, RampConfig
 from m1jax.parallel import mesh as meshes
-from m1jax.train import history
 from m1jax.train.feed import Feed
+from m1jax.train.run import history
 from tests.train import test_loop
 
 

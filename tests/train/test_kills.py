@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from m1jax.errors import AGAIN
-from m1jax.train.metrics import read_journal
+from m1jax.train.hooks.journal import read_journal
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from m1jax.errors import AGAIN
-from m1jax.train.metrics import read_journal
+from m1jax.train.hooks.journal import read_journal
 
 ROOT = Path(__file__).parents[2]
 SILENCE = 5.0

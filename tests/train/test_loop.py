@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m1jax import config_file
+from m1jax.config import file as config_file
 from m1jax.config import to_dict
 from m1jax.errors import InterruptedRunError, UserError
 from m1jax.parallel import mesh as meshes
-from m1jax.train.checkpoint import Checkpoints, Meta
+from m1jax.train.checkpoint.checkpoints import Checkpoints, Meta
+from m1jax.train.hooks.journal import TIMING, Journal, read_journal
 from m1jax.train.loop import fit
-from m1jax.train.metrics import TIMING, Journal, read_journal
-from m1jax.train.reports import stage_of
+from m1jax.train.run.reports import stage_of
 
 VOCAB = 300
 FILE = "metrics.jsonl"
@@ -215,8 +215,8 @@ def test_tensorboard_reads_the_journal_without_tensorflow(tmp_path):
 def test_the_loop_never_imports_tensorflow():
     program = """
 import sys
-import m1jax.recipes.training, m1jax.train.metrics, pathlib, tempfile
-journal = m1jax.train.metrics.Journal(pathlib.Path(tempfile.mkdtemp()), 0)
+import m1jax.verbs.train, m1jax.train.hooks.journal, pathlib, tempfile
+journal = m1jax.train.hooks.journal.Journal(pathlib.Path(tempfile.mkdtemp()), 0)
 journal.write(1, "a", {"loss": 1.0})
 journal.close()
 assert not {"tensorflow", "seqio", "torch"} & set(sys.modules), sys.modules.keys()

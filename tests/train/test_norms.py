@@ -5,9 +5,10 @@ import functools
 import jax
 import numpy as np
 
-from m1jax import config_file, model
+from m1jax import model
+from m1jax.config import file as config_file
 from m1jax.train import norms
-from m1jax.train.progress import skip_sentence
+from m1jax.train.hooks.progress import skip_sentence
 from tests.train import test_loop
 from tests.train.test_loop import TINY
 

@@ -9,9 +9,9 @@ import pytest
 
 from m1jax import model
 from m1jax.config import MeshConfig
+from m1jax.objectives.next_token import next_token_loss
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import rules
-from m1jax.train.loss import next_token_loss
 from tests.parallel import toy
 
 BATCHES = [toy.batch(seed) for seed in range(3)]

@@ -19,11 +19,11 @@ from m1jax.config import to_dict
 from m1jax.errors import AGAIN, InterruptedRunError
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import processes
-from m1jax.train.checkpoint import Checkpoints, Meta
-from m1jax.train.emergency import EmergencyCheckpoints
-from m1jax.train.liveness import Liveness
+from m1jax.train.checkpoint.checkpoints import Checkpoints, Meta
+from m1jax.train.checkpoint.emergency import EmergencyCheckpoints
+from m1jax.train.hooks.journal import Journal
 from m1jax.train.loop import fit
-from m1jax.train.metrics import Journal
+from m1jax.train.run.liveness import Liveness
 from tests.train import test_loop
 
 

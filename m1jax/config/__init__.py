@@ -1,0 +1,43 @@
+"""A run as one object: frozen dataclasses (schema.py, stages.py), read from an ml_collections file (file.py)."""
+
+from m1jax.config.schema import (
+    CLIP_POLICIES,
+    DTYPES,
+    LAYER_KINDS,
+    ClipConfig,
+    DataConfig,
+    HardwareConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    SpecialIdsConfig,
+    TrainConfig,
+    check_model,
+    check_run,
+    to_dict,
+)
+from m1jax.config.stages import LearningRateConfig, RampConfig, StageConfig, blend, easy_first
+
+__all__ = [
+    "CLIP_POLICIES",
+    "DTYPES",
+    "LAYER_KINDS",
+    "ClipConfig",
+    "DataConfig",
+    "HardwareConfig",
+    "LearningRateConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RampConfig",
+    "RunConfig",
+    "SpecialIdsConfig",
+    "StageConfig",
+    "TrainConfig",
+    "blend",
+    "check_model",
+    "check_run",
+    "easy_first",
+    "to_dict",
+]

@@ -1,0 +1,365 @@
+"""The schema of a run: frozen dataclasses, checked whole before anything compiles (config/file.py reads them).
+
+Fields that the Baichuan-M1 report leaves undisclosed have no default: a config file states them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from m1jax.config.stages import LearningRateConfig as LearningRateConfig
+from m1jax.config.stages import RampConfig as RampConfig
+from m1jax.config.stages import StageConfig as StageConfig
+from m1jax.config.stages import bounded as _bounded
+from m1jax.errors import UserError
+
+DTYPES = ("float32", "bfloat16")
+LAYER_KINDS = ("global", "window")
+CLIP_POLICIES = ("skip_spikes", "skip_sigmas", "global_norm", "adaptive")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture of a Baichuan-M1 (technical report arXiv 2502.12671, and its reference code)."""
+
+    vocab_size: int = _bounded(256)
+    hidden: int = _bounded(2)
+    ffn: int = _bounded(1)
+    num_layers: int = _bounded(1)
+    num_heads: int = _bounded(1)
+    """Query heads of a global layer; head_dim is hidden / heads of the layer's kind."""
+    num_kv_heads: int = _bounded(1)
+    window_num_heads: int = _bounded(1)
+    window_num_kv_heads: int = _bounded(1)
+    window: int = _bounded(1)
+    """Keys that a token of a window layer sees, itself included."""
+    norm_eps: float = _bounded(0.0)
+    init_std: float = _bounded(0.0)
+    """Standard deviation of every initial matrix; the projections back into the residual are scaled by 1/sqrt(2L)."""
+    max_positions: int = _bounded(1)
+    pattern: tuple[str, ...] = ("global", "window")
+    """Kinds of the layers in order, repeated until num_layers are made."""
+    param_dtype: str = _bounded(choices=DTYPES, default="float32")
+    compute_dtype: str = _bounded(choices=DTYPES, default="float32")
+    attention: str = _bounded(choices=("reference", "pallas_tpu", "gpu"), default="reference")
+    """Implementation behind `kernels.attention`: on any device, or by the kernels for TPUs or NVIDIA GPUs."""
+    normalize_head: bool = True
+    """NormHead, as in Baichuan-M1; False multiplies by the head's weight as it is, as most other models do."""
+    tie_embeddings: bool = False
+    """The embedding is the head's weight too."""
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """The kind of each layer, first to last."""
+        return tuple(self.pattern[i % len(self.pattern)] for i in range(self.num_layers))
+
+    def heads(self, kind: str) -> tuple[int, int, int]:
+        """(query heads, KV heads, head_dim) of a layer kind."""
+        if kind == "window":
+            return self.window_num_heads, self.window_num_kv_heads, self.hidden // self.window_num_heads
+        return self.num_heads, self.num_kv_heads, self.hidden // self.num_heads
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable scalars: embedding and head, norms, projections, MLPs, four convolution weights a KV head."""
+        total = (1 if self.tie_embeddings else 2) * self.vocab_size * self.hidden + self.hidden
+        for kind in self.layer_kinds:
+            heads, kv_heads, head_dim = self.heads(kind)
+            attention = self.hidden * head_dim * (2 * heads + 2 * kv_heads) + 4 * kv_heads
+            total += attention + 3 * self.hidden * self.ffn + 2 * self.hidden
+        return total
+
+
+@dataclass(frozen=True)
+class SpecialIdsConfig:
+    """Ids of special tokens where a tokenizer of another origin does not say them itself; -1 is: look there."""
+
+    bos: int = _bounded(-1, default=-1)
+    eos: int = _bounded(-1, default=-1)
+    pad: int = _bounded(-1, default=-1)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where text, tokenizer and rows lie, and how rows are packed. An empty path means: inside the run's folder."""
+
+    vocab_size: int = _bounded(512)
+    """Size of the tokenizer that `m1 tokenizer train` makes."""
+    general_vocab_size: int = _bounded(0, default=0)
+    """Ids of it that general text decides, before medical text decides the rest; 0 is three quarters."""
+    tokenizer_bytes: int = _bounded(1, default=100_000_000)
+    """Text that it is trained on, at most: small sources whole, large ones evenly over their length."""
+    source_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Most bytes of a fetched source's text, from its beginning, by source; those not named are taken whole."""
+    row_lengths: tuple[int, ...] = (8192,)
+    window_documents: int = _bounded(1, default=4096)
+    """Documents of one packing window (shuffled once, packed together for every row length)."""
+    difficulty_buckets: int = _bounded(1, default=1)
+    """Parts, of equally many documents, in which a source whose documents have a difficulty is packed."""
+    workers: int = _bounded(0, default=0)
+    """Threads that encode and pack, 0 for all cores; the rows are the same for any number."""
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    """seqio tasks or mixtures that are packed beside the corpus: domain (general or medical) by name."""
+    tasks_module: str = ""
+    """Module (or .py file) that registers them when it is imported."""
+    max_epochs: Mapping[str, float] = field(default_factory=dict)
+    """Most times that a run may read a source: by source, by domain ("domain:medical"), or "*" for all others."""
+    heldout_share: float = _bounded(0.0, default=0.02)
+    corpus: str = ""
+    tokenizer: str = ""
+    """Folder that `m1 tokenizer train` fills; or an existing tokenizer: a folder, tokenizer.json or .model file."""
+    special_ids: SpecialIdsConfig = SpecialIdsConfig()
+    rows: str = ""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; `data = -1` takes all that the other axes leave."""
+
+    replica: int = _bounded(1, default=1)
+    """Copies across slices, joined by the data-centre network."""
+    data: int = -1
+    fsdp: int = _bounded(1, default=1)
+    tensor: int = _bounded(1, default=1)
+    context: int = _bounded(1, default=1)
+
+    def shape(self, num_devices: int) -> tuple[int, int, int, int, int]:
+        """Sizes (replica, data, fsdp, tensor, context) on `num_devices`; raises UserError if they do not divide."""
+        others = self.replica * self.fsdp * self.tensor * self.context
+        data = num_devices // others if self.data == -1 else self.data
+        if data * others != num_devices or data < 1:
+            raise UserError(
+                f"mesh axes replica {self.replica} x data {self.data} x fsdp {self.fsdp} x tensor {self.tensor} x "
+                f"context {self.context} do not make {num_devices} devices: change `mesh` or the number of devices."
+            )
+        return self.replica, data, self.fsdp, self.tensor, self.context
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """How gradients far above the usual are held back; under every policy one that is not finite moves nothing."""
+
+    policy: str = _bounded(choices=CLIP_POLICIES, default="skip_spikes")
+    """skip_spikes: the report's Algorithm 1. skip_sigmas: skips by standard deviations. global_norm: never skips.
+    adaptive: never skips, and scales unit by unit (optax.adaptive_grad_clip) instead of to max_norm."""
+    max_norm: float = _bounded(0.0, default=1.0)
+    """Global norm that a gradient is scaled down to; 0: it is not. Not for `adaptive`."""
+    history: int = _bounded(1, default=100)
+    """Accepted norms that a skipping policy looks back on; it acts once it has as many."""
+    factor: float = _bounded(0.0, default=1.2)
+    margin: float = _bounded(0.0, default=0.1)
+    """skip_spikes skips a norm above factor x mean + margin."""
+    sigmas: float = _bounded(0.0, default=6.0)
+    """skip_sigmas skips a norm above mean + sigmas x standard deviation."""
+    max_skips: int = _bounded(0, default=1)
+    """Steps skipped in a row, after which an update is forced; those that are not finite are skipped without end."""
+    max_ratio: float = _bounded(0.0, default=0.01)
+    """adaptive: largest norm of a unit's gradient, as a share of its parameters' norm."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) behind a clip."""
+
+    eps: float = _bounded(0.0)
+    b1: float = _bounded(0.0, default=0.9)
+    b2: float = _bounded(0.0, default=0.95)
+    weight_decay: float = _bounded(0.0, default=0.1)
+    no_decay: tuple[str, ...] = ("norm", "conv")
+    """Parameters whose path holds one of these words are not decayed."""
+    second_moment: str = _bounded(choices=("full", "factored"), default="full")
+    """AdamW's, or Adafactor's row and column means (Shazeer & Stern, arXiv 1804.04235): a third less state."""
+    clip: ClipConfig = ClipConfig()
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What the loop does beside stepping."""
+
+    log_every: int = _bounded(1, default=10)
+    checkpoint_every: int = _bounded(1, default=500)
+    keep_checkpoints: int = _bounded(1, default=2)
+    """The newest that are kept."""
+    keep_every: int = _bounded(0, default=0)
+    """Checkpoints of every so many steps are kept for good, beside the newest; 0: none."""
+    emergency_every: int = _bounded(0, default=0)
+    """Steps between emergency checkpoints, each process's share on its own machine; 0: none."""
+    emergency_folder: str = "/dev/shm/m1jax"
+    """Where they lie: memory or a disk of every machine, with room for three times its share of the state."""
+    max_nonfinite: int = _bounded(1, default=10)
+    """Steps in a row without a finite loss or gradient after which the run stops."""
+    loss_chunk: int = _bounded(1, default=512)
+    """Tokens whose logits exist at once in the loss."""
+    remat: str = _bounded(choices=("none", "dots", "block", "offload"), default="none")
+    """What the backward pass keeps: everything, the products, block inputs, or those in the host's memory."""
+    accumulation: int = _bounded(1, default=1)
+    """Parts of a batch that pass one after the other before the optimiser moves; the gradient is the same."""
+    initial: str = ""
+    """Folder of a model whose parameters the run starts from: imported, exported, or a run's; empty: the seed."""
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """The devices that a run is meant for: what `m1 plan` compiles for unless told; training asks the host."""
+
+    topology: str = "cpu"
+    """TPU slice, such as v5p:4x4x4 (chips along each axis of its torus), or cpu."""
+    slices: int = _bounded(1, default=1)
+    """Slices joined by the data-centre network; `mesh.replica` spreads over them."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run, from text to a trained model."""
+
+    name: str
+    folder: str
+    """Folder of everything that the run makes."""
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    stages: tuple[StageConfig, ...]
+    mesh: MeshConfig = MeshConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    train: TrainConfig = TrainConfig()
+    seed: int = _bounded(0, default=0)
+
+    @property
+    def corpus(self) -> Path:
+        """Folder of documents."""
+        return Path(self.data.corpus or f"{self.folder}/corpus")
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer."""
+        return Path(self.data.tokenizer or f"{self.folder}/tokenizer")
+
+    @property
+    def rows(self) -> Path:
+        """Folder of packed rows; raises UserError where the config reads them from a bucket."""
+        if "://" in self.data.rows:
+            raise UserError(
+                f"config key data.rows = {self.data.rows} is an address, and `m1 pack` writes to a disk: pack with "
+                f"--set data.rows=FOLDER, then copy that folder to the address."
+            )
+        return Path(self.data.rows or f"{self.folder}/rows")
+
+    @property
+    def rows_address(self) -> str:
+        """Where packed rows are read from: the folder above, or an address such as gs://bucket/rows."""
+        return self.data.rows or str(self.rows)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return Path(self.folder) / "checkpoints"
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+
+def to_dict(config: Any) -> Any:
+    """A config dataclass as plain dicts, lists and scalars, ready for JSON."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {name: to_dict(value) for name, value in config.items()}
+    if isinstance(config, tuple | list):
+        return [to_dict(value) for value in config]
+    return config
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raises UserError where fields of the model do not go together."""
+    for kind in model.pattern:
+        if kind not in LAYER_KINDS:
+            raise UserError(f"config key model.pattern must hold {' or '.join(LAYER_KINDS)}, got {kind!r}.")
+    for prefix, kind in (("", "global"), ("window_", "window")):
+        heads, kv_heads, head_dim = model.heads(kind)
+        if model.hidden % heads or head_dim % 2:
+            raise UserError(
+                f"config key model.{prefix}num_heads = {heads} does not divide model.hidden = {model.hidden} into "
+                f"even head dimensions: choose heads so that hidden / heads is an even number."
+            )
+        if heads % kv_heads:
+            raise UserError(
+                f"config key model.{prefix}num_kv_heads = {kv_heads} does not divide model.{prefix}num_heads = {heads}:"
+                f" choose a divisor."
+            )
+
+
+def check_run(config: RunConfig) -> None:
+    """Raises UserError where fields of the run do not go together."""
+    check_model(config.model)
+    for name in ("b1", "b2"):
+        if getattr(config.optimizer, name) >= 1:
+            raise UserError(f"config key optimizer.{name} must be below 1, got {getattr(config.optimizer, name)}.")
+    if config.data.heldout_share >= 1:
+        raise UserError(f"config key data.heldout_share must be below 1, got {config.data.heldout_share}.")
+    if config.data.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"config key data.vocab_size = {config.data.vocab_size} exceeds model.vocab_size = "
+            f"{config.model.vocab_size}: the model must hold every token."
+        )
+    for key, size in config.data.source_bytes.items():
+        if size < 1:
+            raise UserError(f"config key data.source_bytes.{key} must be at least 1, got {size}.")
+    for key, cap in config.data.max_epochs.items():
+        if not cap > 0:
+            raise UserError(f"config key data.max_epochs.{key} must be above 0, got {cap}.")
+    names = [stage.name for stage in config.stages]
+    for i, stage in enumerate(config.stages):
+        path = f"stages.{i}"
+        if names.count(stage.name) > 1:
+            raise UserError(f"config key {path}.name = {stage.name!r} is used twice: give every stage its own name.")
+        if stage.row_length not in config.data.row_lengths:
+            raise UserError(
+                f"config key {path}.row_length = {stage.row_length} is not among data.row_lengths = "
+                f"{list(config.data.row_lengths)}: add it there and pack again."
+            )
+        if stage.row_length > config.model.max_positions:
+            raise UserError(
+                f"config key {path}.row_length = {stage.row_length} exceeds model.max_positions = "
+                f"{config.model.max_positions}: shorten the rows or raise max_positions."
+            )
+        _check_stage(path, stage, config.stages[i - 1] if i else None)
+
+
+def _check_stage(path: str, stage: StageConfig, before: StageConfig | None) -> None:
+    """Raises UserError where fields of a stage do not go together."""
+    if not sum(stage.mixture.values()) > 0:
+        raise UserError(f"config key {path}.mixture has no weight above 0: give at least one source a share.")
+    if len(stage.difficulty) != 2 or not 0 <= stage.difficulty[0] < stage.difficulty[1] <= 1:
+        raise UserError(
+            f"config key {path}.difficulty must be (low, high) with 0 <= low < high <= 1, got {stage.difficulty}."
+        )
+    ramp = stage.ramp
+    if ramp.start and not (ramp.start < stage.global_batch and ramp.increment and ramp.tokens):
+        raise UserError(
+            f"config key {path}.ramp must have start below global_batch = {stage.global_batch}, and increment and "
+            f"tokens above 0, got {ramp.start}, {ramp.increment} and {ramp.tokens}."
+        )
+    if not stage.batches[-1][1]:
+        raise UserError(
+            f"config key {path}.ramp.tokens = {ramp.tokens} leaves no step of {stage.global_batch} rows in a stage of "
+            f"{stage.tokens} tokens: shorten the ramp or lengthen the stage."
+        )
+    rate = stage.learning_rate
+    if rate.goes_on:
+        if before is None or dataclasses.replace(before.learning_rate, goes_on=True) != rate:
+            raise UserError(
+                f"config key {path}.learning_rate goes on, but the stage before has another segment: give both the "
+                f"same values, or set goes_on to False."
+            )
+        return
+    if rate.shape == "constant" and rate.start != rate.end:
+        raise UserError(f"config key {path}.learning_rate is constant, but start {rate.start} is not end {rate.end}.")
+    if rate.warmup_steps >= stage.steps:
+        raise UserError(
+            f"config key {path}.learning_rate.warmup_steps = {rate.warmup_steps} fills all {stage.steps} steps of "
+            f"the stage: shorten the warm-up or lengthen the stage."
+        )

@@ -1,0 +1,1 @@
+"""Which row a step reads: mixture, curriculum, its record, and the loader."""

@@ -1,0 +1,154 @@
+"""Batches of a curriculum, read by grain: the batch is a function of the step and of nothing else."""
+
+import dataclasses
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import SupportsIndex
+
+import grain
+import numpy as np
+import numpy.typing as npt
+
+from m1jax.curriculum.ahead import Ahead
+from m1jax.curriculum.curriculum import Curriculum, Place
+from m1jax.errors import UserError
+from m1jax.rows.packed import Stores
+from m1jax.rows.ranges import RangeRows
+from m1jax.rows.store import Row, expand
+
+Batch = dict[str, npt.NDArray[np.generic]]
+"""tokens, targets, segment_ids, positions (int32) and weights (float32), each (rows, row length); see `rows.expand`."""
+
+_PREFETCHED = 2
+_AHEAD_TOKENS = 1 << 26
+"""Tokens of rows that may be under way to one process from a bucket at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """One row of a step: its number in the run, where it lies, (document, offset, length) of its pieces, and itself."""
+
+    number: int
+    place: Place
+    pieces: tuple[tuple[int, int, int], ...]
+    row: Row
+
+
+class Loader:
+    """Reads this process's rows of every step: a block of consecutive rows of the global batch."""
+
+    def __init__(self, curriculum: Curriculum, stores: Stores, process_index: int = 0, process_count: int = 1) -> None:
+        """Raises UserError where a stage's global batch is not divided by `process_count`."""
+        assert 0 <= process_index < process_count
+        for stage in curriculum.stages:
+            for rows, _ in stage.batches:
+                if rows % process_count:
+                    key = "global_batch" if rows == stage.global_batch else "a batch of its ramp"
+                    raise UserError(
+                        f"stage {stage.name!r}: {key} = {rows} is not divided by {process_count} "
+                        f"processes: choose a multiple of {process_count}."
+                    )
+        self._curriculum = curriculum
+        self._stores = stores
+        self._process_index = process_index
+        self._process_count = process_count
+
+    def batch(self, step: int) -> Batch:
+        """This process's share of the batch of one step. Raises UserError where rows cannot be read."""
+        return expand([self._read(place) for place in self._places(step).values()])
+
+    def batches(self, first_step: int, last_step: int) -> "ReadAhead":
+        """This process's share of the batches of steps `first_step` to `last_step - 1`, read ahead by one thread.
+
+        The row length changes with the stage. Errors of the reading thread are raised by `next`; the thread ends with
+        the iterator, at the latest when the process exits.
+        """
+        assert 0 <= first_step <= last_step <= self._curriculum.steps, "steps outside the curriculum"
+        return ReadAhead(_Steps(self, first_step, last_step))
+
+    def documents(self, step: int) -> list[Served]:
+        """Which documents this process's rows of a step come from, row by row."""
+        served = []
+        for number, place in self._places(step).items():
+            row = self._read(place)
+            pieces = zip(row.documents.tolist(), row.offsets.tolist(), row.lengths.tolist(), strict=True)
+            served.append(Served(number, place, tuple(pieces), row))
+        return served
+
+    def ahead(self, last_step: int) -> Ahead | None:
+        """What asks for the rows of steps below `last_step` early, where they come from a bucket; None from a disk."""
+        if not any(isinstance(store, RangeRows) for store in self._stores.values()):
+            return None
+        tokens = max(stage.global_batch * stage.row_length for stage in self._curriculum.stages)
+        return Ahead(self._request, last_step, _AHEAD_TOKENS * self._process_count // tokens)
+
+    def _request(self, step: int) -> "list[Future[tuple[Row, float]]]":
+        requests = []
+        for place in self._places(step).values():
+            store = self._stores[self._curriculum.stages[place.stage].row_length, place.source]
+            assert isinstance(store, RangeRows)
+            requests.append(store.request(place.row))
+        return requests
+
+    def _places(self, step: int) -> dict[int, Place]:
+        """Global row number to place, of this process's rows of a step."""
+        rows = self._curriculum.batch_of(step) // self._process_count
+        first = self._curriculum.first_row(step) + self._process_index * rows
+        return {number: self._curriculum.locate(number) for number in range(first, first + rows)}
+
+    def _read(self, place: Place) -> Row:
+        row_length = self._curriculum.stages[place.stage].row_length
+        store = self._stores[row_length, place.source]
+        row = store[place.row]
+        if row.row_length != row_length:
+            raise UserError(
+                f"{store.path} holds rows of {row.row_length} tokens where {row_length} belong: run `m1 pack` again."
+            )
+        return row
+
+
+class _Steps(grain.sources.RandomAccessDataSource[Batch]):
+    """What grain reads: item i is the local batch of step `first` + i."""
+
+    def __init__(self, loader: Loader, first: int, last: int) -> None:
+        self._loader, self._first, self._last = loader, first, last
+        self.ahead = loader.ahead(last)
+
+    def __len__(self) -> int:
+        return self._last - self._first
+
+    def __getitem__(self, index: SupportsIndex) -> Batch:
+        step = self._first + int(index)
+        return self._loader.batch(step) if self.ahead is None else expand(self.ahead.rows(step))
+
+
+class ReadAhead(Iterator[Batch]):
+    """Batches that one thread of grain prefetches; `close` ends the thread, and so does dropping the iterator."""
+
+    def __init__(self, steps: _Steps) -> None:
+        if len(steps):
+            # Grain's default of 16 reading threads is several times slower on local rows.
+            dataset = grain.MapDataset.source(steps).to_iter_dataset(grain.ReadOptions(num_threads=0))
+            ahead = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=_PREFETCHED)
+            self._open = [iter(ahead)]
+        else:
+            self._open = []
+        # Also called at exit, before modules are torn down: a thread that still read then would abort the process.
+        self.close = weakref.finalize(self, _close, self._open, steps.ahead)
+
+    def __next__(self) -> Batch:
+        if not self._open:
+            raise StopIteration
+        try:
+            return next(self._open[0])
+        except BaseException:
+            self.close()
+            raise
+
+
+def _close(iterators: list[grain.DatasetIterator[Batch]], ahead: Ahead | None) -> None:
+    while iterators:
+        iterators.pop().close()
+    if ahead is not None:
+        ahead.close()

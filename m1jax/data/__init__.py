@@ -1,1 +1,0 @@
-"""From raw text to rows: fetching, documents, tokenizer, packing, curriculum, loading."""

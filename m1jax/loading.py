@@ -1,0 +1,270 @@
+"""A trained model out of a folder: a run's, an imported one, or a Hugging Face checkpoint."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from m1jax import artefact, kernels, model
+from m1jax import tokenizer as tokenizers
+from m1jax.config import DTYPES, ModelConfig, RunConfig, to_dict
+from m1jax.config import file as config_file
+from m1jax.convert import config_json, model_folder, parameters, reading, table
+from m1jax.errors import UserError
+from m1jax.generate.engine import LanguageModel
+from m1jax.parallel import rules
+from m1jax.tokenizer import SpecialIds, Tokenizer
+from m1jax.train.checkpoint.checkpoints import Checkpoints, check_model
+from m1jax.train.run.reports import stage_of
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A model in Orbax's form, before its numbers are read."""
+
+    config: ModelConfig
+    rope_base: float
+    parameters: Path
+    """Orbax folder that holds them under "params"."""
+    key: str
+    """What they were made from: 16 hexadecimal digits."""
+    step: int | None
+    """Steps that a run had taken; None for an imported model."""
+    token_ids: Mapping[str, Any]
+    tokenizer: Path | None
+    """Folder of the tokenizer's files."""
+    generation: Mapping[str, Any] | None = None
+    dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """As of m1jax.convert.model_folder.Record."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's model after `step` steps: its config as it was trained, parameters on one device, and the RoPE base."""
+
+    config: RunConfig
+    step: int
+    params: Any
+    rope_base: float
+
+    @property
+    def key(self) -> str:
+        """What these parameters were made from: 16 hexadecimal digits."""
+        return artefact.key(to_dict(self.config), self.step)
+
+
+def from_run(folder: Path, step: int | None = None) -> Trained:
+    """The model of a run's folder at a checkpoint (default: the newest); raises UserError where there is none."""
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    try:
+        config, step = _run_at(checkpoints, folder, step)
+        params = checkpoints.restore_params(target_of(config.model), step)
+    finally:
+        checkpoints.close()
+    return Trained(config, step, params, stage_of(config, step - 1).rope_base)
+
+
+def _run_at(checkpoints: Checkpoints, folder: Path, step: int | None) -> tuple[RunConfig, int]:
+    """The config that a checkpoint was made with, and its step."""
+    newest = checkpoints.latest_step()
+    if step is not None and step not in checkpoints.steps():
+        raise UserError(f"{folder} holds no checkpoint of step {step}: there are {checkpoints.steps()}.")
+    config = config_file.from_dict(checkpoints.meta(step).run)
+    step = newest if step is None else step
+    assert step is not None
+    return config, step
+
+
+def of_config(config: RunConfig, step: int | None) -> Trained:
+    """The model of a config at a checkpoint; step 0 is the one it starts from, made from the seed or read.
+
+    Raises UserError where the folder's checkpoints are of another model.
+    """
+    if step == 0:
+        if config.train.initial:
+            params = initial(config, target_of(config.model))
+        else:
+            params = jax.jit(model.initialise, static_argnums=0)(config.model, config.seed)
+        return Trained(config, 0, params, config.stages[0].rope_base)
+    checkpoints = Checkpoints(config.checkpoints, read_only=True)
+    try:
+        check_model(config, checkpoints.meta(), config.checkpoints)
+    finally:
+        checkpoints.close()
+    return from_run(Path(config.folder), step)
+
+
+def tokenizer_of(folder: Path, config: RunConfig) -> Tokenizer:
+    """The tokenizer of a run: in its folder, or where its config says."""
+    inside = folder / "tokenizer"
+    return tokenizers.load(inside) if inside.is_dir() else tokenizers.of_run(config)
+
+
+def stored(folder: Path) -> Stored:
+    """The model of a run's folder (its newest checkpoint) or of an imported one; raises UserError for others."""
+    if (folder / model_folder.RECORD).is_file():
+        record = model_folder.read(folder)
+        tokenizer = folder / model_folder.TOKENIZER
+        return Stored(
+            record.config,
+            record.rope_base,
+            folder / model_folder.PARAMETERS,
+            artefact.require(folder, model_folder.KIND, "import")["key"],
+            None,
+            record.token_ids,
+            tokenizer if tokenizer.is_dir() else None,
+            record.generation,
+            record.dtypes,
+        )
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(
+            f"{folder} is neither a run's folder (it has no checkpoints) nor an imported model (it has no "
+            f"{model_folder.RECORD}): check the path."
+        )
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    try:
+        config, step = _run_at(checkpoints, folder, None)
+    finally:
+        checkpoints.close()
+    inside = folder / "tokenizer"
+    found = tokenizer_of(folder, config)
+    return Stored(
+        config.model,
+        stage_of(config, step - 1).rope_base,
+        checkpoints.state_folder(step),
+        artefact.key(to_dict(config), step),
+        step,
+        {f"{name}_token_id": getattr(found, f"{name}_id") for name in ("bos", "eos", "pad")},
+        inside if inside.is_dir() else config.tokenizer,
+    )
+
+
+def computed_here(config: ModelConfig, mesh: Mesh | None = None) -> ModelConfig:
+    """`config` with an attention that this machine has: kernels run on their own devices, and decode on one each.
+
+    What a run was trained with says nothing about where its model is used; the change is logged.
+    """
+    needed = kernels.PLATFORMS.get(config.attention)
+    if needed is None or (jax.default_backend() == needed and mesh is None):
+        return config
+    where = f"on {jax.default_backend()}" if mesh is None else "over a mesh"
+    logging.getLogger(__name__).warning("attention: reference %s, where %s does not run.", where, config.attention)
+    return dataclasses.replace(config, attention="reference")
+
+
+def target_of(config: ModelConfig, mesh: Mesh | None = None) -> Any:
+    """Shapes, dtypes and shardings of a model's parameters: over a mesh as the rules say, or on the first device."""
+    abstract = model.abstract(config)
+    device = SingleDeviceSharding(jax.devices()[0])
+    shardings = jax.tree.map(lambda _: device, abstract.shapes)
+    if mesh is not None:
+        shardings = rules.parameter_shardings(mesh, abstract.shapes, abstract.axes)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract.shapes,
+        shardings,
+    )
+
+
+def initial(config: RunConfig, target: Any) -> Any:
+    """The parameters that `train.initial` names, in the dtypes and shardings of the abstract tree `target`.
+
+    Every process keeps its own share only, leaf by leaf. Raises UserError where the folder holds no model, or another
+    than the config's.
+    """
+    folder = Path(config.train.initial)
+    if (folder / config_json.FILE).is_file():
+        _check_same(folder, config_json.read(folder)[0], config.model)
+        return reading.tree(folder, config.model.param_dtype, _placing(target))[2]
+    source = stored(folder)
+    _check_same(folder, source.config, config.model)
+    return parameters.restore(source.parameters, target)
+
+
+def _placing(target: Any) -> Callable[[str, np.ndarray], jax.Array]:
+    """What lays a leaf out as the abstract tree says."""
+
+    def place(path: str, leaf: np.ndarray) -> jax.Array:
+        sharding = table.find(target, path).sharding
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return place
+
+
+def _check_same(folder: Path, found: ModelConfig, asked: ModelConfig) -> None:
+    """Raises UserError naming the first field in which a model is another than a run's config asks for."""
+    # How it is computed, kept, or was begun may differ; the pattern is compared by the layers it makes.
+    free = ("attention", "compute_dtype", "param_dtype", "max_positions", "init_std", "pattern")
+    names = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in free]
+    for name in [*names, "layer_kinds"]:
+        if getattr(found, name) != getattr(asked, name):
+            shown = "pattern" if name == "layer_kinds" else name
+            raise UserError(
+                f"config key train.initial: the model in {folder} has {shown} = {getattr(found, name)}, the config "
+                f"says model.{shown} = {getattr(asked, name)}: correct the config, or give another folder."
+            )
+
+
+def load(folder: Path, mesh: Mesh | None = None, dtype: str | None = None) -> tuple[LanguageModel, Tokenizer | None]:
+    """The model and tokenizer of a folder: a run's (its newest checkpoint), an imported one, or a checkpoint's.
+
+    Leaf by leaf onto the first device, or on a mesh split as `LanguageModel` says. `dtype` is that of parameters and
+    computing; by default both are as they were trained or stored. The tokenizer is None where the folder holds none.
+    Raises UserError where `folder` is none of these or is damaged, or `dtype` is none of m1jax.config.DTYPES.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    if (folder / config_json.FILE).is_file():
+        target = target_of(config_json.read(folder)[0], mesh)
+        config, rope_base, params = reading.tree(folder, dtype, _placing(target))
+        tokenizer = tokenizer_in(folder, config_json.token_ids(folder))
+        return LanguageModel(config, rope_base, params, mesh), tokenizer
+    source = stored(folder)
+    found = language_model(source.config, source.rope_base, source.parameters, dtype, mesh=mesh)
+    return found, tokenizer_in(source.tokenizer, source.token_ids)
+
+
+def language_model(
+    config: ModelConfig,
+    rope_base: float,
+    folder: Path,
+    dtype: str | None,
+    rounded_to: str | None = None,
+    mesh: Mesh | None = None,
+) -> LanguageModel:
+    """The model of parameters in an Orbax folder, in `dtype` (default: as stored), first rounded to another."""
+    if dtype is not None:
+        config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
+    on_disk = parameters.OnDisk(folder)
+
+    def leaf(path: tuple[Any, ...], abstract: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        own = on_disk.dtype(jax.tree_util.keystr(path, simple=True, separator="/"))
+        return jax.ShapeDtypeStruct(abstract.shape, rounded_to or dtype or own, sharding=abstract.sharding)
+
+    config = computed_here(config, mesh)
+    params = parameters.restore(folder, jax.tree_util.tree_map_with_path(leaf, target_of(config, mesh)))
+    if rounded_to is not None and rounded_to != dtype:
+        params = jax.tree.map(lambda value: value.astype(dtype), params)
+    return LanguageModel(config, rope_base, params, mesh)
+
+
+def tokenizer_in(folder: Path | None, token_ids: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer of a folder; None where there is none. `token_ids` as a checkpoint's config.json has them.
+
+    Where nothing says which token begins or pads a text, it is the one that ends it.
+    """
+    if folder is None or not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return None
+    first = {key.removesuffix("_token_id"): value for key, value in config_json.single(token_ids).items()}
+    try:
+        return tokenizers.load(folder, SpecialIds(**first))
+    except UserError:
+        if "eos" not in first:
+            raise
+        return tokenizers.load(folder, SpecialIds(**{"bos": first["eos"], "pad": first["eos"], **first}))

@@ -1,1 +1,0 @@
-"""What ties several rooms together: one file a verb."""

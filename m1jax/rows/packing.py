@@ -1,0 +1,214 @@
+"""Packing documents into rows: best fit, decreasing, inside windows of shuffled documents.
+
+    rows/<row length>/<source>.array_record   packed rows; <source>.d<n> for a bucket of difficulty
+    documents/<source>.parquet                identifier, tokens, bytes and difficulty by the number that rows use
+    rejected.parquet                          what was set aside: origin, reason, text, source
+    manifest.json                             counts, checksums, window → first row, the tokenizer's fingerprint
+
+Every row length packs the same windows, so that a change of row length can go on at a window's border. A document is
+its tokens and one EOS. How its pieces repeat a token and which documents are cut is told in bestfit.py.
+"""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from m1jax import artefact
+from m1jax.errors import UserError
+from m1jax.rows.bestfit import Ints, Pieces, best_fit, pack_window, pieces_of, split, window_borders
+from m1jax.rows.encoding import EncodedSource, Encoder, Progress, encode_source
+from m1jax.rows.manifest import Manifest, RowFile, SourceRows, bucket_name, index_path, row_path
+from m1jax.rows.ranges import write_index
+from m1jax.rows.shuffle import permutation
+from m1jax.rows.spool import Spool
+from m1jax.rows.store import Row, RowWriter, token_dtype
+from m1jax.text.documents import REJECTED_SCHEMA, Document, Rejected, Table
+
+__all__ = ["Encoder", "Progress", "best_fit", "pack", "split"]
+
+Documents = Callable[[], Iterator[Document | Rejected]]
+
+
+def pack(
+    documents_by_source: Mapping[str, Documents],
+    tokenizer: Encoder,
+    folder: Path,
+    row_lengths: Sequence[int],
+    window_documents: int,
+    seed: int,
+    progress: Progress | None = None,
+    *,
+    difficulty_buckets: int = 1,
+    workers: int = 1,
+    spool: Path | None = None,
+) -> Manifest:
+    """Packs sources into `folder` (layout above) and returns the manifest.
+
+    A window is at most `window_documents` documents. With several `difficulty_buckets` a source whose documents have a
+    difficulty is divided at the quantiles of these numbers, each bucket a store of its own. The same documents,
+    tokenizer and arguments give the same bytes for any number of `workers` (threads). Encoded tokens lie in `spool`
+    meanwhile (default: inside `folder`, removed at the end): with the same `spool` and tokenizer, a packing that was
+    killed goes on with what was encoded. Raises UserError for a source without text, of several domains or with a
+    difficulty on some of its documents only, and where the disk refuses.
+    """
+    report = progress or (lambda source, phase, size: None)
+    if not documents_by_source:
+        raise UserError("there is no source to pack: run `m1 corpus` on some text first.")
+    if window_documents < 1 or not row_lengths or min(row_lengths) < 2:
+        raise UserError(
+            f"config keys data.row_lengths = {list(row_lengths)} and data.window_documents = {window_documents} must "
+            f"hold at least one length of 2 or more, and 1 or more documents."
+        )
+    row_lengths = sorted(set(row_lengths))
+    sources: dict[str, SourceRows] = {}
+    scratch = spool or folder / "encoded"
+    with Table(folder / "rejected.parquet", REJECTED_SCHEMA) as aside:
+        for name in sorted(documents_by_source):
+            kept = Spool(scratch, name, token_dtype(tokenizer.vocab_size))
+            index = index_path(folder, name)
+            encoded = encode_source(name, documents_by_source[name](), tokenizer, kept, index, aside, workers, report)
+            for store in _stores(name, encoded, difficulty_buckets):
+                if store.name in sources or (store.of and store.name in documents_by_source):
+                    raise UserError(f"two sources would both be stored as {store.name!r}: rename one of them.")
+                sources[store.name] = _pack_store(
+                    store, encoded, folder, row_lengths, window_documents, seed, workers, report
+                )
+    if difficulty_buckets > 1 and not any(source.of for source in sources.values()):
+        raise UserError(
+            f"config key data.difficulty_buckets = {difficulty_buckets}, but no document has a difficulty: give the "
+            f"records a field `difficulty` before `m1 corpus`, or set the key to 1."
+        )
+    if spool is None:
+        shutil.rmtree(scratch)
+    manifest = Manifest(
+        tokenizer=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        seed=seed,
+        window_documents=window_documents,
+        row_lengths=tuple(row_lengths),
+        sources=sources,
+    )
+    manifest.save(folder)
+    return manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class _Store:
+    """The documents of a source that are packed together: all of them, or one bucket."""
+
+    name: str
+    documents: Ints
+    of: str = ""
+    bucket: int = 0
+    buckets: int = 1
+
+
+def _stores(name: str, source: EncodedSource, buckets: int) -> list[_Store]:
+    """The source as one store, or divided at quantiles of difficulty; equal numbers stay together."""
+    everything = np.arange(len(source.difficulty))
+    unknown = np.isnan(source.difficulty)
+    if buckets == 1 or unknown.all():
+        return [_Store(name, everything)]
+    if unknown.any():
+        raise UserError(
+            f"source {name!r}: {unknown.sum()} of {len(unknown)} documents have no difficulty: give every document of "
+            f"the source one, or none."
+        )
+    edges = np.quantile(source.difficulty, np.arange(1, buckets) / buckets, method="higher")
+    bucket_of = np.searchsorted(edges, source.difficulty, side="right")
+    parts = [np.flatnonzero(bucket_of == bucket) for bucket in range(buckets)]
+    if not all(map(len, parts)):
+        raise UserError(
+            f"source {name!r}: its documents' difficulty takes too few values for {buckets} buckets: lower config key "
+            f"data.difficulty_buckets."
+        )
+    return [_Store(bucket_name(name, i), part, name, i, buckets) for i, part in enumerate(parts)]
+
+
+def _pack_store(
+    store: _Store,
+    source: EncodedSource,
+    folder: Path,
+    row_lengths: Sequence[int],
+    window_documents: int,
+    seed: int,
+    workers: int,
+    report: Progress,
+) -> SourceRows:
+    """Shuffles a store's documents into windows and packs each window once for every row length."""
+    order = store.documents[permutation(len(store.documents), "documents", seed, store.name)]
+    lengths = np.diff(source.starts)[order]
+    borders = window_borders(lengths, row_lengths, window_documents)
+    utf8_bytes = int(source.utf8_bytes[order].sum())
+
+    def write(row_length: int) -> RowFile:
+        path = row_path(folder, row_length, store.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _write_rows(path, source, order, borders, row_length, (seed, store.name))
+
+    files = {}
+    with concurrent.futures.ThreadPoolExecutor(max(1, workers)) as pool:
+        for row_length, file in zip(row_lengths, pool.map(write, row_lengths), strict=True):
+            files[row_length] = file
+            report(store.of or store.name, "packed", utf8_bytes)
+    numbers = source.difficulty[order]
+    return SourceRows(
+        language=source.language,
+        domain=source.domain,
+        documents=len(order),
+        rejected=0 if store.bucket else source.rejected,
+        tokens=int(lengths.sum()),
+        utf8_bytes=utf8_bytes,
+        files=files,
+        of=store.of,
+        bucket=store.bucket,
+        buckets=store.buckets,
+        difficulty=(float(numbers.min()), float(numbers.max())) if store.of else None,
+    )
+
+
+def _write_rows(
+    path: Path, source: EncodedSource, order: Ints, borders: Sequence[int], row_length: int, key: tuple[int, str]
+) -> RowFile:
+    """Packs and writes the windows of a store for one row length; rows of a window come in a shuffled order."""
+    lengths = np.diff(source.starts)[order]
+    first_rows = [0]
+    tokens = cut = 0
+    with RowWriter(path) as writer:
+        for index, (start, end) in enumerate(itertools.pairwise(borders)):
+            pieces = pack_window(order[start:end], lengths[start:end], row_length)
+            rows = permutation(pieces.count, "rows", *key, index, row_length)
+            for row in _rows(source, pieces, rows.tolist(), row_length):
+                writer.write(row)
+            first_rows.append(first_rows[-1] + pieces.count)
+            tokens += int(pieces.lengths.sum())
+            cut += int((np.unique(pieces.documents, return_counts=True)[1] > 1).sum())
+    write_index(path)
+    return RowFile(
+        rows=first_rows[-1],
+        fill=tokens / (first_rows[-1] * row_length),
+        first_rows=tuple(first_rows),
+        sha256=artefact.checksum(path),
+        bytes=path.stat().st_size,
+        cut=cut,
+        long=int((pieces_of(lengths, row_length) > 1).sum()),
+    )
+
+
+def _rows(source: EncodedSource, pieces: Pieces, order: Sequence[int], row_length: int) -> Iterator[Row]:
+    """The rows of a window in the given order."""
+    starts = source.starts[pieces.documents] + pieces.offsets
+    ends = starts + pieces.lengths
+    tokens = np.concatenate([source.tokens[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
+    columns = [part.astype(np.uint32) for part in (pieces.lengths, pieces.documents, pieces.offsets)]
+    borders = np.searchsorted(pieces.rows, np.arange(pieces.count + 1))
+    places = np.concatenate([[0], np.cumsum(pieces.lengths)])[borders].tolist()
+    borders = borders.tolist()
+    for row in order:
+        first, last = borders[row], borders[row + 1]
+        yield Row(row_length, tokens[places[row] : places[row + 1]], *(column[first:last] for column in columns))

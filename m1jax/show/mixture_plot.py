@@ -1,0 +1,67 @@
+"""The picture of a curriculum: each source's share of the tokens, stage after stage."""
+
+from pathlib import Path
+
+import numpy as np
+
+from m1jax.curriculum.curriculum import Curriculum
+from m1jax.errors import UserError
+
+_UNITS = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"), (1e3, "thousand"))
+_NAMED = 14
+"""Sources that have a colour and a name of their own; the smallest others are drawn as one."""
+
+
+def plot(curriculum: Curriculum, path: Path, title: str) -> None:
+    """Draws the mixture over tokens as stacked areas; raises UserError where matplotlib is missing or refuses."""
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(
+            "matplotlib is missing: install m1jax with its extra, `pip install m1jax[quickstart]`."
+        ) from error
+    names, shares, tokens = _shares(curriculum)
+    unit, word = next(((size, word) for size, word in _UNITS if tokens.sum() >= size), (1.0, ""))
+    edges = np.concatenate([[0.0], np.cumsum(tokens)]) / unit
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    colours = matplotlib.colormaps["tab20"](range(20))
+    # Each stage is a step of constant shares: its values at both of its edges.
+    places = np.repeat(edges, 2)[1:-1]
+    areas = axes.stackplot(places, np.repeat(shares, 2, axis=1) * 100, labels=names, colors=colours, linewidth=0)
+    for i, stage in enumerate(curriculum.stages):
+        if i:
+            axes.axvline(edges[i], color="white", linewidth=1.5)
+        if tokens[i] / tokens.sum() > 0.03:
+            middle = (edges[i] + edges[i + 1]) / 2
+            axes.text(middle, 101.5, f"{stage.name}\n{stage.row_length:,} a row", ha="center", va="bottom", fontsize=8)
+    axes.set(xlabel=f"{word} tokens".strip(), ylabel="share of tokens, %", xlim=(0, edges[-1]), ylim=(0, 100))
+    axes.set_title(title, pad=34)
+    handles = areas[::-1]
+    axes.legend(handles, names[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be written ({error}): give a path that ends in .png, .svg or .pdf.") from error
+
+
+def _shares(curriculum: Curriculum) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names, shares (name, stage) and tokens (stage,); domains lie together, the largest sources first."""
+    uses = curriculum.table()
+    stages = [stage.name for stage in curriculum.stages]
+    tokens = np.array([stage.rows_before(stage.steps) * stage.row_length for stage in curriculum.stages], float)
+    sources = {use.source: use.domain for use in uses}
+    table = {name: np.zeros(len(stages)) for name in sources}
+    for use in uses:
+        table[use.source][stages.index(use.stage)] = use.share
+    by_size = sorted(sources, key=lambda name: -float(table[name] @ tokens))
+    kept = sorted(by_size[:_NAMED], key=lambda name: (sources[name], by_size.index(name)))
+    rows = [table[name] for name in kept]
+    names = [f"{name} ({sources[name]})" for name in kept]
+    if others := by_size[_NAMED:]:
+        rows.append(np.sum([table[name] for name in others], axis=0))
+        names.append(f"{len(others)} others")
+    return names, np.array(rows), tokens

@@ -1,0 +1,193 @@
+"""The corpus: documents in Parquet by source, a held-out part, and all that was set aside with its reason.
+
+    documents/<source>.parquet   what is trained on
+    heldout/<source>.parquet     what is never trained on, chosen by the hash of each document's identifier
+    rejected.parquet             what was set aside: origin, reason, text, source
+    LICENCES.md, sources.json    where the text comes from and on what terms (written by `licences`)
+
+The same documents in the same order give the same bytes.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import heapq
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from m1jax.errors import UserError
+from m1jax.text.documents import DOCUMENT_SCHEMA, REJECTED_SCHEMA, Document, Rejected, Table, read_documents
+from m1jax.text.folder import read_folder
+from m1jax.text.overlap import NgramIndex
+from m1jax.text.set_aside import judge, text_hash
+from m1jax.text.sources import Source
+
+__all__ = [
+    "Document", "Rejected", "Report", "SourceReport", "licences", "read_documents", "read_folder",
+    "source_documents", "write_corpus",
+]  # fmt: skip
+
+# Each source keeps two files open; a field named source that differs in every line is a mistake.
+_MOST_SOURCES = 200
+
+
+@dataclasses.dataclass
+class SourceReport:
+    """Counts of one source; bytes are those of the text in UTF-8; languages and domains are those that occur."""
+
+    languages: list[str] = dataclasses.field(default_factory=list)
+    domains: list[str] = dataclasses.field(default_factory=list)
+    documents: int = 0
+    bytes: int = 0
+    heldout_documents: int = 0
+    heldout_bytes: int = 0
+    rejected: int = 0
+
+
+@dataclasses.dataclass
+class Report:
+    """What `write_corpus` did: counts by source, and how many were set aside for each reason."""
+
+    sources: dict[str, SourceReport]
+    rejected: dict[str, int]
+
+    @property
+    def documents(self) -> int:
+        """All documents to train on."""
+        return sum(source.documents for source in self.sources.values())
+
+    @property
+    def bytes(self) -> int:
+        """Their text's size in UTF-8."""
+        return sum(source.bytes for source in self.sources.values())
+
+
+def source_documents(source: Source, archive: Path, most_bytes: int | None = None) -> Iterator[Document]:
+    """The documents of a source out of its package's archive, identifiers prefixed by the source's name.
+
+    With `most_bytes` no more than the first that make so many bytes of UTF-8 together.
+    """
+    spent = 0
+    for identifier, text in source.extract(archive):
+        yield Document(f"{source.name}/{identifier}", text, source.name, source.language, source.domain)
+        spent += len(text.encode())
+        if most_bytes is not None and spent >= most_bytes:
+            return
+
+
+def write_corpus(
+    folder: Path,
+    documents: Iterable[Document | Rejected],
+    *,
+    heldout_share: float = 0.02,
+    heldout_bytes: int = 1_000_000,
+    evaluation: NgramIndex | None = None,
+) -> Report:
+    """Writes documents into the empty `folder` (layout above) and reports what became of each.
+
+    Set aside, never dropped: whatever comes as Rejected, and what `judge` finds wrong: documents that are empty, no
+    valid Unicode, over 32 MiB, of an unknown domain, repeated, or that share a run of words with an item of
+    `evaluation`.
+
+    Of each source about `heldout_share` of the documents are held out, those with the smallest identifier hashes, up
+    to about `heldout_bytes` of text, and at least one where there are two. Memory is bounded by the held-out text and
+    two row groups a source, plus 16 bytes a document to know duplicates. Raises UserError where no document is left
+    or there are over 200 sources.
+    """
+    rejected: collections.Counter[str] = collections.Counter()
+    reports: dict[str, SourceReport] = {}
+    with contextlib.ExitStack() as files:
+        aside = files.enter_context(Table(folder / "rejected.parquet", REJECTED_SCHEMA))
+        splits: dict[str, _Split] = {}
+        for item in judge(documents, evaluation):
+            report = reports.setdefault(item.source, SourceReport())
+            if isinstance(item, Rejected):
+                aside.write(item, len(item.text))
+                rejected[item.reason] += 1
+                report.rejected += 1
+                continue
+            if item.source not in splits:
+                splits[item.source] = files.enter_context(
+                    _Split(folder, item.source, report, heldout_share, heldout_bytes)
+                )
+            splits[item.source].add(item)
+            if len(splits) > _MOST_SOURCES:
+                raise UserError(
+                    f"The text names over {_MOST_SOURCES} sources: a source is a body of text to be mixed and measured "
+                    "as one; give the field `source` fewer values, or leave it out."
+                )
+    if not splits:
+        why = ", ".join(f"{reason}: {count}" for reason, count in rejected.most_common()) or "none came in"
+        raise UserError(f"The corpus is empty, every document was set aside ({why}): give a folder with usable text.")
+    return Report(dict(sorted(reports.items())), dict(rejected.most_common()))
+
+
+def licences(folder: Path, sources: Sequence[Source]) -> None:
+    """Writes LICENCES.md and sources.json into `folder`: package, version, licences and citation of each source."""
+    lines = ["# Where this text comes from, and on what terms", ""]
+    records = []
+    for source in sources:
+        package = source.package
+        lines += [
+            f"## {source.name}",
+            f"- text: {source.licence}",
+            f"- package: {package.name} {package.version} ({package.registry}), {package.licence}",
+            f"- citation: {source.citation}",
+            "",
+        ]
+        described = {"name": source.name, "language": source.language, "domain": source.domain}
+        terms = {"licence": source.licence, "citation": source.citation}
+        records.append({**described, **terms, "package": dataclasses.asdict(package)})
+    (folder / "LICENCES.md").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "sources.json").write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class _Split(contextlib.AbstractContextManager["_Split"]):
+    """One source's documents, parted into those to train on and those held out, in one pass.
+
+    A heap holds the documents of the smallest identifier hashes; whatever it cannot keep goes to training at once.
+    """
+
+    def __init__(self, folder: Path, source: str, report: SourceReport, share: float, most_bytes: int) -> None:
+        self._folder, self._name, self._report = folder, f"{source}.parquet", report
+        self._threshold = int(share * 2**64)
+        self._most_bytes = most_bytes if share > 0 else 0
+        self._training = Table(folder / "documents" / self._name, DOCUMENT_SCHEMA)
+        self._heap: list[tuple[int, int, Document]] = []
+        self._arrived = 0
+
+    def add(self, document: Document) -> None:
+        size = len(document.text.encode())
+        report = self._report
+        for values, value in ((report.languages, document.language), (report.domains, document.domain)):
+            if value not in values:
+                values.append(value)
+        heapq.heappush(self._heap, (-text_hash(document.id), self._arrived, document))
+        report.heldout_documents += 1
+        report.heldout_bytes += size
+        self._arrived += 1
+        fewest = 1 if self._threshold > 0 else 0
+        while len(self._heap) > fewest and (
+            -self._heap[0][0] >= self._threshold or report.heldout_bytes > self._most_bytes
+        ):
+            self._release()
+
+    def _release(self) -> None:
+        """Moves the document of the largest hash to training."""
+        document = heapq.heappop(self._heap)[2]
+        size = len(document.text.encode())
+        self._report.heldout_documents -= 1
+        self._report.heldout_bytes -= size
+        self._report.documents += 1
+        self._report.bytes += size
+        self._training.write(document, size)
+
+    def __exit__(self, failure: type[BaseException] | None, *details: object) -> None:
+        if failure is None and self._heap and self._report.documents == 0:
+            self._release()
+        self._training.__exit__(failure, *details)
+        if failure is None and self._heap:
+            with Table(self._folder / "heldout" / self._name, DOCUMENT_SCHEMA) as heldout:
+                for _, _, document in sorted(self._heap, key=lambda entry: entry[1]):
+                    heldout.write(document, len(document.text))

@@ -1,0 +1,126 @@
+"""What is set aside on the way to documents, each with its place and reason: nothing is dropped in silence."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from m1jax.text.documents import Document, Rejected
+from m1jax.text.folder import DOMAINS, LARGEST
+from m1jax.text.overlap import NgramIndex
+
+_BATCH_ROWS = 512
+_BATCH_BYTES = 4 << 20
+_BLANK = re.compile(r"[\s\0]*")
+_SOURCE = re.compile(r"\w[\w.-]*")
+# Newcomers wait in a set of Python's until they are worth a sort.
+_FEWEST_SORTED = 1 << 16
+
+Items = Iterable[Document | Rejected]
+
+
+def judge(items: Items, evaluation: NgramIndex | None = None, texts: bool = True) -> Iterator[Document | Rejected]:
+    """The items in order, each document as it is or as Rejected with a reason.
+
+    Set aside are documents that are empty (nothing but white space and NUL), no valid Unicode, over 32 MiB, of an
+    unknown domain, of an identifier or (with `texts`) a text that came before, or that share a run of words with an
+    item of `evaluation` (reason "evaluation overlap"). Memory: 16 bytes a document, to know what came before.
+    """
+    identifiers, known = _Known(), _Known()
+    for batch in batches(items):
+        documents = [item for item in batch if isinstance(item, Document)]
+        reasons = [fault(document) for document in documents]
+        repeated = identifiers.seen([document.id for document in documents], reasons)
+        reasons = [reason or ("duplicate id" if old else None) for reason, old in zip(reasons, repeated, strict=True)]
+        if texts:
+            repeated = known.seen([document.text for document in documents], reasons)
+            reasons = [
+                reason or ("duplicate text" if old else None) for reason, old in zip(reasons, repeated, strict=True)
+            ]
+        if evaluation is not None:
+            left = [i for i, reason in enumerate(reasons) if reason is None]
+            hits = evaluation.hits_batch([documents[i].text for i in left])
+            for place in hits.nonzero()[0]:
+                reasons[left[place]] = "evaluation overlap"
+        told = iter(reasons)
+        for item in batch:
+            reason = next(told) if isinstance(item, Document) else None
+            yield set_aside(item, reason) if isinstance(item, Document) and reason else item
+
+
+def batches(items: Items) -> Iterator[list[Document | Rejected]]:
+    """Batches that are worth an array operation and yet small in memory."""
+    batch: list[Document | Rejected] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += len(item.text)
+        if len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def fault(document: Document) -> str | None:
+    """What is wrong with a document in itself."""
+    fields = (document.id, document.text, document.source, document.language, document.domain)
+    try:
+        size = sum(len(field.encode()) for field in fields)
+    except UnicodeEncodeError:
+        return "no valid Unicode"
+    if _BLANK.fullmatch(document.text):
+        return "empty"
+    if size > LARGEST:
+        return f"larger than {LARGEST >> 20} MiB"
+    if document.domain not in DOMAINS:
+        return f"domain is neither {' nor '.join(DOMAINS)}"
+    if not _SOURCE.fullmatch(document.source):
+        return "source is no file name"
+    if document.difficulty is not None and not np.isfinite(document.difficulty):
+        return "difficulty is no finite number"
+    return None
+
+
+def set_aside(document: Document, reason: str) -> Rejected:
+    """A document as a Rejected, whatever its text holds."""
+    values = (document.id, document.text, document.source)
+    origin, text, source = (value.encode(errors="backslashreplace").decode() for value in values)
+    return Rejected(origin, reason, text, source)
+
+
+def text_hash(text: str) -> int:
+    """64 bits of a text's BLAKE2b hash."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+class _Known:
+    """64-bit hashes of what came before: a sorted array of 8 bytes each, and a set of the latest."""
+
+    def __init__(self) -> None:
+        self._sorted: npt.NDArray[np.uint64] = np.empty(0, np.uint64)
+        self._latest: set[int] = set()
+
+    def seen(self, texts: Sequence[str], faults: Sequence[str | None]) -> list[bool]:
+        """Whether each text came before, and remembers it; one with a fault is neither looked up nor remembered."""
+        hashes = [0 if fault else text_hash(text) for text, fault in zip(texts, faults, strict=True)]
+        wanted = np.array(hashes, np.uint64)
+        if len(self._sorted):
+            places = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+            old = (self._sorted[places] == wanted).tolist()
+        else:
+            old = [False] * len(hashes)
+        for i, (value, reason) in enumerate(zip(hashes, faults, strict=True)):
+            if reason:
+                old[i] = False
+            elif value in self._latest:
+                old[i] = True
+            elif not old[i]:
+                self._latest.add(value)
+        if len(self._latest) >= max(_FEWEST_SORTED, len(self._sorted) // 8):
+            latest = np.fromiter(self._latest, np.uint64, len(self._latest))
+            self._sorted = np.sort(np.concatenate([self._sorted, latest]))
+            self._latest = set()
+        return old

@@ -1,0 +1,110 @@
+"""A SentencePiece model (Kudo & Richardson 2018, arXiv 1808.06226), read by its own library for its own ids."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from m1jax.errors import UserError
+from m1jax.tokenizer.interface import SpecialIds, Tokenizer
+from m1jax.tokenizer.layout import ROLES, SPECIAL_TOKENS
+
+
+def _processor(path: Path) -> Any:
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise UserError(
+            f"{path} is a SentencePiece model, and the package sentencepiece is not installed: run "
+            f"`pip install 'm1jax[data]'`."
+        ) from error
+    content = path.read_bytes()
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        # An empty model loads as one of no pieces.
+        if not content or not processor.LoadFromSerializedProto(content) or not processor.get_piece_size():
+            raise RuntimeError("it holds no pieces")
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} is no readable SentencePiece model ({error}): give another, or fetch it anew."
+        ) from error
+    return processor
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """What `sentencepiece` makes of the model; decoding is exact where its normaliser is the identity."""
+
+    byte_ids = None  # it has some, but puts a space before the text that follows a lone byte
+
+    def __init__(self, path: Path, special: SpecialIds) -> None:
+        """`special` wins over the model; raises UserError where neither says which id is bos, eos or pad."""
+        self._path = path
+        self._processor = _processor(path)
+        ids = {name: getattr(self._processor, f"{name}_id")() for name in ("bos", "eos", "pad")}
+        found = special.or_else(SpecialIds(**{name: i if i >= 0 else None for name, i in ids.items()}))
+        values: dict[str, int] = {}
+        for name in ("bos", "eos", "pad"):
+            value = getattr(found, name)
+            if value is None:
+                raise UserError(f"{path} names no token for {name}: set the config key data.special_ids.{name}.")
+            if not 0 <= value < self.vocab_size:
+                raise UserError(f"{path} has no id {value} for {name}: correct data.special_ids.{name}.")
+            values[name] = value
+        self.bos_id, self.eos_id, self.pad_id = values["bos"], values["eos"], values["pad"]
+        pieces = {self._processor.id_to_piece(i): i for i in range(self.vocab_size)}
+        roles = {role: pieces[name] for role, i in ROLES.items() if (name := SPECIAL_TOKENS[i]) in pieces}
+        self.roles = roles if len(roles) == len(ROLES) else {}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self._processor.get_piece_size()
+
+    @property
+    def encoder_name(self) -> str:
+        """The library that encodes."""
+        return "sentencepiece"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change whenever any text may be encoded to other ids."""
+        digest = hashlib.sha256(self._processor.serialized_model_proto())
+        digest.update(json.dumps([self.bos_id, self.eos_id, self.pad_id]).encode())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def token_bytes(self) -> list[int]:
+        """Number of UTF-8 bytes that each id stands for: 0 for special tokens."""
+        return [self._size(i) for i in range(self.vocab_size)]
+
+    def _size(self, i: int) -> int:
+        model = self._processor
+        if model.is_control(i) or model.is_unknown(i) or model.is_unused(i):
+            return 0
+        return 1 if model.is_byte(i) else len(model.id_to_piece(i).replace("▁", " ").encode())
+
+    def _encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        return [np.array(self._processor.encode(text), np.uint32) for text in texts]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that ids stand for; special tokens, and ids beyond the vocabulary, stand for none."""
+        special = (self.bos_id, self.eos_id, self.pad_id)
+        kept = [int(i) for i in ids if i < self.vocab_size and i not in special]
+        return self._processor.decode(kept).encode()
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.model and tokenizer_config.json with the ids of bos, eos and pad."""
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self._path, folder / "tokenizer.model")
+        special = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
+        config: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "clean_up_tokenization_spaces": False}
+        for name, i in special.items():
+            config |= {f"{name}_token": self._processor.id_to_piece(i), f"{name}_token_id": i}
+        text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")

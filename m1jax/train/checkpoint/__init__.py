@@ -1,0 +1,1 @@
+"""Checkpoints of a run: in its folder, and emergency ones on every machine."""

@@ -1,0 +1,1 @@
+"""What happens beside the steps: the journal and the progress bar."""

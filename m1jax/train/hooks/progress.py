@@ -1,0 +1,64 @@
+"""What a person sees of a run: a live bar on a terminal, a line now and then elsewhere."""
+
+import datetime
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from m1jax.train.run.reports import StepReport
+
+
+class ProgressBar:
+    """A callback of the loop, and a context: loss, tokens/s, MFU and time left.
+
+    Where the output is no terminal (a file, CI), a plain line every `every` steps takes the bar's place.
+    """
+
+    def __init__(self, console: Console, every: int):
+        self._console, self._every = console, every
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("start", total=None, numbers="compiling")
+
+    def __enter__(self) -> "ProgressBar":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, report: StepReport) -> None:
+        """Moves the bar to the report's step."""
+        left = datetime.timedelta(seconds=round(report.seconds_left))
+        numbers = (
+            f"loss {report.loss:.3f} · {report.tokens_per_second:,.0f} tokens/s · MFU {report.mfu:.0%} · "
+            f"skipped {report.skipped_total} · {left} left"
+        )
+        self._bar.update(
+            self._task, completed=report.step, total=report.total_steps, description=report.stage, numbers=numbers
+        )
+        if report.skipped:
+            self._console.print(skip_sentence(report), soft_wrap=True, highlight=False)
+        last = report.step == report.total_steps
+        if not self._console.is_terminal and (report.step == 1 or report.step % self._every == 0 or last):
+            self._console.print(
+                f"{report.stage:>10} {report.step:>6}/{report.total_steps} · {numbers}", soft_wrap=True, highlight=False
+            )
+
+
+def skip_sentence(report: StepReport) -> str:
+    """A skipped step in words: norm, mean of the accepted norms, step and rows."""
+    first, last = report.rows
+    return (
+        f"step {report.step} skipped: gradient norm {report.grad_norm:.4g}, mean of accepted norms "
+        f"{report.norm_mean:.4g}, global rows {first} to {last}"
+    )

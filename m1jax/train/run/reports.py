@@ -1,0 +1,176 @@
+"""What is told of every step: numbers fetched from the devices once the next step is on its way."""
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from m1jax.config import RunConfig, StageConfig
+from m1jax.errors import UserError
+from m1jax.model.flops import train_flops
+from m1jax.optim.schedules import learning_rate
+from m1jax.parallel import mesh as meshes
+from m1jax.train.hooks.journal import hbm_bytes, peak_flops
+
+NORMS = ("grad_norm/", "update_norm/", "param_norm/")
+"""How a step's metrics of one layer kind begin; the kind follows (train/norms.py)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """One step as callbacks see it; `step` counts from 1."""
+
+    step: int
+    total_steps: int
+    stage: str
+    loss: float
+    """Mean over the step's targets, nats."""
+    log_z: float | None
+    """Mean log-sum-exp of the logits over the step's targets, nats; None where the loss does not tell it."""
+    grad_norm: float
+    norm_mean: float
+    """Mean of the accepted gradient norms before this step, 0 where there are none."""
+    skipped: bool
+    skipped_total: int
+    learning_rate: float
+    rows: tuple[int, int]
+    """Numbers of the step's first and last global row."""
+    tokens: int
+    """Tokens of the run so far, padding included."""
+    tokens_per_second: float
+    mfu: float
+    """Model FLOPs (model/flops.py) a second over the peak of all devices."""
+    seconds: float
+    """From the report before (or the start) to this one."""
+    data_wait: float
+    """Seconds this step waited for its batch."""
+    hbm_bytes: int | None
+    """Most device memory in use so far, over this process's devices; None where the devices do not tell it."""
+    seconds_left: float
+    norms: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Norms of gradients, updates and parameters by layer kind, e.g. "grad_norm/window"."""
+
+
+class Callback(Protocol):
+    """Told of every step, in order, one step late."""
+
+    def __call__(self, report: StepReport) -> None:
+        """Takes the report of one step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """A step that was dispatched: its metrics are still on the devices."""
+
+    step: int
+    positions: np.ndarray
+    metrics: Mapping[str, jax.Array]
+    waited: float
+
+
+class Reporter:
+    """Turns the metrics of a step into a report once the next step is on its way."""
+
+    def __init__(self, config: RunConfig, mesh: Mesh, first: int, callbacks: Sequence[Callback]):
+        self._config, self._callbacks = config, callbacks
+        self._parts = meshes.row_share(mesh)[1]
+        self._rate = learning_rate(config)
+        self._peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype) * mesh.size
+        self._tokens = _before(config, first)[1]
+        self._total = _before(config, config.total_steps)[1]
+        self._pending: Taken | None = None
+        self._recent: deque[tuple[float, int, float]] = deque([(time.perf_counter(), 0, 0.0)], maxlen=20)
+
+    def add(self, taken: Taken) -> None:
+        """Takes a step that was dispatched, and reports the one before."""
+        before, self._pending = self._pending, taken
+        if before is not None:
+            self._report(before)
+
+    def flush(self) -> None:
+        """Reports the last step too."""
+        if self._pending is not None:
+            self._report(self._pending)
+            self._pending = None
+
+    def _report(self, taken: Taken) -> None:
+        values = {name: float(value) for name, value in jax.device_get(dict(taken.metrics)).items()}
+        stage, step_of_stage = stage_and_step(self._config, taken.step)
+        first_row, rows = _before(self._config, taken.step)[0], stage.batch_of(step_of_stage)
+        tokens = stage.row_length * rows
+        flops = train_flops(self._config.model, taken.positions) * self._parts
+        now = time.perf_counter()
+        seconds = now - self._recent[-1][0]
+        self._recent.append((now, tokens, flops))
+        span = now - self._recent[0][0]
+        speed = sum(entry[1] for entry in list(self._recent)[1:]) / span
+        self._tokens += tokens
+        report = StepReport(
+            step=taken.step + 1,
+            total_steps=self._config.total_steps,
+            stage=stage.name,
+            loss=values["loss"],
+            log_z=values.get("log_z"),
+            grad_norm=values["grad_norm"],
+            norm_mean=values["norm_mean"],
+            skipped=bool(values["skipped"]),
+            skipped_total=int(values["skipped_total"]),
+            learning_rate=float(self._rate(taken.step)),
+            rows=(first_row, first_row + rows - 1),
+            tokens=self._tokens,
+            tokens_per_second=speed,
+            mfu=sum(entry[2] for entry in list(self._recent)[1:]) / span / self._peak,
+            seconds=seconds,
+            data_wait=taken.waited,
+            hbm_bytes=hbm_bytes(),
+            seconds_left=(self._total - self._tokens) / speed,
+            norms={name: value for name, value in values.items() if name.startswith(NORMS)},
+        )
+        for callback in self._callbacks:
+            callback(report)
+        self._stop_where_nothing_is_finite(report, int(values["nonfinite_in_row"]))
+
+    def _stop_where_nothing_is_finite(self, report: StepReport, in_row: int) -> None:
+        if in_row < self._config.train.max_nonfinite:
+            return
+        first = _before(self._config, max(report.step - in_row, 0))[0]
+        raise UserError(
+            f"loss or gradient was not finite in {in_row} steps in a row, up to step {report.step} (global rows "
+            f"{first} to {report.rows[1]}): lower the learning rate, or look at the documents of these rows; "
+            f"parameters were left as they were before."
+        )
+
+
+def stage_of(config: RunConfig, step: int) -> StageConfig:
+    """The stage that global step `step` (from 0) belongs to."""
+    return stage_and_step(config, step)[0]
+
+
+def stage_and_step(config: RunConfig, step: int) -> tuple[StageConfig, int]:
+    """The stage of global step `step` (from 0), and which of the stage's own steps it is."""
+    for stage in config.stages:
+        if step < stage.steps:
+            return stage, step
+        step -= stage.steps
+    raise IndexError(step)
+
+
+def first_row(config: RunConfig, step: int) -> int:
+    """Number of the first global row of a step; after the last one, of all rows."""
+    return _before(config, step)[0]
+
+
+def _before(config: RunConfig, step: int) -> tuple[int, int]:
+    """Rows and tokens of all steps before global step `step`."""
+    rows = tokens = 0
+    for stage in config.stages:
+        steps = min(stage.steps, step)
+        of_stage = stage.rows_before(steps)
+        rows, tokens = rows + of_stage, tokens + of_stage * stage.row_length
+        step -= steps
+    return rows, tokens

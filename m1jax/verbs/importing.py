@@ -1,0 +1,52 @@
+"""`m1 import`: a Hugging Face checkpoint as Orbax parameters that generate, export and train read."""
+
+import json
+from pathlib import Path
+
+from m1jax import artefact, loading
+from m1jax.convert import config_json, model_folder, parameters, reading, writing
+from m1jax.convert.source import Checkpoint
+from m1jax.errors import UserError
+from m1jax.show import console as consoles
+from m1jax.verbs import jax_setup, transfer
+
+
+def run(source: str, out: str, dtype: str | None, verify: bool, prompt: str | None) -> None:
+    """Writes Orbax parameters, model.json and the tokenizer's files into `out`; does nothing if they are there.
+
+    Names, shapes and dtypes are judged before anything is written, numbers as they pass. With `verify` every tensor is
+    read back and compared bit by bit; with `prompt` the logits too, by another program. Raises UserError for a damaged
+    checkpoint, an occupied `out`, and whatever disagrees.
+    """
+    jax_setup.prepare()
+    console = consoles.make()
+    if prompt is not None and not verify:
+        raise UserError("--prompt says what --verify compares logits on: give both.")
+    target = Path(out)
+    checkpoint, config, rope_base = reading.open_checkpoint(Path(source), dtype)
+    of = artefact.key(_state_of(checkpoint), dtype, verify, prompt)
+    if artefact.is_whole(target, model_folder.KIND, of):
+        console.print(f"{target} is whole already.")
+        return
+    transfer.check_room(target, model_folder.nbytes(checkpoint, config, dtype))
+    with transfer.bar(console) as line, artefact.building(target, model_folder.KIND, of) as folder:
+        advance = line("importing", checkpoint.nbytes)
+        record = model_folder.build(checkpoint, config, rope_base, folder, dtype, advance)
+        if verify:
+            on_disk = parameters.OnDisk(folder / model_folder.PARAMETERS)
+            advance = line("comparing", checkpoint.nbytes)
+            count = writing.compare(checkpoint, on_disk, config, into_files=False, advance=advance)
+            console.print(f"{count} tensors read back and found the same, bit by bit.")
+        if prompt is not None:
+            tokenizer = loading.tokenizer_in(folder / model_folder.TOKENIZER, record.token_ids)
+            rows = transfer.prompts(config, prompt, tokenizer, checkpoint.folder)
+            ours = loading.language_model(record.config, rope_base, folder / model_folder.PARAMETERS, "float32", dtype)
+            console.print(transfer.judge(checkpoint.folder, config, rows, ours)["sentence"])
+    console.print(f"{config.num_parameters:,} parameters imported to {target}.")
+
+
+def _state_of(checkpoint: Checkpoint) -> str:
+    """What changes when the checkpoint does: its files' names, sizes and times, and what config.json says."""
+    files = [*checkpoint.files, *sorted(checkpoint.folder.glob("*.json"))]
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return json.dumps([states, (checkpoint.folder / config_json.FILE).read_text(encoding="utf-8")])

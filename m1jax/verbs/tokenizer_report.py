@@ -1,0 +1,220 @@
+"""`m1 tokenizer report`: how well the run's tokenizer fits text that it never saw, beside others."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from m1jax import artefact
+from m1jax import tokenizer as tokenizers
+from m1jax.config import RunConfig
+from m1jax.errors import UserError
+from m1jax.evaluate import tasks
+from m1jax.show import console as consoles
+from m1jax.text.documents import read_documents
+from m1jax.text.sources.terms import term_lists
+from m1jax.tokenizer import SpecialIds
+from m1jax.tokenizer.measure import Compression, EncodeArrays, compression, term_counts, used_ids
+from m1jax.verbs import tokenizer as recipe
+
+USED_BYTES = 20_000_000
+"""Training text over which the ids that occur are counted."""
+LANGUAGES = {"en": "English", "zh": "Chinese"}
+QUESTIONS = "MedQA + PubMedQA"
+_ASKED = ("medqa", "pubmedqa")
+Line = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A tokenizer to be measured."""
+
+    name: str
+    encode: EncodeArrays
+    vocab_size: int
+
+
+def folder_of(config: RunConfig) -> Path:
+    """Where the report and the tokenizers trained for it lie."""
+    return Path(config.folder) / "tokenizer-report"
+
+
+def run(config: RunConfig, against: Sequence[str], as_json: bool) -> None:
+    """Measures the run's tokenizer, a general and a joint one of its size, and those of `against`.
+
+    `against` names files (tokenizer.json, SentencePiece model), folders or tiktoken encodings. Writes report.json and
+    compression.png. Raises UserError where the corpus or a tokenizer is missing, or matplotlib is not installed.
+    """
+    console = consoles.make(as_json)
+    made = artefact.require(config.corpus, "corpus", "corpus")
+    own = tokenizers.of_run(config)
+    candidates = [Candidate("this run", own.encode_arrays, own.vocab_size)]
+    candidates += [_existing(name) for name in against]
+    candidates += _trained(config, made, own.vocab_size, console)
+    texts, by_source = _heldout(config)
+    terms = term_lists(read_documents(config.corpus / "documents", config.corpus / "heldout"))
+    sample = list(recipe.texts(config, made["sources"], ("general", "medical"), USED_BYTES))
+    lines = []
+    for candidate in candidates:
+        with console.status(f"measuring {candidate.name}"):
+            lines.append(_measured(candidate, texts, by_source, terms, sample))
+    folder = folder_of(config)
+    (folder / "report.json").write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    plot(lines, folder / "compression.png")
+    if as_json:
+        print(json.dumps(lines, ensure_ascii=False))
+        return
+    for table in (_text_table(lines), _term_table(lines)):
+        console.print(table)
+    console.print(f"Plot in {folder / 'compression.png'}, sources one by one in {folder / 'report.json'}.")
+
+
+def _existing(name: str) -> Candidate:
+    """What a path or the name of a tiktoken encoding stands for."""
+    path = Path(name)
+    if path.exists() or path.suffix in (".json", ".model") or len(path.parts) > 1:
+        # No special token is measured, so that it does not matter which they are.
+        found = tokenizers.load(path, SpecialIds(0, 0, 0))
+        return Candidate(
+            path.parent.name if path.name == "tokenizer.json" else path.name, found.encode_arrays, found.vocab_size
+        )
+    import tiktoken
+
+    if name not in tiktoken.list_encoding_names():
+        known = ", ".join(tiktoken.list_encoding_names())
+        raise UserError(f"{name} is neither a file nor an encoding of tiktoken (it has: {known}): correct --against.")
+    try:
+        encoding = tiktoken.get_encoding(name)
+    except (OSError, ValueError) as error:  # a request that failed is an OSError too
+        raise UserError(
+            f"the encoding {name} of tiktoken cannot be fetched ({type(error).__name__}): allow the network, or "
+            f"put its file into the folder that TIKTOKEN_CACHE_DIR names."
+        ) from error
+
+    def encode(texts: Sequence[str]) -> list[np.ndarray]:
+        return [encoding.encode_to_numpy(text, disallowed_special=()) for text in texts]
+
+    return Candidate(name, encode, encoding.n_vocab)
+
+
+def _trained(config: RunConfig, made: Mapping[str, Any], vocab_size: int, console: Console) -> list[Candidate]:
+    """Tokenizers of the same size: of the general text alone, and of all text at once; kept for the next report."""
+    domains = sorted({source["domain"] for source in made["sources"].values()})
+    wanted = {"general only": ("general",), "joint": ("general", "medical")} if len(domains) > 1 else {"joint": domains}
+    found = []
+    for name, chosen in wanted.items():
+        place = folder_of(config) / name.replace(" ", "-")
+        of = artefact.key(made["key"], vocab_size, config.data.tokenizer_bytes, chosen)
+        if not artefact.is_whole(place, "tokenizer", of):
+            with console.status(f"training {name} for comparison"), artefact.building(place, "tokenizer", of) as folder:
+                texts = recipe.texts(config, made["sources"], chosen, config.data.tokenizer_bytes)
+                tokenizers.train(texts, vocab_size).save(folder)
+        loaded = tokenizers.load(place)
+        found.append(Candidate(name, loaded.encode_arrays, loaded.vocab_size))
+    return found
+
+
+def _heldout(config: RunConfig) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Texts that no tokenizer was trained on: by language and domain, with the questions; and by source."""
+    by_kind: dict[tuple[str, str], list[str]] = {}
+    sources: dict[str, list[str]] = {}
+    for document in read_documents(config.corpus / "heldout"):
+        by_kind.setdefault((document.language, document.domain), []).append(document.text)
+        sources.setdefault(document.source, []).append(document.text)
+    # en before zh, general before medical.
+    kinds = {f"{LANGUAGES.get(kind[0], kind[0])} {kind[1]}": by_kind[kind] for kind in sorted(by_kind)}
+    questions = config.corpus / "evaluation"
+    if questions.is_dir():
+        asked = [task for task in tasks.TASKS if task.name in _ASKED]
+        kinds[QUESTIONS] = [item.text for task in asked for item in tasks.load(task, questions).items]
+    return kinds, sources
+
+
+def _measured(
+    candidate: Candidate,
+    texts: Mapping[str, Sequence[str]],
+    by_source: Mapping[str, Sequence[str]],
+    terms: Mapping[str, Sequence[str]],
+    sample: Sequence[str],
+) -> Line:
+    encode = candidate.encode
+    counts = {title: term_counts(encode, some) for title, some in terms.items()}
+    return {
+        "name": candidate.name,
+        "vocab_size": candidate.vocab_size,
+        "texts": {kind: _entry(compression(encode, some)) for kind, some in texts.items()},
+        "sources": {source: _entry(compression(encode, some)) for source, some in by_source.items()},
+        "terms": {
+            title: {
+                **dataclasses.asdict(count),
+                "single_token_share": count.single_token_share,
+                "tokens_per_term": count.tokens_per_term,
+            }
+            for title, count in counts.items()
+        },
+        "used_share": used_ids(encode, sample) / candidate.vocab_size,
+    }
+
+
+def _entry(found: Compression) -> Line:
+    ratios = {"bytes_per_token": found.bytes_per_token, "tokens_per_character": found.tokens_per_character}
+    return {**dataclasses.asdict(found), **ratios}
+
+
+def _text_table(lines: Sequence[Line]) -> Table:
+    table = Table(title="Held-out text: bytes a token (more is better), tokens a character (less is better)")
+    table.add_column("tokenizer")
+    table.add_column("ids", justify="right")
+    for kind in lines[0]["texts"]:
+        table.add_column(kind, justify="right")
+    table.add_column("ids that occur", justify="right")
+    for line in lines:
+        cells = [f"{e['bytes_per_token']:.2f}  {e['tokens_per_character']:.3f}" for e in line["texts"].values()]
+        table.add_row(line["name"], f"{line['vocab_size']:,}", *cells, f"{line['used_share']:.1%}")
+    return table
+
+
+def _term_table(lines: Sequence[Line]) -> Table:
+    table = Table(title="Terms: share that is one token (of English terms their words), tokens a term")
+    table.add_column("tokenizer")
+    for title, found in lines[0]["terms"].items():
+        table.add_column(f"{title}, {found['terms']:,}", justify="right")
+    for line in lines:
+        cells = [
+            f"{found['single_token_share']:.1%}  {found['tokens_per_term']:.2f}" for found in line["terms"].values()
+        ]
+        table.add_row(line["name"], *cells)
+    return table
+
+
+def plot(lines: Sequence[Line], path: Path) -> None:
+    """Draws bytes a token by kind of text and tokenizer; raises UserError where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(
+            "matplotlib is missing: install m1jax with its extra, `pip install m1jax[quickstart]`."
+        ) from error
+    kinds = list(lines[0]["texts"])
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    width = 0.8 / len(lines)
+    for place, line in enumerate(lines):
+        heights = [line["texts"][kind]["bytes_per_token"] for kind in kinds]
+        middle = np.arange(len(kinds)) + (place - (len(lines) - 1) / 2) * width
+        label = f"{line['name']} ({line['vocab_size']:,} ids)"
+        bars = axes.bar(middle, heights, width * 0.92, label=label, color=f"C{place}")
+        axes.bar_label(bars, fmt="%.2f", fontsize=7, rotation=90 if len(lines) > 3 else 0, padding=2)
+    axes.set_xticks(range(len(kinds)), kinds)
+    axes.set(ylabel="bytes a token, held out", title="Compression: higher is better")
+    axes.margins(y=0.15)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.grid(axis="y", alpha=0.3)
+    figure.savefig(path, dpi=120)

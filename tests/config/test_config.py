@@ -1,0 +1,116 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m1jax.config import MeshConfig, ModelConfig, to_dict
+from m1jax.config import file as config_file
+from m1jax.errors import UserError
+
+SHIPPED = ("quickstart", "m1_1b5", "m1_14b")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_config_loads_and_survives_json(name):
+    config = config_file.load(name)
+    assert config_file.from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert config.total_steps == sum(stage.steps for stage in config.stages)
+
+
+def test_the_14b_has_the_released_number_of_parameters():
+    assert config_file.load("m1_14b").model.num_parameters == 14_470_764_320
+
+
+def test_the_14b_geometry_is_the_released_one():
+    model = config_file.load("m1_14b").model
+    assert model.heads("global") == (20, 2, 256)
+    assert model.heads("window") == (40, 8, 128)
+    assert model.layer_kinds == ("global", "window") * 20
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.hiden=64", ["model.hiden", "did you mean model.hidden?"]),
+        ("modle.hidden=64", ["unknown config key modle", "model"]),
+        ("model.window=0", ["model.window", "at least 1"]),
+        ("model.num_heads=3", ["model.num_heads = 3", "does not divide"]),
+        ("model.window_num_kv_heads=4", ["model.window_num_kv_heads = 4", "divisor"]),
+        ("model.hidden='wide'", ["model.hidden", "type int"]),
+        ("model.hidden=True", ["model.hidden", "type int"]),
+        ("model.norm_eps=float", ["model.norm_eps", "type float"]),
+        ("model.compute_dtype=float16", ["float32, bfloat16", "float16"]),
+        ("model.pattern=('global','local')", ["model.pattern", "local"]),
+        ("model.pattern=()", ["model.pattern", "non-empty"]),
+        ("optimizer.b1=1.0", ["optimizer.b1", "below 1"]),
+        ("stages.1.name=general", ["'general' is used twice"]),
+        ("stages.0.row_length=100", ["row_length = 100", "data.row_lengths"]),
+        ("model.max_positions=512", ["row_length = 2048", "max_positions"]),
+        ("stages.0.mixture={'wordnet': 0}", ["mixture", "above 0"]),
+        ("stages.0.mixture={'wordnet': -1}", ["mixture.wordnet", "at least 0"]),
+        ("stages.0.learning_rate.end=1.0", ["constant", "not end"]),
+        ("stages.0.learning_rate.warmup_steps=100000", ["warmup_steps", "shorten"]),
+        ("stages.9.tokens=1", ["stages.9.tokens", "by number"]),
+        ("data.vocab_size=9000", ["data.vocab_size = 9000", "model.vocab_size"]),
+        ("seed", ["no '='"]),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(override, words):
+    with pytest.raises(UserError) as error:
+        config_file.load("quickstart", [override])
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_required_key_is_named(tmp_path):
+    path = tmp_path / "short.py"
+    path.write_text("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'name': 'x'})\n")
+    with pytest.raises(UserError, match="config key folder is missing"):
+        config_file.load(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["x = 1\n", "def get_config(:\n", "import nothing_like_it\n", "def get_config():\n  return 3\n"]
+)
+def test_a_broken_config_file_is_named(tmp_path, text):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"broken\.py|must be a group"):
+        config_file.load(path)
+
+
+def test_a_missing_config_file_names_the_shipped_ones():
+    with pytest.raises(UserError, match="quickstart"):
+        config_file.load("nothing.py")
+
+
+def test_overrides_reach_lists_and_mappings():
+    config = config_file.load("quickstart", ["stages.2.tokens=4096", "stages.0.mixture={'a': 1, 'b': 3}", "name=other"])
+    assert config.stages[2].tokens == 4096
+    assert dict(config.stages[0].mixture) == {"a": 1.0, "b": 3.0}
+    assert config.name == "other"
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
+def test_the_mesh_takes_what_is_left(data, fsdp, tensor, context):
+    mesh = MeshConfig(fsdp=fsdp, tensor=tensor, context=context)
+    assert mesh.shape(data * fsdp * tensor * context) == (1, data, fsdp, tensor, context)
+    if fsdp > 1:
+        with pytest.raises(UserError, match="do not make"):
+            mesh.shape(data * fsdp * tensor * context + 1)
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["global", "window"]), min_size=1, max_size=4), st.integers(1, 9))
+def test_parameters_are_counted_layer_by_layer(pattern, num_layers):
+    model = ModelConfig(
+        vocab_size=300, hidden=24, ffn=40, num_layers=num_layers, num_heads=2, num_kv_heads=1, window_num_heads=4,
+        window_num_kv_heads=2, window=3, norm_eps=1e-6, init_std=0.02, max_positions=8, pattern=tuple(pattern),
+    )  # fmt: skip
+    kinds = [pattern[i % len(pattern)] for i in range(num_layers)]
+    # Global: q and o 24x24, k and v 24x12, 4 convolution scalars; window: k and v 24x(2*6), 8 scalars.
+    by_hand = {"global": 2 * 576 + 2 * 288 + 4, "window": 2 * 576 + 2 * 288 + 8}
+    expected = 2 * 300 * 24 + 24 + sum(by_hand[kind] + 3 * 24 * 40 + 2 * 24 for kind in kinds)
+    assert model.num_parameters == expected

@@ -1,0 +1,354 @@
+"""Writing and reading a corpus, and reading anybody's folder of text."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m1jax.errors import UserError
+from m1jax.text.corpus import Document, Report, licences, read_documents, read_folder, source_documents, write_corpus
+from m1jax.text.documents import Rejected
+from m1jax.text.fetch import Package
+from m1jax.text.overlap import NgramIndex
+from m1jax.text.sources import Source
+
+ITEM = "A 45 year old man comes to the clinic because of chest pain that began two hours ago"
+
+
+def document(number: int, text: str | None = None, source: str = "notes", **fields: str) -> Document:
+    values = {"language": "en", "domain": "medical", **fields}
+    return Document(
+        f"{source}/{number}", f"text number {number} of {source}" if text is None else text, source, **values
+    )
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return pq.read_table(path).to_pylist()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    documents = [document(i, source=source) for source in ("b", "a") for i in range(200)]
+    documents.append(document(1000, "line\r\n\tend \0 é 急性 \U0001fac0", source="a", language="zh", domain="general"))
+    report = write_corpus(tmp_path, documents, heldout_share=0.1)
+    training = list(read_documents(tmp_path))
+    heldout = list(read_documents(tmp_path / "heldout"))
+    assert sorted(training + heldout, key=str) == sorted(documents, key=str)
+    assert [item.source for item in training] == sorted(item.source for item in training)
+    schema = pq.read_schema(tmp_path / "documents" / "a.parquet")
+    assert schema.names == ["id", "text", "source", "language", "domain", "difficulty"]
+    assert [field.type for field in schema] == [pa.string()] * 5 + [pa.float64()]
+    for source in ("a", "b"):
+        counts = report.sources[source]
+        mine = [item for item in training if item.source == source]
+        assert counts.documents == len(mine)
+        assert counts.bytes == sum(len(item.text.encode()) for item in mine)
+        assert counts.heldout_documents == sum(item.source == source for item in heldout)
+        assert 5 <= counts.heldout_documents <= 40
+    assert report.documents == len(training)
+    assert report.sources["a"].languages == ["en", "zh"]
+    assert report.rejected == {}
+
+
+def test_the_same_documents_give_the_same_bytes(tmp_path: Path) -> None:
+    trees = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_corpus(folder, [document(i) for i in range(300)] + [document(0)])
+        trees.append(tree(folder))
+    assert trees[0] == trees[1]
+    assert set(trees[0]) == {"documents/notes.parquet", "heldout/notes.parquet", "rejected.parquet"}
+
+
+def test_the_split_depends_on_the_identifier_alone(tmp_path: Path) -> None:
+    chosen = []
+    for name, documents in {
+        "forward": [document(i) for i in range(500)],
+        "backward": [document(i, f"other text {i}") for i in reversed(range(500))],
+    }.items():
+        (tmp_path / name).mkdir()
+        write_corpus(tmp_path / name, documents, heldout_share=0.05)
+        chosen.append({item.id for item in read_documents(tmp_path / name / "heldout")})
+    assert chosen[0] == chosen[1]
+    by_hash = {
+        f"notes/{i}"
+        for i in range(500)
+        if int.from_bytes(hashlib.blake2b(f"notes/{i}".encode(), digest_size=8).digest(), "big") < 0.05 * 2**64
+    }
+    assert chosen[0] == by_hash
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 40), st.sampled_from([0.02, 0.3, 0.9]), st.integers(1, 2000))
+def test_held_out_text_is_bounded_and_never_missing(
+    tmp_path_factory: pytest.TempPathFactory, count: int, share: float, most: int
+) -> None:
+    folder = tmp_path_factory.mktemp("corpus")
+    documents = [document(i, f"{i} " + "x" * (i * 37 % 90)) for i in range(count)]
+    report = write_corpus(folder, documents, heldout_share=share, heldout_bytes=most)
+    training = {item.id for item in read_documents(folder)}
+    heldout = list(read_documents(folder / "heldout"))
+    assert training
+    assert heldout
+    assert not training & {item.id for item in heldout}
+    assert len(training) + len(heldout) == count
+    size = sum(len(item.text.encode()) for item in heldout)
+    assert size == report.sources["notes"].heldout_bytes
+    assert size <= most or len(heldout) == 1
+
+
+def test_nothing_is_held_out_of_a_single_document_or_when_the_share_is_zero(tmp_path: Path) -> None:
+    for name, documents, share in (("one", [document(0)], 0.5), ("none", [document(i) for i in range(50)], 0.0)):
+        (tmp_path / name).mkdir()
+        report = write_corpus(tmp_path / name, documents, heldout_share=share)
+        assert report.documents == len(documents)
+        assert not (tmp_path / name / "heldout").exists()
+
+
+def test_bad_documents_are_set_aside_with_reason_and_counted(tmp_path: Path) -> None:
+    good = [document(0), document(1, "unlike any other"), document(2, "the third")]
+    bad = {
+        document(3, ""): "empty",
+        document(4, " \n\0\t\u3000"): "empty",
+        document(0, "another text under a known id"): "duplicate id",
+        document(5, "unlike any other"): "duplicate text",
+        document(6, "a lone \ud800 surrogate"): "no valid Unicode",
+        document(7, domain="cooking"): "domain is neither general nor medical",
+        document(8, "é" * (16 << 20) + "!"): "larger than 32 MiB",
+        document(9, f"Case: {ITEM.upper()}."): "evaluation overlap",
+        document(10, source="a/b"): "source is no file name",
+        Rejected("x.txt", "undecodable bytes (not UTF-8)", "\\xff", "notes"): "undecodable bytes (not UTF-8)",
+    }
+    report = write_corpus(tmp_path, [*good[:2], *bad, good[2]], evaluation=NgramIndex([ITEM]))
+    assert report.rejected == dict(Counter(bad.values()))
+    assert report.documents + sum(source.heldout_documents for source in report.sources.values()) == 3
+    assert sum(source.rejected for source in report.sources.values()) == len(bad)
+    aside = rows(tmp_path / "rejected.parquet")
+    assert Counter(row["reason"] for row in aside) == Counter(bad.values())
+    texts = {row["reason"]: row["text"] for row in aside}
+    assert texts["evaluation overlap"] == f"Case: {ITEM.upper()}."
+    assert texts["no valid Unicode"] == "a lone \\ud800 surrogate"
+    kept = [*read_documents(tmp_path), *read_documents(tmp_path / "heldout")]
+    assert sorted(kept, key=str) == sorted(good, key=str)
+
+
+def test_a_document_set_aside_does_not_count_as_seen_text(tmp_path: Path) -> None:
+    first, second = document(0, "same text", domain="cooking"), document(1, "same text")
+    report = write_corpus(tmp_path, [first, second])
+    assert list(read_documents(tmp_path)) == [second]
+    assert report.rejected == {"domain is neither general nor medical": 1}
+
+
+def test_an_empty_corpus_is_an_error_that_counts_the_reasons(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"corpus is empty.*\(none came in\)"):
+        write_corpus(tmp_path, [])
+    with pytest.raises(UserError, match=r"\(empty: 2\)"):
+        write_corpus(tmp_path, [document(0, ""), document(1, " ")])
+
+
+def test_a_source_that_differs_in_every_document_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="over 200 sources"):
+        write_corpus(tmp_path, [document(i, source=f"s{i}") for i in range(600)])
+
+
+def test_many_row_groups_keep_all_text(tmp_path: Path) -> None:
+    documents = [document(i, f"{i} " + "y" * 300_000) for i in range(40)]
+    write_corpus(tmp_path, documents, heldout_share=0)
+    assert pq.ParquetFile(tmp_path / "documents" / "notes.parquet").num_row_groups > 3
+    assert sorted(read_documents(tmp_path), key=str) == sorted(documents, key=str)
+
+
+def test_reading_names_the_file_at_fault(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.parquet is missing"):
+        list(read_documents(tmp_path / "nowhere.parquet"))
+    with pytest.raises(UserError, match=r"holds no \.parquet file"):
+        list(read_documents(tmp_path))
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"PAR1 no more than this")
+    with pytest.raises(UserError, match=r"broken\.parquet is no readable Parquet") as failure:
+        list(read_documents(broken))
+    assert "\n" not in str(failure.value)
+    pq.write_table(pa.table({"id": ["1"], "text": ["t"], "source": ["s"]}), broken)
+    with pytest.raises(UserError, match=r"broken\.parquet has no column language, domain"):
+        list(read_documents(broken))
+    columns = {name: ["x"] for name in ("id", "source", "language", "domain")}
+    pq.write_table(pa.table({**columns, "text": pa.array([None], pa.string())}), broken)
+    with pytest.raises(UserError, match=r"broken\.parquet has rows without text"):
+        list(read_documents(broken))
+    empty = pa.table({name: pa.array([], pa.string()) for name in (*columns, "text")})
+    pq.write_table(empty, broken)
+    with pytest.raises(UserError, match="holds no document"):
+        list(read_documents(broken))
+
+
+def test_a_truncated_corpus_is_an_error(tmp_path: Path) -> None:
+    write_corpus(tmp_path, [document(i) for i in range(100)])
+    path = tmp_path / "documents" / "notes.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"notes\.parquet is no readable Parquet"):
+        list(read_documents(tmp_path))
+
+
+def test_licences_name_package_version_and_citation(tmp_path: Path) -> None:
+    package = Package("npm", "words", "1.2.3", "0" * 64, "MIT")
+    source = Source("poems", package, "zh", "general", "CC0-1.0", "Somebody, 1900.", lambda path: iter([("1", "t")]))
+    licences(tmp_path, [source])
+    text = (tmp_path / "LICENCES.md").read_text()
+    assert all(part in text for part in ("poems", "words 1.2.3", "MIT", "CC0-1.0", "Somebody, 1900."))
+    [record] = json.loads((tmp_path / "sources.json").read_text())
+    assert record["package"]["sha256"] == "0" * 64
+    assert (record["licence"], record["domain"]) == ("CC0-1.0", "general")
+    assert list(source_documents(source, tmp_path)) == [Document("poems/1", "t", "poems", "zh", "general")]
+
+
+def folder_corpus(folder: Path, tmp_path: Path) -> tuple[Report, dict[str, Document]]:
+    out = tmp_path / "out"
+    out.mkdir()
+    report = write_corpus(out, read_folder(folder), heldout_share=0)
+    return report, {item.id: item for item in read_documents(out)}
+
+
+def test_a_folder_of_text_is_read_with_domains_and_sources(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    for path, text in {
+        "a.txt": "\ufeffplain",
+        "medical/b.TXT": "a case",
+        "medical/letters/c.txt": "a letter",
+        "letters/deep/er/d.txt": "another letter",
+        "general/e f!.jsonl": '{"text": "one", "id": 7, "language": "zh", "domain": "medical", "source": "q & a"}\n\n'
+        '{"content": "two"}\r\n{"text": "three", "id": null}',
+        ".hidden/x.txt": "never",
+        ".y.txt": "never",
+    }.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text, encoding="utf-8", newline="")
+    pq.write_table(pa.table({"content": ["four", "five"], "id": pa.array([1, 2])}), folder / "table.parquet")
+    report, documents = folder_corpus(folder, tmp_path)
+    assert report.rejected == {}
+    found = {key: (item.text, item.source, item.language, item.domain) for key, item in documents.items()}
+    assert found == {
+        "a.txt": ("plain", "mine", "en", "general"),
+        "medical/b.TXT": ("a case", "medical", "en", "medical"),
+        "medical/letters/c.txt": ("a letter", "letters", "en", "medical"),
+        "letters/deep/er/d.txt": ("another letter", "letters", "en", "general"),
+        "7": ("one", "q-a", "zh", "medical"),
+        "general/e f!.jsonl#3": ("two", "e-f", "en", "general"),
+        "general/e f!.jsonl#4": ("three", "e-f", "en", "general"),
+        "1": ("four", "table", "en", "general"),
+        "2": ("five", "table", "en", "general"),
+    }
+    defaults = [item for item in read_folder(folder, "medical", "de") if isinstance(item, Document)]
+    assert {(item.language, item.domain) for item in defaults if item.id == "a.txt"} == {("de", "medical")}
+
+
+def test_bad_files_and_lines_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "good.txt").write_text("fine")
+    (folder / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (folder / "nul.txt").write_bytes(b"\0\0\0")
+    (folder / "empty.txt").write_text("")
+    (folder / "page.html").write_text("<p>")
+    (folder / os_name()).write_text("name that is no UTF-8")
+    deep = "[" * 100_000
+    lines = [
+        b'{"text": "fine too"}',
+        b"{broken",
+        b'"a string"',
+        b'{"title": "no text"}',
+        b'{"text": 5}',
+        b'{"text": "\xff"}',
+    ]
+    lines += [b'{"text": "\\ud800"}', deep.encode(), b'{"text": ""}', b"null", b'{"text": "fine", "id": "good.txt"}']
+    (folder / "lines.jsonl").write_bytes(b"\n".join(lines))
+    binary = pa.array([b"good bytes", b"\xff", None], pa.binary())
+    pq.write_table(pa.table({"text": binary}), folder / "t.parquet")
+    report, documents = folder_corpus(folder, tmp_path)
+    assert sorted(item.text for item in documents.values()) == [
+        "fine",
+        "fine too",
+        "good bytes",
+        "name that is no UTF-8",
+    ]
+    assert report.rejected == {
+        "undecodable bytes (not UTF-8)": 3,
+        "empty": 3,
+        "no field text or content": 3,
+        "not a JSON object": 2,
+        "not JSON": 2,
+        "not a .txt, .jsonl or .parquet file": 1,
+        "no valid Unicode": 1,
+        "duplicate id": 1,
+    }
+    aside = {(row["origin"], row["reason"]) for row in rows(tmp_path / "out" / "rejected.parquet")}
+    assert ("lines.jsonl#2", "not JSON") in aside
+    assert ("latin.txt", "undecodable bytes (not UTF-8)") in aside
+    assert ("t.parquet#3", "no field text or content") in aside
+
+
+def os_name() -> str:
+    return os.fsdecode(b"\xffname.txt")
+
+
+def test_a_line_or_file_beyond_the_limit_is_set_aside_and_the_rest_read(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("m1jax.text.folder.LARGEST", 100)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 1000}) + "\n" + json.dumps({"text": "after"}) + "\n")
+    (tmp_path / "b.txt").write_text("y" * 101)
+    (tmp_path / "c.txt").write_text("z" * 100)
+    items = list(read_folder(tmp_path))
+    assert [type(item) for item in items] == [Rejected, Document, Rejected, Document]
+    assert [item.reason for item in items if isinstance(item, Rejected)] == ["larger than 32 MiB"] * 2
+    assert [item.id for item in items if isinstance(item, Document)] == ["a.jsonl#2", "c.txt"]
+
+
+def test_folders_and_tables_that_cannot_serve_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no folder"):
+        list(read_folder(tmp_path / "nowhere"))
+    (tmp_path / "note.md").write_text("text")
+    with pytest.raises(UserError, match=r"holds no \.txt, \.jsonl or \.parquet file"):
+        list(read_folder(tmp_path))
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=r"x\.parquet is no readable Parquet"):
+        list(read_folder(tmp_path))
+    for table in ({"body": ["t"]}, {"text": [1]}):
+        pq.write_table(pa.table(table), path)
+        with pytest.raises(UserError, match=r"x\.parquet has no column of text named text or content"):
+            list(read_folder(tmp_path))
+
+
+def test_an_unreadable_folder_inside_is_not_passed_over(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a.txt").write_text("fine")
+    (tmp_path / "locked").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="locked cannot be read"):
+        list(read_folder(tmp_path))
+    monkeypatch.undo()
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"b\.txt cannot be read"):
+        list(read_folder(tmp_path))
+
+
+def test_strings_of_a_table_that_are_no_utf8_are_set_aside(tmp_path: Path) -> None:
+    bad = pa.array([b"fine", b"\xff\xfe"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": bad}), tmp_path / "t.parquet")
+    items = list(read_folder(tmp_path))
+    assert [getattr(item, "reason", "") for item in items] == ["", "undecodable bytes (not UTF-8)"]

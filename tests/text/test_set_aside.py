@@ -1,0 +1,71 @@
+"""What came before is known, however much of it there is."""
+
+import collections
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m1jax.text import set_aside as judging
+from m1jax.text.documents import Document, Rejected
+from m1jax.text.set_aside import judge
+
+
+def by_definition(items):
+    """The reason of each document, with plain sets."""
+    identifiers, texts, reasons = set(), set(), []
+    for document in items:
+        if not document.text.strip("\0 "):
+            reasons.append("empty")
+        elif document.id in identifiers:
+            reasons.append("duplicate id")
+        else:
+            identifiers.add(document.id)
+            reasons.append("duplicate text" if document.text in texts else None)
+            texts.add(document.text)
+    return reasons
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["", " \0", "a", "b", *map(str, range(25))])), max_size=80),
+    st.integers(1, 9),
+    st.integers(1, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_repetitions_against_the_definition(given_items, batch, fewest):
+    documents = [Document(str(i), text, "s", "en", "general") for i, text in given_items]
+    rows, sorted_from = judging._BATCH_ROWS, judging._FEWEST_SORTED
+    judging._BATCH_ROWS, judging._FEWEST_SORTED = batch, fewest
+    try:
+        judged = list(judge(documents))
+    finally:
+        judging._BATCH_ROWS, judging._FEWEST_SORTED = rows, sorted_from
+    reasons = [item.reason if isinstance(item, Rejected) else None for item in judged]
+    assert reasons == by_definition(documents)
+    assert [item for item in judged if isinstance(item, Document)] == [
+        document for document, reason in zip(documents, reasons, strict=True) if reason is None
+    ]
+
+
+def test_what_comes_as_rejected_passes_in_its_place():
+    bad = Rejected("x#2", "not JSON", "{", "x")
+    good = [Document(str(i), f"text {i}", "s", "en", "general") for i in range(3)]
+    assert list(judge([good[0], bad, good[1], bad, good[2]])) == [good[0], bad, good[1], bad, good[2]]
+
+
+def test_each_fault_has_its_reason():
+    def document(**fields):
+        return Document(**{"id": "i", "text": "t", "source": "s", "language": "en", "domain": "general", **fields})
+
+    faults = {
+        "no valid Unicode": document(text="\ud800"),
+        "domain is neither general nor medical": document(domain="law"),
+        "source is no file name": document(source="../up"),
+        "difficulty is no finite number": document(difficulty=float("inf")),
+        "larger than 32 MiB": document(text="x" * (32 << 20)),
+    }
+    for reason, item in faults.items():
+        (judged,) = judge([item])
+        assert isinstance(judged, Rejected) and judged.reason == reason
+    # Nothing of what was set aside is remembered as having come before.
+    kept = collections.Counter(type(item).__name__ for item in judge([*faults.values(), document()]))
+    assert kept == {"Rejected": len(faults), "Document": 1}

@@ -1,0 +1,133 @@
+"""`m1 plan` as its user meets it: the program that `m1 train` runs, answers, refusals."""
+
+import hashlib
+import json
+import math
+import pathlib
+import types
+
+import pytest
+
+from m1jax.config import file as config_file
+from m1jax.plan import chips, compiling
+from m1jax.train import program as programs
+from m1jax.verbs import main
+from m1jax.verbs import train as training
+
+TINY = str(pathlib.Path(__file__).parents[1] / "tiny.py")
+
+
+class BuiltError(Exception):
+    """The program that training was about to run."""
+
+
+def digest(lowered):
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()
+
+
+def test_plan_lowers_the_program_that_train_runs(tmp_path, monkeypatch):
+    pytest.importorskip("libtpu")
+    settings = [f"folder={tmp_path}", "mesh.fsdp=4", "train.accumulation=2", "train.remat=block"]
+    config = config_file.load(TINY, [*settings, *(f"stages.{i}.global_batch=16" for i in range(3))])
+    build = programs.build
+
+    def caught(*args, **settings):
+        raise BuiltError(build(*args, **settings))
+
+    # The program depends on no row: training is followed up to where it has built it.
+    monkeypatch.setattr("m1jax.train.loop.programs.build", caught)
+    monkeypatch.setattr(training, "open_curriculum", lambda config: (types.SimpleNamespace(record=dict), None))
+    monkeypatch.setattr(training, "Loader", lambda *_: None)
+    with pytest.raises(BuiltError) as built:
+        training.run(config)
+    monkeypatch.undo()
+    trained = built.value.args[0]
+    mesh = compiling.mesh_for(config, chips.parse("v5e:2x4"))
+    assert dict(mesh.shape) == dict(trained.mesh.shape)
+    planned = compiling.train_program(config, mesh)
+    for stage in config.stages[1:]:
+        with compiling.lowering(mesh):
+            assert digest(planned.lower(stage)) == digest(trained.lower(stage)), stage.name
+    assert digest(planned.lower(config.stages[1])) != digest(trained.lower(config.stages[2]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--topology", "v5p:3x3x3"], "2x2x1, 2x2x2"),
+        ([], "--topology"),
+        (["--topology", "v5e:2x2", "--set", "mesh.fsdp=3"], "do not make 4 devices"),
+        (["--topology", "v5e:4x4"], "16 devices"),
+        (["--topology", "v5e:2x2", "--stage", "nowhere"], "general, medical, annealing"),
+        (["--topology", "v5e:1x1", "--search", "--price", "v5e=cheap"], "CHIP=NUMBER"),
+        (["--topology", "v5e:1x1", "--search", "--price", "h100=2"], "v5e, v5p, v6e, tpu7x"),
+        (["--topology", "v5e:1x1", "--search", "--price", "v5p=2"], "no price is given for v5e"),
+        (["--topology", "v5e:1x1", "--search", "--decode", "8"], "--decode plans one setting"),
+        (["--topology", "v5e:1x1", "--write", "best"], "add --search"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, said, capsys):
+    pytest.importorskip("libtpu")
+    assert main(["plan", "--config", TINY, *arguments]) == 2
+    message = capsys.readouterr().err
+    assert said in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--decode", "--confirm"])
+def test_a_number_below_zero_is_one_sentence(option, capsys):
+    with pytest.raises(SystemExit) as status:
+        main(["plan", "--config", TINY, option, "-2"])
+    assert status.value.code == 2 and "whole number" in capsys.readouterr().err
+
+
+def test_a_batch_that_does_not_divide_says_what_would(capsys):
+    """512 rows of 32,768 over 256 devices leave 2 a device, not 8 parts."""
+    pytest.importorskip("libtpu")
+    assert main(["plan", "--config", "m1_14b", "--topology", "v5p:4x8x8"]) == 2
+    message = capsys.readouterr().err
+    assert "512 rows" in message and "a train.accumulation that divides 2" in message
+
+
+def test_a_model_that_fits_nowhere_is_refused_with_the_numbers(capsys):
+    assert main(["plan", "--config", "m1_14b", "--topology", "v5e:2x2", "--search"]) == 2
+    message = capsys.readouterr().err
+    assert "14,470,764,320 parameters" in message and "of 16.0 GiB a device" in message
+
+
+def test_every_shipped_config_names_the_topology_that_its_mesh_fills():
+    found = {}
+    for path in sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py")):
+        config = config_file.load(str(path))
+        found[config.name] = config.hardware.topology
+        if config.hardware.topology != "cpu":
+            devices = chips.parse(config.hardware.topology, config.hardware.slices).num_devices
+            assert math.prod(config.mesh.shape(devices)) == devices
+    assert found == {"m1_14b": "v5p:4x4x4", "m1_1b5": "v5e:4x4", "quickstart": "cpu"}
+
+
+@pytest.mark.slow
+def test_a_decode_step_is_planned_and_the_second_time_not_compiled(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    arguments = ["plan", "--config", TINY, "--topology", "v5e:1x1", "--decode", "2", "--json", "-"]
+    assert main(arguments) == 0
+    first = json.loads(capsys.readouterr().out)
+    monkeypatch.delattr(compiling, "facts")
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    (answer,) = first
+    assert answer["fits"] and answer["tokens"] == 2 and "attention reference" in answer["settings"]
+    # The caches of both rows and the weights are read once a token.
+    assert answer["times"]["hbm"] >= answer["parts"]["weights"] / chips.CHIPS["v5e"].hbm_bandwidth
+
+
+def test_a_search_writes_a_setting_that_the_config_takes(tmp_path, capsys):
+    best, ranked = tmp_path / "best", tmp_path / "ranked.json"
+    arguments = ["--topology", "v5p:4x4x4", "--search", "--confirm", "0", "--write", str(best), "--json", str(ranked)]
+    assert main(["plan", "--config", "m1_14b", *arguments]) == 0
+    config = config_file.load("m1_14b", best.read_text().split())
+    found = json.loads(ranked.read_text())
+    assert config.mesh.shape(64) == tuple(found[0]["mesh"].values())
+    assert (config.train.accumulation, config.train.remat) == (found[0]["accumulation"], found[0]["remat"])
+    costs = [entry["cost"] for entry in found]
+    assert costs == sorted(costs) and len(costs) > 50
