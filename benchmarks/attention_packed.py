@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from m1jax.kernels.tpu import attention as tpu
 from m1jax.kernels.tpu import tuning
+from m1jax.rows.expand import expand
 from m1jax.rows.manifest import Manifest, row_path
-from m1jax.rows.store import RowStore, expand
+from m1jax.rows.store import RowStore
 
 KINDS = {"global hd256": (256, None), "window 8192 hd128": (128, 8192)}
 HEAD_DIM = 64

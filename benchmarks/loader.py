@@ -37,7 +37,8 @@ from m1jax.rows import packed
 from m1jax.rows.bestfit import pack_window, window_borders
 from m1jax.rows.manifest import Manifest, RowFile, SourceRows, row_path
 from m1jax.rows.ranges import write_index
-from m1jax.rows.store import Row, RowWriter
+from m1jax.rows.record import Row
+from m1jax.rows.store import RowWriter
 
 LENGTH, BATCH, EOS, VOCAB = 4096, 16, 2, 60_000
 SOURCES = ("a", "b", "c")
@@ -76,7 +77,10 @@ def write_rows(folder: Path, texts: dict[str, list[np.ndarray]]) -> None:
             write_index(path)
             file = RowFile(first[-1], 1.0, tuple(first), artefact.checksum(path), path.stat().st_size)
             size = int(lengths.sum())
-            sources[name] = SourceRows("en", "general", len(docs), 0, size, 4 * size, {LENGTH: file})
+            targets = size - len(docs)
+            sources[name] = SourceRows(
+                "en", "general", len(docs), 0, size, targets, float(targets), 4 * size, {LENGTH: file}
+            )
         Manifest("benchmark", VOCAB, 0, 4096, (LENGTH,), sources).save(partial)
 
 

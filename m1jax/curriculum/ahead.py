@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from m1jax.rows.store import Row
+from m1jax.rows.record import Row
 
 Request = Callable[[int], Sequence["Future[tuple[Row, float]]"]]
 """The rows of a step, each with the moment (time.perf_counter) it was there."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import SupportsIndex
 
@@ -13,12 +13,16 @@ import numpy.typing as npt
 from m1jax.curriculum.ahead import Ahead
 from m1jax.curriculum.curriculum import Curriculum, Place
 from m1jax.errors import UserError
+from m1jax.rows.expand import expand
 from m1jax.rows.packed import Stores
 from m1jax.rows.ranges import RangeRows
-from m1jax.rows.store import Row, expand
+from m1jax.rows.record import Row
 
 Batch = dict[str, npt.NDArray[np.generic]]
-"""tokens, targets, segment_ids, positions (int32) and weights (float32), each (rows, row length); see `rows.expand`."""
+"""tokens, targets, segment_ids, positions (int32), weights (float32) and the loader's columns (int32 or float32).
+
+Each is (rows, row length); see `rows.expand`.
+"""
 
 _PREFETCHED = 2
 _AHEAD_TOKENS = 1 << 26
@@ -38,8 +42,19 @@ class Served:
 class Loader:
     """Reads this process's rows of every step: a block of consecutive rows of the global batch."""
 
-    def __init__(self, curriculum: Curriculum, stores: Stores, process_index: int = 0, process_count: int = 1) -> None:
-        """Raises UserError where a stage's global batch is not divided by `process_count`."""
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        stores: Stores,
+        process_index: int = 0,
+        process_count: int = 1,
+        columns: Sequence[str] = (),
+    ) -> None:
+        """`columns` names the columns of documents (see `Document.columns`) that every batch holds besides its arrays.
+
+        Raises UserError where a stage's global batch is not divided by `process_count`, or where a source that is read
+        lacks a column.
+        """
         assert 0 <= process_index < process_count
         for stage in curriculum.stages:
             for rows, _ in stage.batches:
@@ -49,14 +64,20 @@ class Loader:
                         f"stage {stage.name!r}: {key} = {rows} is not divided by {process_count} "
                         f"processes: choose a multiple of {process_count}."
                     )
+        _check_columns(curriculum, columns)
         self._curriculum = curriculum
         self._stores = stores
+        self._columns = tuple(columns)
         self._process_index = process_index
         self._process_count = process_count
 
     def batch(self, step: int) -> Batch:
         """This process's share of the batch of one step. Raises UserError where rows cannot be read."""
-        return expand([self._read(place) for place in self._places(step).values()])
+        return self.arrays([self._read(place) for place in self._places(step).values()])
+
+    def arrays(self, rows: Sequence[Row]) -> Batch:
+        """The batch that consists of these rows."""
+        return expand(rows, self._columns)
 
     def batches(self, first_step: int, last_step: int) -> "ReadAhead":
         """This process's share of the batches of steps `first_step` to `last_step - 1`, read ahead by one thread.
@@ -108,6 +129,26 @@ class Loader:
         return row
 
 
+def _check_columns(curriculum: Curriculum, columns: Sequence[str]) -> None:
+    """Raises UserError where a source that is read lacks a column, or two sources keep it in different dtypes."""
+    read = {name: curriculum.manifest.sources[name].columns for _, name in curriculum.used}
+    for column in columns:
+        kinds: dict[str, str] = {}
+        for source, found in read.items():
+            if column not in found:
+                raise UserError(
+                    f"source {source!r} has no column {column!r} (it has: {', '.join(sorted(found)) or 'none'}), but "
+                    f"what is trained reads it: give its documents this column and run `m1 pack` again, or take the "
+                    f"source out of the mixture."
+                )
+            kinds[found[column]] = source
+        if len(kinds) > 1:
+            described = " and ".join(f"{kind} in source {source!r}" for kind, source in sorted(kinds.items()))
+            raise UserError(
+                f"column {column!r} is {described}: give all sources the same kind of number, then run `m1 pack` again."
+            )
+
+
 class _Steps(grain.sources.RandomAccessDataSource[Batch]):
     """What grain reads: item i is the local batch of step `first` + i."""
 
@@ -120,7 +161,7 @@ class _Steps(grain.sources.RandomAccessDataSource[Batch]):
 
     def __getitem__(self, index: SupportsIndex) -> Batch:
         step = self._first + int(index)
-        return self._loader.batch(step) if self.ahead is None else expand(self.ahead.rows(step))
+        return self._loader.batch(step) if self.ahead is None else self._loader.arrays(self.ahead.rows(step))
 
 
 class ReadAhead(Iterator[Batch]):

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from m1jax.errors import UserError
+from m1jax.rows.record import Array, token_dtype
 from m1jax.rows.spool import EncodedBatch, Ints, Spool
-from m1jax.rows.store import Array, token_dtype
 from m1jax.text.documents import Document, Rejected, Table
 from m1jax.text.set_aside import Items, batches, judge, set_aside
 

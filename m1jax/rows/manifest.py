@@ -15,7 +15,7 @@ from m1jax.rows.store import RowStore
 from m1jax.text.documents import first_line
 
 FILE = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,9 @@ class SourceRows:
     """One packed source, or one difficulty bucket of it.
 
     `tokens` counts each document's own and its EOS once, `utf8_bytes` the text without EOS; `documents` are those
-    packed, `rejected` those set aside (rejected.parquet). `files` is by row length. A bucket is stored under the name
+    packed, `rejected` those set aside (rejected.parquet). `trained_tokens` are the tokens that are targets of a weight
+    above 0 (never a document's first), `target_weight` is the sum of their weights. `files` is by row length; `columns`
+    holds the dtype, int32 or float32, of each column of the documents. A bucket is stored under the name
     `bucket_name(of, bucket)`; `difficulty` is then the lowest and highest of its documents' numbers, and `buckets` how
     many there are, 0 the easiest. A source that is not divided has an empty `of`.
     """
@@ -51,8 +53,11 @@ class SourceRows:
     documents: int
     rejected: int
     tokens: int
+    trained_tokens: int
+    target_weight: float
     utf8_bytes: int
     files: Mapping[int, RowFile]
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     of: str = ""
     bucket: int = 0
     buckets: int = 1

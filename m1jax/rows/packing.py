@@ -24,9 +24,10 @@ from m1jax.rows.bestfit import Ints, Pieces, best_fit, pack_window, pieces_of, s
 from m1jax.rows.encoding import EncodedSource, Encoder, Progress, encode_source
 from m1jax.rows.manifest import Manifest, RowFile, SourceRows, bucket_name, index_path, row_path
 from m1jax.rows.ranges import write_index
+from m1jax.rows.record import Row, token_dtype
 from m1jax.rows.shuffle import permutation
 from m1jax.rows.spool import Spool
-from m1jax.rows.store import Row, RowWriter, token_dtype
+from m1jax.rows.store import RowWriter
 from m1jax.text.documents import REJECTED_SCHEMA, Document, Rejected, Table
 
 __all__ = ["Encoder", "Progress", "best_fit", "pack", "split"]
@@ -163,6 +164,8 @@ def _pack_store(
         documents=len(order),
         rejected=0 if store.bucket else source.rejected,
         tokens=int(lengths.sum()),
+        trained_tokens=int(lengths.sum()) - len(lengths),
+        target_weight=float(lengths.sum() - len(lengths)),
         utf8_bytes=utf8_bytes,
         files=files,
         of=store.of,
@@ -205,10 +208,13 @@ def _rows(source: EncodedSource, pieces: Pieces, order: Sequence[int], row_lengt
     starts = source.starts[pieces.documents] + pieces.offsets
     ends = starts + pieces.lengths
     tokens = np.concatenate([source.tokens[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])
-    columns = [part.astype(np.uint32) for part in (pieces.lengths, pieces.documents, pieces.offsets)]
+    lengths, documents, offsets = (
+        part.astype(np.uint32) for part in (pieces.lengths, pieces.documents, pieces.offsets)
+    )
     borders = np.searchsorted(pieces.rows, np.arange(pieces.count + 1))
     places = np.concatenate([[0], np.cumsum(pieces.lengths)])[borders].tolist()
     borders = borders.tolist()
     for row in order:
-        first, last = borders[row], borders[row + 1]
-        yield Row(row_length, tokens[places[row] : places[row + 1]], *(column[first:last] for column in columns))
+        mine = slice(borders[row], borders[row + 1])
+        ids = tokens[places[row] : places[row + 1]]
+        yield Row(row_length, ids, lengths[mine], documents[mine], offsets[mine])

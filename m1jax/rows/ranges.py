@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from m1jax.errors import UserError
+from m1jax.rows.record import Row, decode_row
 from m1jax.rows.storage import CONCURRENT, Storage
-from m1jax.rows.store import Row, decode_row
 
 _BLOCK, _BLOCK_HEADER = 1 << 16, 24
 _PAYLOAD = _BLOCK - _BLOCK_HEADER

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from m1jax.rows.store import Array
+from m1jax.rows.record import Array
 
 Ints = npt.NDArray[np.int64]
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from m1jax import artefact
 from m1jax import tokenizer as tokenizers
 from m1jax.config import RunConfig
-from m1jax.rows.manifest import Manifest, row_path
+from m1jax.rows.manifest import FORMAT, Manifest, row_path
 from m1jax.rows.packing import Documents
 from m1jax.rows.packing import pack as pack_documents
 from m1jax.rows.store import RowStore
@@ -35,7 +35,7 @@ def pack(config: RunConfig, tasks: Mapping[str, str] | None = None, workers: int
     data = config.data
     sources, sizes, state = _sources(config, {**data.tasks, **(tasks or {})})
     tokenizer = tokenizers.of_run(config)
-    settings = [data.row_lengths, data.window_documents, data.difficulty_buckets, config.seed]
+    settings = [FORMAT, data.row_lengths, data.window_documents, data.difficulty_buckets, config.seed]
     of = artefact.key(state, tokenizer.fingerprint, *settings)
     if artefact.is_whole(config.rows, "rows", of):
         console.print(f"{config.rows} is whole already.")

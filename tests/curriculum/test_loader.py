@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from m1jax.curriculum.curriculum import Curriculum
 from m1jax.curriculum.loader import Loader
 from m1jax.errors import UserError
+from m1jax.rows.expand import expand
 from m1jax.rows.manifest import Manifest, open_stores, row_path
-from m1jax.rows.store import expand
 from tests.rows import toy_rows
 
 LENGTHS = {"a": [(i * 37) % 90 + 1 for i in range(60)], "b": [5] * 30, "c": [200, 3]}
@@ -31,10 +31,10 @@ def folder(tmp_path_factory):
     return path
 
 
-def make(folder, index=0, count=1, stages=STAGES):
+def make(folder, index=0, count=1, stages=STAGES, columns=()):
     manifest = Manifest.load(folder)
     curriculum = Curriculum(stages, manifest, 0)
-    return Loader(curriculum, open_stores(folder, manifest, curriculum.used), index, count)
+    return Loader(curriculum, open_stores(folder, manifest, curriculum.used), index, count, columns)
 
 
 def equal(one, other):
@@ -99,6 +99,11 @@ def test_a_batch_that_processes_do_not_divide(folder):
         make(folder, 0, 3)
     with pytest.raises(UserError, match="stage 'more'"):
         make(folder, 0, 8)
+
+
+def test_a_column_that_a_source_lacks(folder):
+    with pytest.raises(UserError, match=r"source 'a' has no column 'pair' \(it has: none\).*run `m1 pack` again"):
+        make(folder, columns=["pair"])
 
 
 def test_every_target_of_an_epoch_reaches_a_batch_once(folder):

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from m1jax import artefact
 from m1jax.errors import UserError
 from m1jax.rows.bestfit import pack_window, window_borders
+from m1jax.rows.expand import expand
 from m1jax.rows.manifest import Manifest, document_ids, index_path, open_stores, row_path
 from m1jax.rows.packing import best_fit, pack, split
 from m1jax.rows.shuffle import permutation
-from m1jax.rows.store import RowStore, expand
+from m1jax.rows.store import RowStore
 from tests.rows import toy_rows
 
 

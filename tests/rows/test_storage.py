@@ -19,8 +19,9 @@ from m1jax.curriculum.loader import Loader
 from m1jax.errors import UserError
 from m1jax.rows import packed, storage
 from m1jax.rows.ranges import RangeRows, index_file, reading_threads, write_index
+from m1jax.rows.record import Row
 from m1jax.rows.storage import Storage
-from m1jax.rows.store import Row, RowStore, RowWriter
+from m1jax.rows.store import RowStore, RowWriter
 from tests.rows import stand_in, toy_rows
 
 LENGTHS = {"a": [(i * 37) % 300 + 1 for i in range(120)], "b": [5] * 60}

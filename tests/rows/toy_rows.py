@@ -55,7 +55,8 @@ def manifest(windows_by_source, domains=None, tokens=None):
                 first.append(first[-1] + rows)
             files[length] = RowFile(first[-1], 1.0, tuple(first), f"sha-{name}-{length}")
         size = (tokens or {}).get(name, 1000)
-        sources[name] = SourceRows("en", (domains or {}).get(name, "general"), 10, 0, size, 4 * size, files)
+        domain = (domains or {}).get(name, "general")
+        sources[name] = SourceRows("en", domain, 10, 0, size, size - 10, size - 10.0, 4 * size, files)
     lengths = tuple(sorted({length for by_length in windows_by_source.values() for length in by_length}))
     return Manifest("toy", 60_000, 0, 10, lengths, sources)
 
