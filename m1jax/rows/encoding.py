@@ -16,7 +16,7 @@ from m1jax.errors import UserError
 from m1jax.rows.record import Array, token_dtype
 from m1jax.rows.spool import EncodedBatch, Ints, Spool
 from m1jax.text.documents import Document, Rejected, Table
-from m1jax.text.set_aside import Items, batches, judge, set_aside
+from m1jax.text.set_aside import Items, batches, screen, set_aside
 
 Progress = Callable[[str, str, int], None]
 """Called with a source, "encoded" or "packed", and bytes of its text since the last call."""
@@ -97,7 +97,7 @@ def encode_source(
     difficulties: list[Array] = []
     rejected = count = 0
     with Table(index, INDEX_SCHEMA) as table, concurrent.futures.ThreadPoolExecutor(max(1, workers)) as pool:
-        for batch in _encoded(judge(documents, texts=False), tokenizer, spool, pool, workers):
+        for batch in _encoded(screen(documents, texts=False), tokenizer, spool, pool, workers):
             kept = batch.lengths > 0
             missing = [set_aside(d, NO_TOKEN) for d, keep in zip(batch.documents, kept, strict=True) if not keep]
             for item in (*batch.rejected, *missing):

@@ -20,7 +20,7 @@ from m1jax.errors import UserError
 from m1jax.text.documents import DOCUMENT_SCHEMA, REJECTED_SCHEMA, Document, Rejected, Table, read_documents
 from m1jax.text.folder import read_folder
 from m1jax.text.overlap import NgramIndex
-from m1jax.text.set_aside import judge, text_hash
+from m1jax.text.set_aside import screen, text_hash
 from m1jax.text.sources import Source
 
 __all__ = [
@@ -86,7 +86,7 @@ def write_corpus(
 ) -> Report:
     """Writes documents into the empty `folder` (layout above) and reports what became of each.
 
-    Set aside, never dropped: whatever comes as Rejected, and what `judge` finds wrong: documents that are empty, no
+    Set aside, never dropped: whatever comes as Rejected, and what `screen` finds wrong: documents that are empty, no
     valid Unicode, over 32 MiB, of an unknown domain, repeated, or that share a run of words with an item of
     `evaluation`.
 
@@ -100,7 +100,7 @@ def write_corpus(
     with contextlib.ExitStack() as files:
         aside = files.enter_context(Table(folder / "rejected.parquet", REJECTED_SCHEMA))
         splits: dict[str, _Split] = {}
-        for item in judge(documents, evaluation):
+        for item in screen(documents, evaluation):
             report = reports.setdefault(item.source, SourceReport())
             if isinstance(item, Rejected):
                 aside.write(item, len(item.text))

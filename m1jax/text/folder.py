@@ -110,7 +110,7 @@ class _Place:
 
 
 def _number(value: Any) -> float | None:
-    """A record's number as it is, NaN for anything else that was given: the judge then sets the document aside."""
+    """A record's number as it is, NaN for anything else that was given: `screen` then sets the document aside."""
     if value is None or value == b"":
         return None
     try:

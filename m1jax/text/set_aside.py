@@ -21,7 +21,7 @@ _FEWEST_SORTED = 1 << 16
 Items = Iterable[Document | Rejected]
 
 
-def judge(items: Items, evaluation: NgramIndex | None = None, texts: bool = True) -> Iterator[Document | Rejected]:
+def screen(items: Items, evaluation: NgramIndex | None = None, texts: bool = True) -> Iterator[Document | Rejected]:
     """The items in order, each document as it is or as Rejected with a reason.
 
     Set aside are documents that are empty (nothing but white space and NUL), no valid Unicode, over 32 MiB, of an

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from m1jax.errors import UserError
 from m1jax.rows.manifest import Manifest, bucket_name, document_ids, open_stores
 from m1jax.rows.packing import pack
-from m1jax.text import set_aside as judge
+from m1jax.text import set_aside
 from m1jax.text.documents import Document
 from tests.rows import toy_rows
 
@@ -48,7 +48,7 @@ def fresh(tmp_path_factory):
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_any_number_of_threads_gives_the_same_bytes(tmp_path, fresh, workers, monkeypatch):
-    monkeypatch.setattr(judge, "_BATCH_ROWS", 16)  # many batches, so that threads can overtake each other
+    monkeypatch.setattr(set_aside, "_BATCH_ROWS", 16)  # many batches, so that threads can overtake each other
     tokenizer = toy_rows.ToyTokenizer()
     encode = tokenizer.encode_arrays
 
@@ -81,7 +81,7 @@ def test_what_was_encoded_is_found_again(tmp_path_factory, fresh, fails_at, dama
     folder = tmp_path_factory.mktemp("again")
     spool = folder / "spool"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "_BATCH_ROWS", 16)
+        patch.setattr(set_aside, "_BATCH_ROWS", 16)
         with pytest.raises(KeyError):
             pack_two(folder / "first", Counting(fails_at), spool=spool)
         for path in spool.glob("*.tokens" if "tokens" in damage else "*.journal"):

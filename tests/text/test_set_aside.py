@@ -5,9 +5,9 @@ import collections
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m1jax.text import set_aside as judging
+from m1jax.text import set_aside
 from m1jax.text.documents import Document, Rejected
-from m1jax.text.set_aside import judge
+from m1jax.text.set_aside import screen
 
 
 def by_definition(items):
@@ -33,15 +33,15 @@ def by_definition(items):
 @settings(max_examples=60, deadline=None)
 def test_repetitions_against_the_definition(given_items, batch, fewest):
     documents = [Document(str(i), text, "s", "en", "general") for i, text in given_items]
-    rows, sorted_from = judging._BATCH_ROWS, judging._FEWEST_SORTED
-    judging._BATCH_ROWS, judging._FEWEST_SORTED = batch, fewest
+    rows, sorted_from = set_aside._BATCH_ROWS, set_aside._FEWEST_SORTED
+    set_aside._BATCH_ROWS, set_aside._FEWEST_SORTED = batch, fewest
     try:
-        judged = list(judge(documents))
+        screened = list(screen(documents))
     finally:
-        judging._BATCH_ROWS, judging._FEWEST_SORTED = rows, sorted_from
-    reasons = [item.reason if isinstance(item, Rejected) else None for item in judged]
+        set_aside._BATCH_ROWS, set_aside._FEWEST_SORTED = rows, sorted_from
+    reasons = [item.reason if isinstance(item, Rejected) else None for item in screened]
     assert reasons == by_definition(documents)
-    assert [item for item in judged if isinstance(item, Document)] == [
+    assert [item for item in screened if isinstance(item, Document)] == [
         document for document, reason in zip(documents, reasons, strict=True) if reason is None
     ]
 
@@ -49,7 +49,7 @@ def test_repetitions_against_the_definition(given_items, batch, fewest):
 def test_what_comes_as_rejected_passes_in_its_place():
     bad = Rejected("x#2", "not JSON", "{", "x")
     good = [Document(str(i), f"text {i}", "s", "en", "general") for i in range(3)]
-    assert list(judge([good[0], bad, good[1], bad, good[2]])) == [good[0], bad, good[1], bad, good[2]]
+    assert list(screen([good[0], bad, good[1], bad, good[2]])) == [good[0], bad, good[1], bad, good[2]]
 
 
 def test_each_fault_has_its_reason():
@@ -64,8 +64,8 @@ def test_each_fault_has_its_reason():
         "larger than 32 MiB": document(text="x" * (32 << 20)),
     }
     for reason, item in faults.items():
-        (judged,) = judge([item])
-        assert isinstance(judged, Rejected) and judged.reason == reason
+        (screened,) = screen([item])
+        assert isinstance(screened, Rejected) and screened.reason == reason
     # Nothing of what was set aside is remembered as having come before.
-    kept = collections.Counter(type(item).__name__ for item in judge([*faults.values(), document()]))
+    kept = collections.Counter(type(item).__name__ for item in screen([*faults.values(), document()]))
     assert kept == {"Rejected": len(faults), "Document": 1}

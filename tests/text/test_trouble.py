@@ -178,7 +178,7 @@ def test_text_that_holds_a_question_is_set_aside_where_questions_are_at_hand(run
     assert pq.read_table(run / "corpus" / "rejected.parquet").num_rows == 0
 
 
-def test_documents_that_nobody_judged_are_judged_when_packed(run, capsys):
+def test_documents_that_nobody_screened_are_screened_when_packed(run, capsys):
     """A Parquet file put into the corpus by hand: what cannot be packed is counted beside the rows."""
     (path,) = (run / "corpus" / "documents").glob("general*.parquet")
     rows = pq.read_table(path).to_pylist()

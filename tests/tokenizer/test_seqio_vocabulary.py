@@ -1,10 +1,12 @@
 """seqio uses our tokenizers as it uses its own vocabularies, in Python and inside tf.data."""
 
+import os
+
 import numpy as np
 import pytest
 
 from m1jax.tokenizer import extend, train
-from m1jax.tokenizer.seqio_vocabulary import import_seqio, seqio_vocabulary
+from m1jax.tokenizer.seqio_vocabulary import _quiet, import_seqio, seqio_vocabulary
 from tests.tokenizer.tokenizer_texts import GENERAL, MEDICAL
 
 TEXTS = [*GENERAL[:3], *MEDICAL[:2], "", "🙂 <eos> \x00"]
@@ -55,3 +57,14 @@ def test_a_seqio_task_tokenises_with_it(tokenizer, vocabulary):
     found = task.get_dataset(sequence_length=None, split="train", shuffle=False).as_numpy_iterator()
     for example, text in zip(found, TEXTS, strict=True):
         np.testing.assert_array_equal(example["targets"], [*tokenizer.encode(text), 2])
+
+
+def test_what_a_failing_import_wrote_is_not_lost(capfd):
+    with pytest.raises(ImportError), _quiet():
+        os.write(2, b"reason\n")
+        raise ImportError
+    assert capfd.readouterr().err == "reason\n"
+    with _quiet():
+        os.write(2, b"noise\n")
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
