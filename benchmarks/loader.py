@@ -34,7 +34,7 @@ from m1jax.config import LearningRateConfig, StageConfig
 from m1jax.curriculum.curriculum import Curriculum
 from m1jax.curriculum.loader import Loader
 from m1jax.rows import packed
-from m1jax.rows.bestfit import pack_window, window_borders
+from m1jax.rows.bestfit import pack_documents, packing_borders
 from m1jax.rows.manifest import Manifest, RowFile, SourceRows, row_path
 from m1jax.rows.ranges import write_index
 from m1jax.rows.record import Row
@@ -62,10 +62,10 @@ def write_rows(folder: Path, texts: dict[str, list[np.ndarray]]) -> None:
             path = row_path(partial, LENGTH, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             lengths, first = np.array([len(doc) for doc in docs]), [0]
-            borders = window_borders(lengths, [LENGTH], 4096)
+            borders = packing_borders(lengths, [LENGTH], 4096)
             with RowWriter(path) as writer:
                 for start, end in itertools.pairwise(borders):
-                    pieces = pack_window(np.arange(start, end), lengths[start:end], LENGTH)
+                    pieces = pack_documents(np.arange(start, end), lengths[start:end], LENGTH)
                     for number in range(pieces.count):
                         mine = pieces.rows == number
                         columns = [part[mine].astype(np.uint32) for part in (pieces.lengths, pieces.documents)]

@@ -24,7 +24,7 @@ import table
 from numpy.typing import NDArray
 
 from m1jax import tokenizer as tokenizers
-from m1jax.rows.bestfit import pack_window, pieces_of, split, window_borders
+from m1jax.rows.bestfit import pack_documents, packing_borders, pieces_of, split
 from m1jax.rows.packing import pack
 from m1jax.rows.shuffle import permutation
 from m1jax.text.documents import document_files, read_documents
@@ -160,9 +160,9 @@ def main() -> None:
         rows.append(table.row(kept, 1 - cut, 1 - joined_cut, "joined and cut", "share"))
 
         def plan(row_length: int = row_length) -> None:
-            borders = window_borders(lengths, [row_length], WINDOW)
+            borders = packing_borders(lengths, [row_length], WINDOW)
             for a, b in itertools.pairwise(borders):
-                pack_window(np.arange(a, b), lengths[a:b], row_length)
+                pack_documents(np.arange(a, b), lengths[a:b], row_length)
 
         print(f"{what}: {len(lengths):,} documents planned in {timed(plan, args.repeats):.3f} s; written at "
               f"{size / 1e6 / alone:.0f} MB/s of text")  # fmt: skip

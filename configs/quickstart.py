@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
                 "source_bytes": {"poetry": 12_000_000},  # a sixth of the poems, so that prose stays the larger part
                 "tokenizer_bytes": 20_000_000,
                 "row_lengths": (512, 2048),
-                "window_documents": 4096,
+                "packing_window": 4096,
             },
             "hardware": {"topology": "cpu"},
             "optimizer": {"eps": 1e-8},

@@ -14,6 +14,9 @@ from typing import Any
 from m1jax.config.schema import ModelConfig, RunConfig, check_model, check_run
 from m1jax.errors import UserError
 
+_RENAMED = {"data.window_documents": "packing_window"}
+"""New names of keys that were renamed, where the spelling alone would lead elsewhere."""
+
 
 def from_dict(tree: Mapping[str, Any]) -> RunConfig:
     """The checked RunConfig of a plain tree; raises UserError naming the key and what is allowed."""
@@ -114,8 +117,8 @@ def _build(kind: type, tree: Any, path: str) -> Any:
     hints = typing.get_type_hints(kind)
     for name in tree:
         if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.0)
-            raise UserError(f"unknown config key {path}{name}: did you mean {path}{near[0]}?")
+            near = _RENAMED.get(f"{path}{name}") or difflib.get_close_matches(str(name), fields, n=1, cutoff=0.0)[0]
+            raise UserError(f"unknown config key {path}{name}: did you mean {path}{near}?")
     values = {}
     for name, spec in fields.items():
         if name in tree:

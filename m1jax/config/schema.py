@@ -94,7 +94,7 @@ class DataConfig:
     source_bytes: Mapping[str, int] = field(default_factory=dict)
     """Most bytes of a fetched source's text, from its beginning, by source; those not named are taken whole."""
     row_lengths: tuple[int, ...] = (8192,)
-    window_documents: int = _bounded(1, default=4096)
+    packing_window: int = _bounded(1, default=4096)
     """Documents of one packing window (shuffled once, packed together for every row length)."""
     difficulty_buckets: int = _bounded(1, default=1)
     """Parts, of equally many documents, in which a source whose documents have a difficulty is packed."""

@@ -1,8 +1,9 @@
 """What a run reads: a pure function from the global row number to a row of a source.
 
-Rows are numbered from 0 through all steps and stages. A source is read window by window; where a stage has another row
-length than the source was last read at, it goes on at the first window that was not begun, so that no document is read
-twice in an epoch. Every epoch has its own order of windows, and of rows inside a window.
+Rows are numbered from 0 through all steps and stages. A source is read one packing window after the other; where a
+stage has another row length than the source was last read at, it goes on at the first packing window that was not
+begun, so that no document is read twice in an epoch. Every epoch has its own order of packing windows, and of rows
+inside each of them.
 """
 
 import bisect
@@ -26,19 +27,22 @@ from m1jax.rows.shuffle import permutation
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a global row lies: `row` is its index in the row store of (the stage's row length, `source`)."""
+    """Where a global row is: `row` is its index in the row store of (the stage's row length, `source`)."""
 
     stage: int
     step: int
     source: str
     epoch: int
-    window: int
+    packing_window: int
     row: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Cursor:
-    """How far a source is read: rows of the `turn`-th window of an epoch's order, at one row length (0: unread)."""
+    """How far a source is read: rows of the `turn`-th packing window of an epoch's order.
+
+    The rows are of one row length, which is 0 where nothing was read.
+    """
 
     epoch: int = 0
     turn: int = 0
@@ -51,8 +55,8 @@ class Use:
     """What one stage reads of one source.
 
     `share` is of the stage's rows; `epochs` is rows over the rows of an epoch; `skipped` rows (of the row length read
-    before) of an open window are left out because the row length changed. `last` is the last row read, `end` the one
-    after it.
+    before) of an open packing window are left out because the row length changed. `last` is the last row read, `end`
+    the one after it.
     """
 
     stage: str
@@ -78,7 +82,7 @@ class Curriculum:
         seed: int,
         max_epochs: Mapping[str, float] = types.MappingProxyType({}),
     ) -> None:
-        """Plans the whole run; `max_epochs` is DataConfig's.
+        """Works out what every stage reads; `max_epochs` is DataConfig's.
 
         Raises UserError where a stage's row length is not packed, its mixture does not fit the sources, or a source
         would be read more often than it may.
@@ -92,7 +96,7 @@ class Curriculum:
                     f"stage {stage.name!r} reads rows of {stage.row_length} tokens, but rows of "
                     f"{', '.join(map(str, manifest.row_lengths))} are packed: add it to data.row_lengths, pack again."
                 )
-        self._windows = functools.lru_cache(maxsize=256)(self._make_windows)
+        self._packing_windows = functools.lru_cache(maxsize=256)(self._make_packing_windows)
         self._starts = functools.lru_cache(maxsize=256)(self._make_starts)
         self._row_order = functools.lru_cache(maxsize=512)(self._make_row_order)
         self._first_steps = [0, *itertools.accumulate(stage.steps for stage in stages)]
@@ -105,7 +109,7 @@ class Curriculum:
             quantise(stage.name, source_shares(stage.name, stage.mixture, manifest.sources, stage.difficulty))
             for stage in stages
         ]
-        self._uses = self._plan()
+        self._uses = self._all_uses()
         check_epochs(max_epochs, manifest.sources, [(use.stage, use.source, use.epochs) for use in self.table()])
         self._bases = [{source: self._linear(source, use.start) for source, use in uses.items()} for uses in self._uses]
 
@@ -147,7 +151,7 @@ class Curriculum:
         return self._quotas[stage].error
 
     def locate(self, row: int) -> Place:
-        """Where global row `row` lies."""
+        """The place of global row `row`; raises UserError where the run has no such row."""
         if not 0 <= row < self._first_rows[-1]:
             raise UserError(f"row {row} is not in the curriculum, which has {self._first_rows[-1]} rows.")
         stage = bisect.bisect_right(self._first_rows, row) - 1
@@ -161,10 +165,11 @@ class Curriculum:
         cursor = self._cursor(
             source, epoch, base + period * quotas[source] + int(before[slot]), self.stages[stage].row_length
         )
-        window = int(self._windows(source, cursor.epoch)[cursor.turn])
-        order = self._row_order(source, cursor.row_length, cursor.epoch, window)
-        first = self.manifest.sources[source].files[cursor.row_length].first_rows[window]
-        return Place(stage, self.step_of_row(row), source, cursor.epoch, window, first + int(order[cursor.row]))
+        packing_window = int(self._packing_windows(source, cursor.epoch)[cursor.turn])
+        order = self._row_order(source, cursor.row_length, cursor.epoch, packing_window)
+        first = self.manifest.sources[source].files[cursor.row_length].first_rows[packing_window]
+        index = first + int(order[cursor.row])
+        return Place(stage, self.step_of_row(row), source, cursor.epoch, packing_window, index)
 
     def table(self) -> list[Use]:
         """What every stage reads of every source, in order."""
@@ -211,10 +216,10 @@ class Curriculum:
         if not 0 <= step < self.steps:
             raise UserError(f"step {step} is not in the curriculum, which has steps 0 to {self.steps - 1}.")
 
-    def _plan(self) -> list[dict[str, Use]]:
+    def _all_uses(self) -> list[dict[str, Use]]:
         """What each stage reads of each source, from where to where."""
         cursors: dict[str, Cursor] = {}
-        plan = []
+        found = []
         for stage, quotas in zip(self.stages, self._quotas, strict=True):
             uses = {}
             for source, rows in _rows_of(quotas, stage.rows_before(stage.steps)).items():
@@ -240,8 +245,8 @@ class Curriculum:
                     end=end,
                     skipped=skipped,
                 )
-            plan.append(uses)
-        return plan
+            found.append(uses)
+        return found
 
     def _enter(self, source: str, last: Cursor, row_length: int) -> tuple[Cursor, int]:
         """Where a stage of `row_length` goes on with a source, and how many rows of the old length it leaves out."""
@@ -250,11 +255,11 @@ class Curriculum:
         if not last.row:
             return dataclasses.replace(last, row_length=row_length), 0
         packed = self.manifest.sources[source]
-        window = int(self._windows(source, last.epoch)[last.turn])
+        packing_window = int(self._packing_windows(source, last.epoch)[last.turn])
         first_rows = packed.files[last.row_length].first_rows
-        skipped = first_rows[window + 1] - first_rows[window] - last.row
+        skipped = first_rows[packing_window + 1] - first_rows[packing_window] - last.row
         epoch, turn = last.epoch, last.turn + 1
-        if turn == packed.windows:
+        if turn == packed.packing_windows:
             epoch, turn = epoch + 1, 0
         return Cursor(epoch, turn, 0, row_length), skipped
 
@@ -263,26 +268,26 @@ class Curriculum:
         return cursor.epoch, int(self._starts(source, cursor.row_length, cursor.epoch)[cursor.turn]) + cursor.row
 
     def _cursor(self, source: str, epoch: int, row: int, row_length: int) -> Cursor:
-        """The cursor `row` rows after the beginning of `epoch`; O(log windows)."""
+        """The cursor `row` rows after the beginning of `epoch`; O(log packing windows)."""
         further, row = divmod(row, self.manifest.sources[source].files[row_length].rows)
         starts = self._starts(source, row_length, epoch + further)
         turn = int(np.searchsorted(starts, row, side="right")) - 1
         return Cursor(epoch + further, turn, row - int(starts[turn]), row_length)
 
-    def _make_windows(self, source: str, epoch: int) -> npt.NDArray[np.int64]:
-        """The order of a source's windows in an epoch."""
-        return permutation(self.manifest.sources[source].windows, "windows", self.seed, source, epoch)
+    def _make_packing_windows(self, source: str, epoch: int) -> npt.NDArray[np.int64]:
+        """The order of a source's packing windows in an epoch."""
+        return permutation(self.manifest.sources[source].packing_windows, "windows", self.seed, source, epoch)
 
     def _make_starts(self, source: str, row_length: int, epoch: int) -> npt.NDArray[np.int64]:
-        """Rows of an epoch before each of its windows, in the epoch's order; last, the rows of the epoch."""
+        """Rows of an epoch before each packing window, in the epoch's order; last, the rows of the epoch."""
         sizes = np.diff(self.manifest.sources[source].files[row_length].first_rows)
-        return np.concatenate([[0], np.cumsum(sizes[self._windows(source, epoch)])])
+        return np.concatenate([[0], np.cumsum(sizes[self._packing_windows(source, epoch)])])
 
-    def _make_row_order(self, source: str, row_length: int, epoch: int, window: int) -> npt.NDArray[np.int64]:
-        """The order of the rows of a window in an epoch."""
+    def _make_row_order(self, source: str, row_length: int, epoch: int, packing_window: int) -> npt.NDArray[np.int64]:
+        """The order of the rows of a packing window in an epoch."""
         first_rows = self.manifest.sources[source].files[row_length].first_rows
-        size = first_rows[window + 1] - first_rows[window]
-        return permutation(size, "window", self.seed, source, epoch, window)
+        size = first_rows[packing_window + 1] - first_rows[packing_window]
+        return permutation(size, "window", self.seed, source, epoch, packing_window)
 
 
 def _rows_of(quotas: Quotas, rows: int) -> dict[str, int]:

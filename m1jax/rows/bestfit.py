@@ -1,4 +1,4 @@
-"""Best fit, decreasing; the pieces of a window of documents; and the holes that whole documents leave.
+"""Best fit, decreasing; the pieces of a packing window of documents; and the holes that whole documents leave.
 
 Best-fit packing keeps documents whole (Ding et al. 2024, arXiv 2404.10830). Where it leaves more than one slot in a
 thousand empty, a few documents are cut into the holes. A piece is (document, offset, length); every further piece of a
@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 FULL = 0.999
 """Share of filled slots from which on no further document is cut."""
 SPARE = 5e-4
-"""The largest share of a window's slots that its border leaves empty on purpose."""
+"""The largest share of a packing window's slots that its border leaves empty on purpose."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +112,8 @@ class _Rooms:
         return room, place
 
 
-def pack_window(documents: Ints, lengths: Ints, row_length: int) -> Pieces:
-    """Rows of one window; document `documents[i]` has `lengths[i]` >= 2 tokens.
+def pack_documents(documents: Ints, lengths: Ints, row_length: int) -> Pieces:
+    """Rows of one packing window; document `documents[i]` has `lengths[i]` >= 2 tokens.
 
     Documents longer than a row are split, whole pieces are packed best fit, decreasing, and where that leaves the rows
     less than FULL, the fewest documents are cut to do without the rows that can be spared.
@@ -183,19 +183,19 @@ def _scatter(document: int, offset: int, length: int, holes: _Rooms, moved: list
         offset, length = offset + size - 1, length - size + 1 if size < length else 0
 
 
-def window_borders(lengths: Ints, row_lengths: Sequence[int], window_documents: int) -> list[int]:
-    """First document of each window, and the number of documents: windows of nearly equal size.
+def packing_borders(lengths: Ints, row_lengths: Sequence[int], packing_window: int) -> list[int]:
+    """First document of each packing window, and the number of documents: windows of nearly equal size.
 
-    `lengths` are those of the documents in their shuffled order. A window ends, up to an eighth before or after its
-    share of what is left, where its tokens come closest to filling whole rows at every row length: its last row is the
-    one that nothing can fill.
+    `lengths` are those of the documents in their shuffled order. A packing window ends, up to an eighth before or after
+    its share of what is left, where its tokens come closest to filling whole rows at every row length: its last row is
+    the one that nothing can fill.
     """
     borders = [0]
     used = {row: np.concatenate([[0], np.cumsum(lengths + pieces_of(lengths, row) - 1)]) for row in row_lengths}
-    while (left := len(lengths) - borders[-1]) > window_documents:
+    while (left := len(lengths) - borders[-1]) > packing_window:
         start = borders[-1]
-        share = -(-left // -(-left // window_documents))
-        ends = start + np.arange(max(1, share - share // 8), min(window_documents, share + share // 8) + 1)
+        share = -(-left // -(-left // packing_window))
+        ends = start + np.arange(max(1, share - share // 8), min(packing_window, share + share // 8) + 1)
         waste = np.zeros(len(ends))
         for row, total in used.items():
             tokens = total[ends] - total[start]

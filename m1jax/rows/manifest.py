@@ -22,9 +22,9 @@ FORMAT = 3
 class RowFile:
     """The rows of one source at one row length.
 
-    `first_rows` has one entry a window and one more: window w is rows `first_rows[w]` to `first_rows[w + 1]`, that
-    one excluded. `fill` is the share of token slots that hold a token; `sha256` and `bytes` are the file's. `cut`
-    documents lie in more than one piece, `long` ones of these because they are longer than a row.
+    `first_rows` has one entry a packing window and one more: window w is rows `first_rows[w]` to `first_rows[w + 1]`,
+    that one excluded. `fill` is the share of token slots that hold a token; `sha256` and `bytes` are the file's. `cut`
+    documents are in more than one piece, `long` ones of these because they are longer than a row.
     """
 
     rows: int
@@ -64,8 +64,8 @@ class SourceRows:
     difficulty: tuple[float, float] | None = None
 
     @property
-    def windows(self) -> int:
-        """Packing windows, the same for every row length."""
+    def packing_windows(self) -> int:
+        """Number of packing windows, the same for every row length."""
         return len(next(iter(self.files.values())).first_rows) - 1
 
 
@@ -77,7 +77,7 @@ class Manifest:
     """The tokenizer's fingerprint."""
     vocab_size: int
     seed: int
-    window_documents: int
+    packing_window: int
     row_lengths: tuple[int, ...]
     sources: Mapping[str, SourceRows]
     format: int = FORMAT

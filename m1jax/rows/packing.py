@@ -1,11 +1,11 @@
-"""Packing documents into rows: best fit, decreasing, inside windows of shuffled documents.
+"""Packing documents into rows: best fit, decreasing, inside packing windows of shuffled documents.
 
     rows/<row length>/<source>.array_record   packed rows; <source>.d<n> for a bucket of difficulty
     documents/<source>.parquet                identifier, tokens, bytes and difficulty by the number that rows use
     rejected.parquet                          what was set aside: origin, reason, text, source
-    manifest.json                             counts, checksums, window → first row, the tokenizer's fingerprint
+    manifest.json                             counts, checksums, packing window → first row, the tokenizer's fingerprint
 
-Every row length packs the same windows, so that a change of row length can go on at a window's border. A document is
+Every row length packs the same windows, so that a change of row length can go on at the border of one. A document is
 its tokens and one EOS. How its pieces repeat a token and which documents are cut is told in bestfit.py.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from m1jax import artefact
 from m1jax.errors import UserError
-from m1jax.rows.bestfit import Ints, Pieces, best_fit, pack_window, pieces_of, split, window_borders
+from m1jax.rows.bestfit import Ints, Pieces, best_fit, pack_documents, packing_borders, pieces_of, split
 from m1jax.rows.encoding import EncodedSource, Encoder, Progress, encode_source
 from m1jax.rows.manifest import Manifest, RowFile, SourceRows, bucket_name, index_path, row_path
 from m1jax.rows.ranges import write_index
@@ -40,7 +40,7 @@ def pack(
     tokenizer: Encoder,
     folder: Path,
     row_lengths: Sequence[int],
-    window_documents: int,
+    packing_window: int,
     seed: int,
     progress: Progress | None = None,
     *,
@@ -50,19 +50,19 @@ def pack(
 ) -> Manifest:
     """Packs sources into `folder` (layout above) and returns the manifest.
 
-    A window is at most `window_documents` documents. With several `difficulty_buckets` a source whose documents have a
-    difficulty is divided at the quantiles of these numbers, each bucket a store of its own. The same documents,
-    tokenizer and arguments give the same bytes for any number of `workers` (threads). Encoded tokens lie in `spool`
-    meanwhile (default: inside `folder`, removed at the end): with the same `spool` and tokenizer, a packing that was
-    killed goes on with what was encoded. Raises UserError for a source without text, of several domains or with a
-    difficulty on some of its documents only, and where the disk refuses.
+    A packing window is at most `packing_window` documents. With several `difficulty_buckets` a source whose documents
+    have a difficulty is divided at the quantiles of these numbers, each bucket a store of its own. The same documents,
+    tokenizer and arguments give the same bytes for any number of `workers` (threads). Encoded tokens are kept in
+    `spool` meanwhile (default: inside `folder`, removed at the end): with the same `spool` and tokenizer, a packing
+    that was killed goes on with what was encoded. Raises UserError for a source without text, of several domains or
+    with a difficulty on some of its documents only, and where the disk refuses.
     """
     report = progress or (lambda source, phase, size: None)
     if not documents_by_source:
         raise UserError("there is no source to pack: run `m1 corpus` on some text first.")
-    if window_documents < 1 or not row_lengths or min(row_lengths) < 2:
+    if packing_window < 1 or not row_lengths or min(row_lengths) < 2:
         raise UserError(
-            f"config keys data.row_lengths = {list(row_lengths)} and data.window_documents = {window_documents} must "
+            f"config keys data.row_lengths = {list(row_lengths)} and data.packing_window = {packing_window} must "
             f"hold at least one length of 2 or more, and 1 or more documents."
         )
     row_lengths = sorted(set(row_lengths))
@@ -77,7 +77,7 @@ def pack(
                 if store.name in sources or (store.of and store.name in documents_by_source):
                     raise UserError(f"two sources would both be stored as {store.name!r}: rename one of them.")
                 sources[store.name] = _pack_store(
-                    store, encoded, folder, row_lengths, window_documents, seed, workers, report
+                    store, encoded, folder, row_lengths, packing_window, seed, workers, report
                 )
     if difficulty_buckets > 1 and not any(source.of for source in sources.values()):
         raise UserError(
@@ -90,7 +90,7 @@ def pack(
         tokenizer=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
         seed=seed,
-        window_documents=window_documents,
+        packing_window=packing_window,
         row_lengths=tuple(row_lengths),
         sources=sources,
     )
@@ -136,15 +136,15 @@ def _pack_store(
     source: EncodedSource,
     folder: Path,
     row_lengths: Sequence[int],
-    window_documents: int,
+    packing_window: int,
     seed: int,
     workers: int,
     report: Progress,
 ) -> SourceRows:
-    """Shuffles a store's documents into windows and packs each window once for every row length."""
+    """Shuffles a store's documents into packing windows and packs each of them once for every row length."""
     order = store.documents[permutation(len(store.documents), "documents", seed, store.name)]
     lengths = np.diff(source.starts)[order]
-    borders = window_borders(lengths, row_lengths, window_documents)
+    borders = packing_borders(lengths, row_lengths, packing_window)
     utf8_bytes = int(source.utf8_bytes[order].sum())
 
     def write(row_length: int) -> RowFile:
@@ -178,13 +178,13 @@ def _pack_store(
 def _write_rows(
     path: Path, source: EncodedSource, order: Ints, borders: Sequence[int], row_length: int, key: tuple[int, str]
 ) -> RowFile:
-    """Packs and writes the windows of a store for one row length; rows of a window come in a shuffled order."""
+    """Packs and writes the packing windows of a store for one row length; the rows of each are shuffled."""
     lengths = np.diff(source.starts)[order]
     first_rows = [0]
     tokens = cut = 0
     with RowWriter(path) as writer:
         for index, (start, end) in enumerate(itertools.pairwise(borders)):
-            pieces = pack_window(order[start:end], lengths[start:end], row_length)
+            pieces = pack_documents(order[start:end], lengths[start:end], row_length)
             rows = permutation(pieces.count, "rows", *key, index, row_length)
             for row in _rows(source, pieces, rows.tolist(), row_length):
                 writer.write(row)
@@ -204,7 +204,7 @@ def _write_rows(
 
 
 def _rows(source: EncodedSource, pieces: Pieces, order: Sequence[int], row_length: int) -> Iterator[Row]:
-    """The rows of a window in the given order."""
+    """The rows of a packing window in the given order."""
     starts = source.starts[pieces.documents] + pieces.offsets
     ends = starts + pieces.lengths
     tokens = np.concatenate([source.tokens[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)])

@@ -165,8 +165,8 @@ def _document_ids(config: RunConfig, source: str, numbers: Iterable[int]) -> dic
 
 def _place(row: dict[str, Any]) -> str:
     return (
-        f"row {row['number']:,} (step {row['step'] + 1:,}): {row['source']}, epoch {row['epoch'] + 1}, window "
-        f"{row['window']:,}, row {row['row']:,} of its file"
+        f"row {row['number']:,} (step {row['step'] + 1:,}): {row['source']}, epoch {row['epoch'] + 1}, packing window "
+        f"{row['packing_window']:,}, row {row['row']:,} of its file"
     )
 
 
@@ -249,7 +249,7 @@ def _stage_table(curriculum: Curriculum) -> Table:
 
 def _use_table(curriculum: Curriculum) -> Table:
     table = Table(
-        title="What each stage reads (read: times so far; first, last: epoch.window.row)", box=box.SIMPLE_HEAD
+        title="What each stage reads (read: times so far; first, last: epoch.packing window.row)", box=box.SIMPLE_HEAD
     )
     for column in ("stage", "source", "domain"):
         table.add_column(column, overflow="fold")
@@ -266,7 +266,7 @@ def _use_table(curriculum: Curriculum) -> Table:
 
 
 def _ends(use: Use) -> tuple[str, str]:
-    """Where a source's first and last row of a stage lie: epoch, place of the window in its order, row of it."""
+    """A source's first and last row of a stage: epoch, place of the packing window in its order, row of it."""
     if not use.rows:
         return "", ""
     first, last = (f"{cursor.epoch + 1}.{cursor.turn}.{cursor.row}" for cursor in (use.start, use.last))

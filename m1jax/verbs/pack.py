@@ -35,7 +35,7 @@ def pack(config: RunConfig, tasks: Mapping[str, str] | None = None, workers: int
     data = config.data
     sources, sizes, state = _sources(config, {**data.tasks, **(tasks or {})})
     tokenizer = tokenizers.of_run(config)
-    settings = [FORMAT, data.row_lengths, data.window_documents, data.difficulty_buckets, config.seed]
+    settings = [FORMAT, data.row_lengths, data.packing_window, data.difficulty_buckets, config.seed]
     of = artefact.key(state, tokenizer.fingerprint, *settings)
     if artefact.is_whole(config.rows, "rows", of):
         console.print(f"{config.rows} is whole already.")
@@ -58,7 +58,7 @@ def pack(config: RunConfig, tasks: Mapping[str, str] | None = None, workers: int
             tokenizer,
             folder,
             data.row_lengths,
-            data.window_documents,
+            data.packing_window,
             config.seed,
             progress,
             difficulty_buckets=data.difficulty_buckets,
@@ -153,14 +153,14 @@ def _rows_table(manifest: Manifest) -> Table:
     table = Table(title="Packed rows (cut: documents that lie in several pieces)", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in ("source", "domain"):
         table.add_column(column)
-    for column in ("documents", "M tokens", "B/token", "windows"):
+    for column in ("documents", "M tokens", "B/token", "packing windows"):
         table.add_column(column, justify="right")
     for length in manifest.row_lengths:
         for column in (f"of {length:,}", "fill", "cut"):
             table.add_column(column, justify="right", no_wrap=True)
     for name, source in manifest.sources.items():
         row = [name, source.domain, f"{source.documents:,}", f"{source.tokens / 1e6:,.2f}"]
-        row += [f"{source.utf8_bytes / source.tokens:.2f}", str(source.windows)]
+        row += [f"{source.utf8_bytes / source.tokens:.2f}", str(source.packing_windows)]
         for length in manifest.row_lengths:
             file = source.files[length]
             row += [f"{file.rows:,}", f"{file.fill:.2%}", f"{file.cut / source.documents:.1%}"]
@@ -168,7 +168,8 @@ def _rows_table(manifest: Manifest) -> Table:
     table.add_section()
     sources = manifest.sources.values()
     documents, tokens = (sum(getattr(source, name) for source in sources) for name in ("documents", "tokens"))
-    total = ["all", "", f"{documents:,}", f"{tokens / 1e6:,.2f}", "", str(sum(source.windows for source in sources))]
+    windows = sum(source.packing_windows for source in sources)
+    total = ["all", "", f"{documents:,}", f"{tokens / 1e6:,.2f}", "", str(windows)]
     for length in manifest.row_lengths:
         files = [source.files[length] for source in sources]
         rows = sum(file.rows for file in files)

@@ -33,6 +33,7 @@ def test_the_14b_geometry_is_the_released_one():
     ("override", "words"),
     [
         ("model.hiden=64", ["model.hiden", "did you mean model.hidden?"]),
+        ("data.window_documents=64", ["data.window_documents", "did you mean data.packing_window?"]),
         ("modle.hidden=64", ["unknown config key modle", "model"]),
         ("model.window=0", ["model.window", "at least 1"]),
         ("model.num_heads=3", ["model.num_heads = 3", "does not divide"]),

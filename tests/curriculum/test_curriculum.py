@@ -53,7 +53,7 @@ def test_epochs_are_read_whole_and_nothing_twice(case):
     curriculum = Curriculum(stages, manifest, seed)
     by_source = collections.defaultdict(list)
     for place in places(curriculum):
-        by_source[place.source].append((place.epoch, stages[place.stage].row_length, place.window, place.row))
+        by_source[place.source].append((place.epoch, stages[place.stage].row_length, place.packing_window, place.row))
     skipped = collections.Counter()
     for use in curriculum.table():
         skipped[use.source] += use.skipped
@@ -77,7 +77,7 @@ def test_epochs_are_read_whole_and_nothing_twice(case):
                 left_out += missing
         assert left_out == skipped[name]
         for epoch in range(max(epochs)):
-            assert {window for e, _, window in visits if e == epoch} == set(range(source.windows))
+            assert {window for e, _, window in visits if e == epoch} == set(range(source.packing_windows))
 
 
 @given(curricula())
@@ -152,7 +152,7 @@ def test_no_document_is_read_twice_in_an_epoch_and_none_left_out_but_what_is_rep
     for place in places(curriculum):
         length = stages[place.stage].row_length
         read[place.source, place.epoch] += targets(rows[length, place.source][place.row])
-        places_of[place.source, place.epoch, place.window, length].add(place.row)
+        places_of[place.source, place.epoch, place.packing_window, length].add(place.row)
     last = {name: max(epoch for source, epoch in read if source == name) for name, _ in read}
     opened = [(place, length) for *place, length in places_of]
     assert len({tuple(place) for place, _ in opened}) == len(opened)
@@ -201,8 +201,8 @@ def test_a_source_goes_on_where_another_stage_left_it():
     curriculum = Curriculum(stages, manifest, 0)
     served = [place for place in places(curriculum) if place.source == "a"]
     short = [place.row for place in served[:10]]
-    assert len(set(short)) == 10 and len({place.window for place in served[:10]}) == 2
-    assert served[10].window not in {place.window for place in served[:10]} and served[10].epoch == 0
+    assert len(set(short)) == 10 and len({place.packing_window for place in served[:10]}) == 2
+    assert served[10].packing_window not in {place.packing_window for place in served[:10]} and served[10].epoch == 0
     assert [use.skipped for use in curriculum.table()] == [0, 0, 0, 0]
 
 

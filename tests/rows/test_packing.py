@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from m1jax import artefact
 from m1jax.errors import UserError
-from m1jax.rows.bestfit import pack_window, window_borders
+from m1jax.rows.bestfit import pack_documents, packing_borders
 from m1jax.rows.expand import expand
 from m1jax.rows.manifest import Manifest, document_ids, index_path, open_stores, row_path
 from m1jax.rows.packing import best_fit, pack, split
@@ -58,13 +58,13 @@ def test_best_fit_against_the_definition(lengths, capacity):
 @given(
     lengths=st.lists(st.integers(0, 90), min_size=1, max_size=25).filter(any),
     row_lengths=st.sets(st.integers(2, 70), min_size=1, max_size=3),
-    window_documents=st.integers(1, 12),
+    packing_window=st.integers(1, 12),
     seed=st.integers(0, 3),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_target_exactly_once_at_every_row_length(tmp_path_factory, lengths, row_lengths, window_documents, seed):
+def test_every_target_exactly_once_at_every_row_length(tmp_path_factory, lengths, row_lengths, packing_window, seed):
     folder = tmp_path_factory.mktemp("rows")
-    manifest = toy_rows.pack_lengths(folder, {"a": lengths}, row_lengths, window_documents, seed)
+    manifest = toy_rows.pack_lengths(folder, {"a": lengths}, row_lengths, packing_window, seed)
     # Documents are numbered without those that are set aside; so is a single character that is a space.
     kept = [i for i, length in enumerate(lengths) if toy_rows.document(i, length).text.strip("\0 \x85\u2028")]
     documents = {number: toy_rows.tokens_of(i, lengths[i]) for number, i in enumerate(kept)}
@@ -94,7 +94,7 @@ def test_every_target_exactly_once_at_every_row_length(tmp_path_factory, lengths
         assert manifest.sources["a"].files[row_length].fill == pytest.approx(slots / (len(packed) * row_length))
     contents = next(iter(windows.values()))
     assert all(other == contents for other in windows.values())
-    assert max(map(len, contents)) <= window_documents
+    assert max(map(len, contents)) <= packing_window
     assert collections.Counter(d for w in contents for d in w) == dict.fromkeys(documents, 1)
 
 
@@ -111,7 +111,7 @@ def test_manifest_counts_what_is_there(tmp_path):
     )
     assert list(manifest.sources) == ["a", "b"] and manifest.row_lengths == (4, 8)
     source = manifest.sources["b"]
-    assert (source.documents, source.rejected, source.tokens, source.windows) == (2, 1, 6 + 10, 1)
+    assert (source.documents, source.rejected, source.tokens, source.packing_windows) == (2, 1, 6 + 10, 1)
     assert (source.language, source.domain) == ("en", "medical")
     texts = [toy_rows.document(i, n).text for i, n in enumerate([5, 0, 9])]
     assert source.utf8_bytes == sum(len(text.encode()) for text in texts)
@@ -126,7 +126,7 @@ def test_manifest_counts_what_is_there(tmp_path):
     with pytest.raises(UserError, match="lists 2 documents, but rows speak of number 2"):
         document_ids(tmp_path, "b", [2])
     assert Manifest.load(tmp_path) == manifest
-    assert (manifest.tokenizer, manifest.vocab_size, manifest.seed, manifest.window_documents) == ("toy", 60_000, 7, 8)
+    assert (manifest.tokenizer, manifest.vocab_size, manifest.seed, manifest.packing_window) == ("toy", 60_000, 7, 8)
 
 
 def test_packing_twice_gives_the_same_bytes(tmp_path):
@@ -155,11 +155,11 @@ def test_documents_are_shuffled_into_windows_of_nearly_equal_size(tmp_path):
 )
 def test_rows_are_full_whatever_the_documents(low, high, row_lengths):
     lengths = np.random.default_rng(0).integers(low, high, 9000)
-    borders = window_borders(lengths, row_lengths, 4096)
+    borders = packing_borders(lengths, row_lengths, 4096)
     assert max(np.diff(borders)) <= 4096
     for row_length in row_lengths:
         windows = [
-            pack_window(np.arange(start, end), lengths[start:end], row_length)
+            pack_documents(np.arange(start, end), lengths[start:end], row_length)
             for start, end in itertools.pairwise(borders)
         ]
         rows = [pieces.count for pieces in windows]

@@ -32,7 +32,7 @@ def tokens_of(index, length):
     return [FIRST + (index * 7919 + i * 31) % 40_000 for i in range(length)] + [EOS]
 
 
-def pack_lengths(folder, lengths_by_source, row_lengths, window_documents, seed=0, domains=None, **rest):
+def pack_lengths(folder, lengths_by_source, row_lengths, packing_window, seed=0, domains=None, **rest):
     """Packs documents of the given lengths; domains default to general."""
 
     def reader(source, lengths):
@@ -41,7 +41,7 @@ def pack_lengths(folder, lengths_by_source, row_lengths, window_documents, seed=
 
     folder.mkdir(parents=True, exist_ok=True)
     sources = {source: reader(source, lengths) for source, lengths in lengths_by_source.items()}
-    return pack(sources, ToyTokenizer(), folder, row_lengths, window_documents, seed, **rest)
+    return pack(sources, ToyTokenizer(), folder, row_lengths, packing_window, seed, **rest)
 
 
 def manifest(windows_by_source, domains=None, tokens=None):

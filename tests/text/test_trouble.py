@@ -242,7 +242,7 @@ def test_a_source_smaller_than_a_window_and_a_row(run, tmp_path):
     assert main(verb("corpus", run, "--text", str(tmp_path / "small"))) == 0
     assert main(verb("pack", run)) == 0
     (source,) = Manifest.load(run / "rows").sources.values()
-    assert source.windows == 1 and all(file.rows == 1 and file.fill < 0.2 for file in source.files.values())
+    assert source.packing_windows == 1 and all(file.rows == 1 and file.fill < 0.2 for file in source.files.values())
     assert packed_texts(run) == {"general": {"general/note.txt": "one note"}}
 
 
