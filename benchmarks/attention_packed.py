@@ -18,6 +18,7 @@ import numpy as np
 import table
 from numpy.typing import NDArray
 
+from m1jax import hardware
 from m1jax.kernels.tpu import attention as tpu
 from m1jax.kernels.tpu import tuning
 from m1jax.rows.expand import expand
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--row-lengths", type=int, nargs="+", default=[8192, 32768])
     parser.add_argument("--count", type=int, default=4)
-    parser.add_argument("--chip", choices=tuning.CHIPS, default="v5p")
+    parser.add_argument("--chip", choices=hardware.TPUS, default="v5p")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     print(table.machine(["jax"]))

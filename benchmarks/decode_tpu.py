@@ -18,10 +18,10 @@ from pathlib import Path
 
 from table import machine, row, show, write
 
+from m1jax.hardware import TPUS
+
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
-BYTES_PER_CYCLE = {"v5e": 819e9 / 1.5e9, "v5p": 2765e9 / 1.75e9, "v6e": 1640e9 / 1.75e9}
-CORES = {"v5e": 1, "v5p": 2, "v6e": 1}
-"""They share the KV heads; the profiler models one, which does its share."""
+CLOCK_HZ = {"v5e": 1.5e9, "v5p": 1.75e9, "v6e": 1.75e9}
 SHAPES = [  # new tokens, query heads, KV heads, slots, head_dim, window: global and window layers of the 14B
     (1, 20, 2, 8192, 256, None),
     (1, 20, 2, 32768, 256, None),
@@ -111,9 +111,10 @@ def main() -> None:
             S, H, K, T, D, _ = shape
             ours, copies = cycles(chip, shape)
             expected = 2 * K * (-(-T // 512) if D == 256 else -(-T // 1024))
-            expected //= CORES[chip]
+            # The cores of a device share the KV heads; the profiler models one, which does its share.
+            expected //= TPUS[chip].cores
             assert copies >= expected, f"{copies} copies from HBM, {expected} blocks: the profiler missed some"
-            floor = 2 * K * T * D * 2 / BYTES_PER_CYCLE[chip]
+            floor = 2 * K * T * D * 2 / (TPUS[chip].hbm_bandwidth / CLOCK_HZ[chip])
             name = f"cycles/{chip} S{S} H{H} K{K} hd{D} {T} slots"
             rows.append(row(name, ours, floor, "bytes at bandwidth", "cycles", less_is_better=True))
     print(machine(["jax", "libtpu"]))

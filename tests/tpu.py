@@ -2,10 +2,10 @@
 
 import pytest
 
-from m1jax.plan import chips
+from m1jax.plan import topologies
 
 
 def devices(topology):
     """The devices of, say, v5p:2x2x1; skips the test where libtpu is not installed."""
     pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install libtpu")
-    return chips.parse(topology).devices()
+    return topologies.parse(topology).devices()

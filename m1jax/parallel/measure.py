@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from m1jax.hardware import by_kind
 from m1jax.parallel.mesh import AXES
 
 REPEATS = 5
@@ -26,6 +27,33 @@ def seconds(call: Callable[[], Any]) -> float:
         jax.block_until_ready(call())
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def has_peak(device: jax.Device) -> bool:
+    """True where `peak_flops` gives a number: on CPUs and on the chips of m1jax/hardware.py."""
+    return device.platform == "cpu" or by_kind(device.device_kind) is not None
+
+
+def peak_flops(device: jax.Device, dtype: str) -> float | None:
+    """Peak FLOP/s of one device: the published one (bfloat16, dense), measured on a CPU, None for an unknown chip.
+
+    On a CPU it is the best of five square products in `dtype`, over the devices that share the machine.
+    """
+    if device.platform != "cpu":
+        chip = by_kind(device.device_kind)
+        return chip.flops_per_device if chip else None
+    size = 1536
+    with jax.default_device(device):
+        a = jnp.ones((size, size), dtype)
+        product = jax.jit(lambda x: x @ x)
+        product(a).block_until_ready()
+        best = float("inf")
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            product(a).block_until_ready()
+            best = min(best, time.perf_counter() - start)
+    # Virtual CPU devices share the cores that the product above had for itself.
+    return 2 * size**3 / best / jax.local_device_count()
 
 
 def product(device: jax.Device, size: int, dtype: str) -> tuple[float, bool]:

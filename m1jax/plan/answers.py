@@ -10,8 +10,8 @@ from m1jax.config import RunConfig, StageConfig
 from m1jax.generate.programs import decode
 from m1jax.parallel import mesh as meshes
 from m1jax.plan import compiling, decoding, flops, memory, roofline
-from m1jax.plan.chips import Topology
 from m1jax.plan.collectives import Collective
+from m1jax.plan.topologies import Topology
 
 Compiling = Callable[[str, Callable[[], compiling.Facts]], compiling.Facts]
 """Runs a compilation (the second argument) while it tells of it (the first)."""

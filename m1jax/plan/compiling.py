@@ -27,8 +27,8 @@ from m1jax.objectives.next_token import next_token_loss
 from m1jax.parallel import mesh as meshes
 from m1jax.plan import buffers, hlo
 from m1jax.plan.buffers import Buffer
-from m1jax.plan.chips import Topology
 from m1jax.plan.collectives import Collective, summary, whole_gathers
+from m1jax.plan.topologies import Topology
 from m1jax.train import program
 
 _NUMBER = r"([\d.]+[KMGT]?)"

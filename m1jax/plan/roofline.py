@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from m1jax.config import StageConfig
-from m1jax.plan.chips import Topology
 from m1jax.plan.collectives import Collective
+from m1jax.plan.topologies import Topology
 
 DAY = 86_400.0
 
@@ -61,7 +61,7 @@ def step_times(flops: float, hbm_bytes: float, collectives: Iterable[Collective]
     return Times(
         compute=flops / topology.flops_per_device,
         hbm=hbm_bytes * share / chip.hbm_bandwidth,
-        ici=near * share / chip.ici,
+        ici=near * share / chip.link,
         dcn=far * share / chip.dcn,
     )
 

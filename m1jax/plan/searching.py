@@ -12,8 +12,9 @@ from typing import Any
 
 from m1jax.config import MeshConfig, RunConfig, StageConfig
 from m1jax.errors import UserError
+from m1jax.hardware import GIB, TPUS
 from m1jax.plan import flops, memory
-from m1jax.plan.chips import CHIPS, GIB, Topology, smallest
+from m1jax.plan.topologies import Topology, smallest
 
 REMATS = ("none", "dots", "block")
 SLACK = 0.9
@@ -57,7 +58,7 @@ class Candidate:
 def comparable(topology: Topology) -> list[Topology]:
     """For every chip the smallest slice that has at least the same peak FLOP/s, or its largest."""
     found = []
-    for chip in CHIPS.values():
+    for chip in TPUS.values():
         wanted = math.ceil(math.prod(topology.shape) * topology.chip.flops / chip.flops)
         largest = Topology(chip, tuple(map(int, chip.topologies[-1].split("x"))))
         found.append(dataclasses.replace(smallest(chip, wanted) or largest, slices=topology.slices))
@@ -163,7 +164,7 @@ def _seconds(config: RunConfig, stage: StageConfig, topology: Topology, mesh: Ma
     per_token = flops.per_token(config.model, stage.row_length, config.train.remat).hardware
     tokens = stage.global_batch * stage.row_length
     chip = topology.chip
-    return tokens * per_token / (chip.flops * topology.chips) + (near / chip.ici + far / chip.dcn) * chip.devices
+    return tokens * per_token / (chip.flops * topology.chips) + (near / chip.link + far / chip.dcn) * chip.devices
 
 
 def traffic(config: RunConfig, stage: StageConfig, mesh: Mapping[str, int]) -> tuple[float, float]:

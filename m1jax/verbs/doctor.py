@@ -23,14 +23,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.table import Table
 
-from m1jax import __version__, kernels
+from m1jax import __version__, hardware, kernels
 from m1jax.config import RunConfig
 from m1jax.errors import UserError
 from m1jax.parallel import measure, processes
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel.processes import Processes
 from m1jax.show import console as consoles
-from m1jax.train.hooks.journal import PEAK_FLOPS
 from m1jax.verbs import jax_setup
 
 VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore")
@@ -143,7 +142,8 @@ def _products(dtype: str) -> Sequence[Finding]:
     wrong = [str(device.id) for device, (_, right) in zip(local, measured, strict=True) if not right]
     if wrong:
         return [Finding("matrix product", BROKEN, found, f"device(s) {', '.join(wrong)} gave wrong numbers: replace")]
-    peak = PEAK_FLOPS.get(local[0].device_kind)
+    chip = hardware.by_kind(local[0].device_kind)
+    peak = chip.flops_per_device if chip and dtype == "bfloat16" else None
     if peak and worst < SLOW_SHARE_OF_PEAK * peak:
         return [Finding("matrix product", "slow", found, f"the published peak is {peak / 1e12:.0f} TFLOP/s")]
     # Virtual CPU devices share cores: what one of them gets says nothing of the machine.

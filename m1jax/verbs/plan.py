@@ -14,9 +14,10 @@ from rich.table import Table
 
 from m1jax.config import RunConfig, StageConfig
 from m1jax.errors import UserError
+from m1jax.hardware import GIB, TPUS
 from m1jax.plan import answers, compiling, searching
 from m1jax.plan.answers import Answer
-from m1jax.plan.chips import CHIPS, GIB, Topology, parse
+from m1jax.plan.topologies import Topology, parse
 from m1jax.show import console as consoles
 
 
@@ -29,8 +30,8 @@ def prices(entries: Sequence[str]) -> dict[str, float]:
             found[name] = float(text)
         except ValueError as error:
             raise UserError(f"price {entry!r} is not CHIP=NUMBER: write for instance v5p=4.2.") from error
-        if name not in CHIPS:
-            raise UserError(f"price {entry!r} names no known chip: {', '.join(CHIPS)} are known.")
+        if name not in TPUS:
+            raise UserError(f"price {entry!r} names no known chip: {', '.join(TPUS)} are known.")
     return found
 
 

@@ -62,6 +62,7 @@ def _names(lines: Sequence[Line]) -> list[str]:
 def _stage(name: str, lines: Sequence[Line]) -> Line:
     """A stage's numbers; the loss at its ends is the mean over a fifth of its steps."""
     losses = np.array([line["loss"] for line in lines])
+    mfu = [line["mfu"] for line in lines if "mfu" in line]  # absent where the chip's peak is not known
     fifth = max(1, len(losses) // 5)
     return {
         "stage": name,
@@ -70,7 +71,7 @@ def _stage(name: str, lines: Sequence[Line]) -> Line:
         "last_loss": float(losses[-fifth:].mean()),
         "skipped": sum(line["skipped"] for line in lines),
         "tokens_per_second": float(np.median([line["tokens_per_second"] for line in lines])),
-        "mfu": float(np.median([line["mfu"] for line in lines])),
+        "mfu": float(np.median(mfu)) if mfu else None,
     }
 
 
@@ -86,7 +87,8 @@ def _stage_table(stages: Sequence[Line]) -> Table:
         table.add_column(column, justify="right")
     for stage in stages:
         losses = [f"{stage['first_loss']:.3f}", f"{stage['last_loss']:.3f}", str(stage["skipped"])]
-        speed = [f"{stage['tokens_per_second']:,.0f}", f"{stage['mfu']:.0%}"]
+        mfu = "n/a" if stage["mfu"] is None else f"{stage['mfu']:.0%}"
+        speed = [f"{stage['tokens_per_second']:,.0f}", mfu]
         table.add_row(stage["stage"], str(stage["steps"]), *losses, *speed)
     return table
 

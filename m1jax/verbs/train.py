@@ -13,6 +13,7 @@ from m1jax import __version__, loading, model
 from m1jax.config import RunConfig, to_dict
 from m1jax.curriculum.loader import Loader
 from m1jax.objectives.next_token import next_token_loss
+from m1jax.parallel import measure
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import processes as joining
 from m1jax.parallel.processes import Processes
@@ -81,6 +82,8 @@ def _train(
         f"{config.model.num_parameters:,} parameters, {config.total_steps:,} steps on {mesh.size} "
         f"{mesh.devices.flat[0].device_kind} device(s), attention {config.model.attention!r}."
     )
+    if not measure.has_peak(mesh.devices.flat[0]):
+        console.print(f"The peak FLOP/s of {mesh.devices.flat[0].device_kind} is not in m1jax/hardware.py: MFU is n/a.")
     record, folder = curriculum.record(), journal_folder(config)
     bar = ProgressBar(console, config.train.log_every)
     journals: list[Journal] = []

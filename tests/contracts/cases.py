@@ -7,7 +7,7 @@ import pathlib
 import jax
 
 from m1jax.config import file as config_file
-from m1jax.plan import chips, compiling, contracts
+from m1jax.plan import compiling, contracts, topologies
 
 FOLDER = pathlib.Path(__file__).parent
 # Narrow and shallow, so that a compilation is short, but deep enough to be a loop over periods, with the head_dim of
@@ -48,7 +48,7 @@ class Case:
     def lower(self):
         """(lowered program, its mesh, its topology, its parameters)."""
         run = self.run()
-        topology = chips.parse(self.topology or run.hardware.topology, self.slices)
+        topology = topologies.parse(self.topology or run.hardware.topology, self.slices)
         mesh = compiling.mesh_for(run, topology)
         program = compiling.train_program(run, mesh)
         with compiling.lowering(mesh):

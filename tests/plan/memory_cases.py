@@ -19,7 +19,7 @@ import time
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from m1jax.config import file as config_file
-from m1jax.plan import chips, compiling, hlo
+from m1jax.plan import compiling, hlo, topologies
 
 FILE = pathlib.Path(__file__).with_suffix(".json")
 TOPOLOGY = "v5e:2x2"
@@ -88,7 +88,7 @@ def mesh_of(case):
 
 
 def _compile(case, folder):
-    run, topology = config(case), chips.parse(TOPOLOGY)
+    run, topology = config(case), topologies.parse(TOPOLOGY)
     mesh = compiling.mesh_for(run, topology)
     program = compiling.train_program(run, mesh)
     with compiling.lowering(mesh):

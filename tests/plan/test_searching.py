@@ -4,18 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m1jax import hardware
 from m1jax.config import file as config_file
 from m1jax.errors import UserError
-from m1jax.plan import chips, roofline, searching
+from m1jax.plan import roofline, searching, topologies
 from m1jax.plan.collectives import Collective
 
 CONFIG = config_file.load("m1_14b")
 STAGE = CONFIG.stages[0]
-V5P = chips.parse("v5p:4x4x4")
+V5P = topologies.parse("v5p:4x4x4")
 
 
 def test_every_setting_multiplies_out_and_divides():
-    found = list(searching.candidates(CONFIG, [STAGE], chips.parse("v5p:2x2x4", slices=2), 1.0))
+    found = list(searching.candidates(CONFIG, [STAGE], topologies.parse("v5p:2x2x4", slices=2), 1.0))
     assert len(found) > 100
     for setting in found:
         assert math.prod(setting.mesh.values()) == 32 and setting.mesh["replica"] == 2
@@ -63,12 +64,12 @@ def test_a_search_among_chips_without_a_price_is_refused():
 
 
 def test_prices_decide_between_chips():
-    topologies = searching.comparable(V5P)
-    assert [t.chip.name for t in topologies] == ["v5e", "v5p", "v6e", "tpu7x"]
-    assert all(t.chips * t.chip.flops >= 64 * 459e12 for t in topologies)
+    slices = searching.comparable(V5P)
+    assert [t.chip.name for t in slices] == ["v5e", "v5p", "v6e", "tpu7x"]
+    assert all(t.chips * t.chip.flops >= 64 * 459e12 for t in slices)
     for cheap in ("v5p", "v6e"):
         prices = {"v5p": 10.0, "v6e": 10.0} | {cheap: 0.01}
-        assert searching.rank(CONFIG, [STAGE], topologies, prices)[0].topology.chip.name == cheap
+        assert searching.rank(CONFIG, [STAGE], slices, prices)[0].topology.chip.name == cheap
 
 
 def test_no_time_lies_below_the_roofline():
@@ -81,17 +82,17 @@ def test_no_time_lies_below_the_roofline():
     flops=st.floats(0, 1e18),
     hbm=st.floats(0, 1e14),
     moved=st.lists(st.tuples(st.floats(0, 1e14), st.booleans()), max_size=4),
-    chip=st.sampled_from(sorted(chips.CHIPS)),
+    chip=st.sampled_from(sorted(hardware.TPUS)),
 )
 def test_no_part_alone_takes_longer_than_the_bound_nor_the_bound_than_all_parts(flops, hbm, moved, chip):
-    topology = chips.Topology(chips.CHIPS[chip], (2, 2), slices=2)
+    topology = topologies.Topology(hardware.TPUS[chip], (2, 2), slices=2)
     parts = [Collective("all-gather", "fsdp", 1, size, far) for size, far in moved]
     times = roofline.step_times(flops, hbm, parts, topology)
     one = topology.chip
     alone = (
         flops / (one.flops / one.devices),
         hbm / (one.hbm_bandwidth / one.devices),
-        sum(size for size, far in moved if not far) / (one.ici / one.devices),
+        sum(size for size, far in moved if not far) / (one.link / one.devices),
         sum(size for size, far in moved if far) / (one.dcn / one.devices),
     )
     assert times.bound >= max(alone) * (1 - 1e-12)

@@ -9,7 +9,7 @@ pytest.importorskip("libtpu")
 
 from m1jax.config import MeshConfig
 from m1jax.parallel import mesh as meshes
-from m1jax.plan import chips, compiling
+from m1jax.plan import compiling, topologies
 
 LAYERS, WIDTH = 6, 2048
 WEIGHT = WIDTH * WIDTH * 2  # bytes of a layer's weights in bf16
@@ -17,7 +17,7 @@ WEIGHT = WIDTH * WIDTH * 2  # bytes of a layer's weights in bf16
 
 def collectives_of(topology, slices=1, **sizes):
     """{(kind, axes): (count, bytes)} of the gradient of a chain of layers, weights and rows over fsdp."""
-    topology = chips.parse(topology, slices)
+    topology = topologies.parse(topology, slices)
     mesh = meshes.make(MeshConfig(**sizes), topology.devices())
 
     def array(shape, *spec):

@@ -8,8 +8,9 @@ import types
 
 import pytest
 
+from m1jax import hardware
 from m1jax.config import file as config_file
-from m1jax.plan import chips, compiling
+from m1jax.plan import compiling, topologies
 from m1jax.train import program as programs
 from m1jax.verbs import main
 from m1jax.verbs import train as training
@@ -42,7 +43,7 @@ def test_plan_lowers_the_program_that_train_runs(tmp_path, monkeypatch):
         training.run(config)
     monkeypatch.undo()
     trained = built.value.args[0]
-    mesh = compiling.mesh_for(config, chips.parse("v5e:2x4"))
+    mesh = compiling.mesh_for(config, topologies.parse("v5e:2x4"))
     assert dict(mesh.shape) == dict(trained.mesh.shape)
     planned = compiling.train_program(config, mesh)
     for stage in config.stages[1:]:
@@ -100,7 +101,7 @@ def test_every_shipped_config_names_the_topology_that_its_mesh_fills():
         config = config_file.load(str(path))
         found[config.name] = config.hardware.topology
         if config.hardware.topology != "cpu":
-            devices = chips.parse(config.hardware.topology, config.hardware.slices).num_devices
+            devices = topologies.parse(config.hardware.topology, config.hardware.slices).num_devices
             assert math.prod(config.mesh.shape(devices)) == devices
     assert found == {"m1_14b": "v5p:4x4x4", "m1_1b5": "v5e:4x4", "quickstart": "cpu"}
 
@@ -118,7 +119,7 @@ def test_a_decode_step_is_planned_and_the_second_time_not_compiled(tmp_path, mon
     (answer,) = first
     assert answer["fits"] and answer["tokens"] == 2 and "attention reference" in answer["settings"]
     # The caches of both rows and the weights are read once a token.
-    assert answer["times"]["hbm"] >= answer["parts"]["weights"] / chips.CHIPS["v5e"].hbm_bandwidth
+    assert answer["times"]["hbm"] >= answer["parts"]["weights"] / hardware.TPUS["v5e"].hbm_bandwidth
 
 
 def test_a_search_writes_a_setting_that_the_config_takes(tmp_path, capsys):

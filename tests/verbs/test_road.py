@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import m1jax
+from m1jax.parallel import measure
 from m1jax.train.hooks.journal import TIMING, read_journal
 from m1jax.verbs import main
 from tests.verbs.conftest import PROGRAM, TINY, quickstart
@@ -71,6 +73,22 @@ def test_on_disk_one_layer_is_one_chunk(road):
     tables = [array for array in arrays if array["param_name"] in ("params.embed.weight", "params.head.weight")]
     assert len(tables) == 2
     assert all(array["chunk_shape"] == array["write_shape"] for array in tables)
+
+
+def test_mfu_is_not_available_on_an_unknown_chip(road, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    for part in ("corpus", "tokenizer", "rows"):
+        shutil.copytree(road / part, folder / part)
+    monkeypatch.setattr(measure, "peak_flops", lambda device, dtype: None)
+    monkeypatch.setattr(measure, "has_peak", lambda device: False)
+    run = ["--config", TINY, "--set", f"folder={folder}"]
+    assert main(["train", *run]) == 0
+    said = capsys.readouterr().out
+    assert said.count("MFU is n/a") == 1 and "MFU n/a" in said and "%" not in said.split("Trained.")[0]
+    assert not any("mfu" in line for line in read_journal(folder / "train" / "metrics.jsonl"))
+    assert main(["report", *run]) == 0
+    assert "n/a" in capsys.readouterr().out
+    assert {stage["mfu"] for stage in json.loads((folder / "summary.json").read_text())["stages"]} == {None}
 
 
 def test_json_is_for_machines(road, capsys):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from m1jax.errors import UserError
+from m1jax.hardware import TPUS
 from m1jax.kernels import visible
 from m1jax.kernels.names import ATTENTION
 from m1jax.kernels.tpu import rotary, schedule, tuning
@@ -204,9 +205,9 @@ def _check(q: Array, k: Array, v: Array, chip: str) -> None:
             f"attention pallas_tpu has q, k, v of {q.dtype}, {k.dtype}, {v.dtype}: all float32 or all bfloat16 is "
             "supported; set model.compute_dtype."
         )
-    if chip not in tuning.CHIPS:
+    if chip not in TPUS:
         raise UserError(
-            f"attention pallas_tpu has no kernel for {chip}: {', '.join(tuning.CHIPS)} are supported; set "
+            f"attention pallas_tpu has no kernel for {chip}: {', '.join(TPUS)} are supported; set "
             "model.attention to reference."
         )
 

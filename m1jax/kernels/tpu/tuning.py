@@ -5,14 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from m1jax.hardware import MIB, TPUS, by_kind
 from m1jax.kernels.tpu.schedule import Blocks, Plan
-
-MEBIBYTE = 2**20
-CHIPS = {"v5e": 1, "v5p": 2, "v6e": 1, "tpu7x": 1}
-"""Cores that one device runs a kernel on."""
-VMEM = {"v5e": 128 * MEBIBYTE, "v5p": 64 * MEBIBYTE, "v6e": 128 * MEBIBYTE, "tpu7x": 64 * MEBIBYTE}
-"""Bytes of vector memory a core."""
-_KINDS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
 
 _BLOCKS: dict[tuple[str, int], tuple[Blocks, Blocks]] = {
     ("v6e", 128): (Blocks(1024, 256, heads=5), Blocks(1024, 256)),
@@ -26,25 +20,27 @@ def chip() -> str:
     """The chip that is being compiled for: the mesh's in `use_abstract_mesh` or shard_map, else the first device's."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     kind = getattr(device, "device_kind", None) or jax.devices()[0].device_kind
-    return _KINDS.get(kind, kind)
+    found = by_kind(kind)
+    return found.name if found else kind
 
 
 def plan(chip: str, head_dim: int, keys: int, pairs: int, dtype: Any) -> Plan:
     """Blocks for `keys` tokens and `pairs` rows x KV heads on a chip."""
     forward, backward = _BLOCKS.get((chip, head_dim), _DEFAULT)
-    cores = 2 if CHIPS.get(chip, 1) == 2 and pairs % 2 else 1
+    known = TPUS.get(chip)
+    cores = 2 if known and known.cores == 2 and pairs % 2 else 1
     # Short rows take smaller blocks rather than much padding.
     rows = min(forward.rows, -(-keys // (128 * cores)) * 128)
     while rows & (rows - 1):
         rows += rows & -rows
     groups = -(-keys // (rows * cores))
     itemsize = jnp.dtype(dtype).itemsize
-    capacity = VMEM.get(chip, 64 * MEBIBYTE)
+    capacity = known.vmem if known else 64 * MIB
     # A key's share in the backward kernel: prepared K, its transpose and V, and two sums in float32.
     share = head_dim * (3 * itemsize + 8)
     # Streams and tiles: the compiler asks for up to 15 MiB in bfloat16, and 38 where two cores share: a group has two
     # blocks of keys then, whose gradients are float32 parts.
-    streams = (10 * itemsize + 18 * (cores - 1) + 8 * (forward.heads - 1)) * MEBIBYTE
+    streams = (10 * itemsize + 18 * (cores - 1) + 8 * (forward.heads - 1)) * MIB
     room = min(int(capacity * 0.55), int(capacity * 0.9) - streams)
     chunks = min(groups, max(1, -(-groups * rows * cores * share // max(1, room))))
     groups = -(-groups // chunks) * chunks

@@ -1,4 +1,4 @@
-"""What a step reports: a line of JSON, TensorBoard events, and how fast the machine was used."""
+"""What a step reports: a line of JSON, TensorBoard events, and the memory that the devices used."""
 
 import json
 import socket
@@ -8,39 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
-
-# Published dense bf16 peaks of one device as JAX counts devices, FLOP/s.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
-
-
-def peak_flops(device: jax.Device, dtype: str) -> float:
-    """Peak FLOP/s of one device: published where known, else (a CPU) the best of some square products, measured now."""
-    if device.device_kind in PEAK_FLOPS:
-        return PEAK_FLOPS[device.device_kind]
-    size = 1536
-    with jax.default_device(device):
-        a = jnp.ones((size, size), dtype)
-        product = jax.jit(lambda x: x @ x)
-        product(a).block_until_ready()
-        best = float("inf")
-        for _ in range(5):
-            start = time.perf_counter()
-            product(a).block_until_ready()
-            best = min(best, time.perf_counter() - start)
-    # Virtual CPU devices share the cores that the product above had for itself.
-    sharers = jax.local_device_count() if device.platform == "cpu" else 1
-    return 2 * size**3 / best / sharers
 
 
 def hbm_bytes() -> int | None:

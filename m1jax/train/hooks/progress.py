@@ -39,8 +39,9 @@ class ProgressBar:
     def __call__(self, report: StepReport) -> None:
         """Moves the bar to the report's step."""
         left = datetime.timedelta(seconds=round(report.seconds_left))
+        mfu = "n/a" if report.mfu is None else f"{report.mfu:.0%}"
         numbers = (
-            f"loss {report.loss:.3f} · {report.tokens_per_second:,.0f} tokens/s · MFU {report.mfu:.0%} · "
+            f"loss {report.loss:.3f} · {report.tokens_per_second:,.0f} tokens/s · MFU {mfu} · "
             f"skipped {report.skipped_total} · {left} left"
         )
         self._bar.update(

@@ -14,8 +14,9 @@ from m1jax.config import RunConfig, StageConfig
 from m1jax.errors import UserError
 from m1jax.model.flops import train_flops
 from m1jax.optim.schedules import learning_rate
+from m1jax.parallel import measure
 from m1jax.parallel import mesh as meshes
-from m1jax.train.hooks.journal import hbm_bytes, peak_flops
+from m1jax.train.hooks.journal import hbm_bytes
 
 NORMS = ("grad_norm/", "update_norm/", "param_norm/")
 """How a step's metrics of one layer kind begin; the kind follows (train/norms.py)."""
@@ -43,8 +44,8 @@ class StepReport:
     tokens: int
     """Tokens of the run so far, padding included."""
     tokens_per_second: float
-    mfu: float
-    """Model FLOPs (model/flops.py) a second over the peak of all devices."""
+    mfu: float | None
+    """Model FLOPs (model/flops.py) a second over the peak of all devices; None where the peak is not known."""
     seconds: float
     """From the report before (or the start) to this one."""
     data_wait: float
@@ -80,7 +81,8 @@ class Reporter:
         self._config, self._callbacks = config, callbacks
         self._parts = meshes.row_share(mesh)[1]
         self._rate = learning_rate(config)
-        self._peak = peak_flops(mesh.devices.flat[0], config.model.compute_dtype) * mesh.size
+        peak = measure.peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
+        self._peak = peak * mesh.size if peak else None
         self._tokens = _before(config, first)[1]
         self._total = _before(config, config.total_steps)[1]
         self._pending: Taken | None = None
@@ -124,7 +126,7 @@ class Reporter:
             rows=(first_row, first_row + rows - 1),
             tokens=self._tokens,
             tokens_per_second=speed,
-            mfu=sum(entry[2] for entry in list(self._recent)[1:]) / span / self._peak,
+            mfu=sum(entry[2] for entry in list(self._recent)[1:]) / span / self._peak if self._peak else None,
             seconds=seconds,
             data_wait=taken.waited,
             hbm_bytes=hbm_bytes(),

@@ -1,7 +1,4 @@
-"""TPU chips by their published figures, and topologies of them that nobody need hold.
-
-Figures are those of Google's Cloud TPU documentation (docs.cloud.google.com/tpu/docs/v5e, v5p-training, v6e, tpu7x).
-"""
+"""Slices of TPUs by name, and their devices for compiling on a machine that has none."""
 
 import math
 import os
@@ -11,49 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from m1jax.errors import UserError
+from m1jax.hardware import TPU, TPUS
 
-GIB = 2**30
 _FORM = re.compile(r"([a-z0-9]+):(\d+(?:x\d+)*)")
-
-
-@dataclass(frozen=True)
-class Chip:
-    """One chip: dense bf16 FLOP/s, HBM bytes and bytes/s, ICI bytes/s out of it, DCN bytes/s out of it.
-
-    ICI is published as the sum of both directions of all links: `ici` is half of it, what a chip can send (or receive).
-    """
-
-    name: str
-    flops: float
-    hbm: float
-    hbm_bandwidth: float
-    ici: float
-    dcn: float
-    dimensions: int
-    devices: int
-    """Devices that JAX counts a chip as."""
-    topologies: tuple[str, ...]
-    """Slices that Google's documentation lists, smallest first (the large 3D ones in part)."""
-
-
-_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_SOLID = (
-    "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8",
-    "4x4x12", "4x8x12", "8x8x12", "8x8x16", "8x16x16", "16x16x16", "16x16x24",
-)  # fmt: skip
-CHIPS = {
-    "v5e": Chip("v5e", 197e12, 16 * GIB, 819e9, 200e9, 25e9 / 8, 2, 1, _FLAT),
-    "v5p": Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 50e9 / 8, 3, 1, _SOLID),
-    "v6e": Chip("v6e", 918e12, 32 * GIB, 1638e9, 400e9, 100e9 / 8, 2, 1, _FLAT),
-    "tpu7x": Chip("tpu7x", 2307e12, 192 * GIB, 7380e9, 600e9, 100e9 / 8, 3, 2, _SOLID),
-}
 
 
 @dataclass(frozen=True)
 class Topology:
     """Slices of one kind of chip: `v5p:4x8x8`, times a number of slices joined by the data-centre network."""
 
-    chip: Chip
+    chip: TPU
     shape: tuple[int, ...]
     slices: int = 1
 
@@ -75,12 +39,12 @@ class Topology:
     @property
     def hbm_per_device(self) -> float:
         """Bytes of HBM that belong to one device."""
-        return self.chip.hbm / self.chip.devices
+        return self.chip.hbm_per_device
 
     @property
     def flops_per_device(self) -> float:
         """Dense bf16 FLOP/s of one device."""
-        return self.chip.flops / self.chip.devices
+        return self.chip.flops_per_device
 
     def devices(self) -> Sequence[Any]:
         """The devices, for compiling only; raises UserError where libtpu is missing."""
@@ -109,9 +73,9 @@ class Topology:
 def parse(text: str, slices: int = 1) -> Topology:
     """The topology that `text` names; raises UserError that lists the known ones."""
     found = _FORM.fullmatch(text)
-    chip = CHIPS.get(found[1]) if found else None
+    chip = TPUS.get(found[1]) if found else None
     if not found or chip is None:
-        known = "; ".join(f"{chip.name}: {', '.join(chip.topologies)}" for chip in CHIPS.values())
+        known = "; ".join(f"{chip.name}: {', '.join(chip.topologies)}" for chip in TPUS.values())
         raise UserError(f"topology {text!r} is unknown: write CHIP:SHAPE, one of {known}.")
     shape = tuple(map(int, found[2].split("x")))
     if found[2] not in chip.topologies:
@@ -121,7 +85,7 @@ def parse(text: str, slices: int = 1) -> Topology:
     return Topology(chip, shape, slices)
 
 
-def smallest(chip: Chip, chips: int) -> Topology | None:
+def smallest(chip: TPU, chips: int) -> Topology | None:
     """The smallest listed slice of at least `chips` chips; None where there is none."""
     shapes = [tuple(map(int, name.split("x"))) for name in chip.topologies]
     fitting = [shape for shape in shapes if math.prod(shape) >= chips]
