@@ -26,11 +26,10 @@ from m1jax import model
 from m1jax.config import file as config_file
 from m1jax.config import to_dict
 from m1jax.objectives.next_token import next_token_loss
+from m1jax.parallel import jax_setup, rules
 from m1jax.parallel import mesh as meshes
-from m1jax.parallel import rules
 from m1jax.train import program as programs
 from m1jax.train.checkpoint.checkpoints import Checkpoints, Meta
-from m1jax.verbs import jax_setup
 
 
 def batch_of(rows: int, length: int, vocab: int) -> dict[str, np.ndarray]:

@@ -5,6 +5,8 @@ USER_ERROR = 2
 """Exit status of a mistake that a user can put right."""
 AGAIN = 75
 """Exit status (sysexits' EX_TEMPFAIL) of a run that was interrupted or lost a process: it is to be started again."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C (128 + SIGINT, as shells count)."""
 
 
 class UserError(Exception):

@@ -101,6 +101,16 @@ def test_every_room_has_a_floor_and_imports_run_down():
     assert graph[""] <= {"loading"}
 
 
+def test_no_verb_imports_another():
+    graph = graph_of(ROOT)
+    verbs = [name for name in graph if name.startswith("verbs.") and name not in ("verbs.command", "verbs.arguments")]
+    assert len(verbs) > 12
+    for name in verbs:
+        inside = {other for other in graph[name] if other.split(".")[0] == "verbs"}
+        allowed = {"verbs.command", "verbs.arguments"} if name == "verbs.quickstart" else {"verbs.arguments"}
+        assert inside <= allowed, name
+
+
 def test_no_file_imports_itself_by_way_of_others():
     graph = graph_of(ROOT)
     del graph[""]

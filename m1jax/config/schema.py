@@ -6,9 +6,9 @@ Fields that the Baichuan-M1 report leaves undisclosed have no default: a config 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from m1jax.config.folders import RunFolders
 from m1jax.config.stages import LearningRateConfig as LearningRateConfig
 from m1jax.config.stages import RampConfig as RampConfig
 from m1jax.config.stages import StageConfig as StageConfig
@@ -211,8 +211,8 @@ class HardwareConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """A whole run, from text to a trained model."""
+class RunConfig(RunFolders):
+    """A whole run, from text to a trained model; the paths of what it writes are in RunFolders."""
 
     name: str
     folder: str
@@ -225,36 +225,6 @@ class RunConfig:
     hardware: HardwareConfig = HardwareConfig()
     train: TrainConfig = TrainConfig()
     seed: int = _bounded(0, default=0)
-
-    @property
-    def corpus(self) -> Path:
-        """Folder of documents."""
-        return Path(self.data.corpus or f"{self.folder}/corpus")
-
-    @property
-    def tokenizer(self) -> Path:
-        """Folder of the tokenizer."""
-        return Path(self.data.tokenizer or f"{self.folder}/tokenizer")
-
-    @property
-    def rows(self) -> Path:
-        """Folder of packed rows; raises UserError where the config reads them from a bucket."""
-        if "://" in self.data.rows:
-            raise UserError(
-                f"config key data.rows = {self.data.rows} is an address, and `m1 pack` writes to a disk: pack with "
-                f"--set data.rows=FOLDER, then copy that folder to the address."
-            )
-        return Path(self.data.rows or f"{self.folder}/rows")
-
-    @property
-    def rows_address(self) -> str:
-        """Where packed rows are read from: the folder above, or an address such as gs://bucket/rows."""
-        return self.data.rows or str(self.rows)
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of checkpoints."""
-        return Path(self.folder) / "checkpoints"
 
     @property
     def total_steps(self) -> int:

@@ -3,9 +3,13 @@
 `<B_SYS>system<C_Q>user<C_A>answer<C_Q>…`, with a default system turn first where none is given.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from m1jax.errors import UserError
+from m1jax.generate.engine import LanguageModel
+from m1jax.generate.sampling import Sampling
+from m1jax.generate.session import Generation
+from m1jax.generate.text import Answer, answers
 from m1jax.tokenizer import DEFAULT_SYSTEM, Tokenizer
 
 Message = Mapping[str, str]
@@ -56,3 +60,36 @@ def roles_of(tokenizer: Tokenizer) -> dict[str, int]:
             "or a model whose tokenizer has them."
         )
     return tokenizer.roles
+
+
+class Conversation:
+    """A session that speaks the chat format; each turn computes only what is new."""
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, system: str = DEFAULT_SYSTEM):
+        """Raises UserError where the tokenizer has no role tokens."""
+        self._model, self._tokenizer = model, tokenizer
+        self._opening = turn(tokenizer, "system", system)
+        self._ends = ends(tokenizer)
+        self._session = model.session()
+
+    @property
+    def tokens(self) -> list[int]:
+        """Everything said so far, with its role tokens."""
+        return self._session.tokens[0]
+
+    def ask(self, text: str, max_new_tokens: int, sampling: Sampling, seed: int) -> Iterator[list[Answer]]:
+        """The answer as it comes (`m1jax.generate.text.answers`).
+
+        Raises UserError, and leaves the conversation as it was, where the context has no room for an answer.
+        """
+        opening = [] if self.tokens else self._opening
+        new = [*opening, *turn(self._tokenizer, "user", text), self._tokenizer.roles["assistant"]]
+        room = self._model.config.max_positions - len(self.tokens) - len(new)
+        if room < 1:
+            raise UserError(
+                f"the context is full: {len(self.tokens)} tokens and this turn's {len(new)} leave no room for an answer"
+                f" in {self._model.config.max_positions} positions; /reset starts anew."
+            )
+        self._session.extend(new)
+        generation = Generation(self._session, min(max_new_tokens, room), sampling, seed, self._ends)
+        return answers(generation, self._tokenizer)

@@ -26,6 +26,16 @@ def make(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mes
     return Mesh(_arranged(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def over_tensor(tensor: int) -> Mesh | None:
+    """A mesh that splits a model over `tensor` devices, None for one; raises UserError where there are fewer."""
+    if tensor == 1:
+        return None
+    devices = jax.devices()
+    if not 1 <= tensor <= len(devices):
+        raise UserError(f"--tensor {tensor} needs as many devices, there are {len(devices)}: choose a smaller number.")
+    return make(MeshConfig(tensor=tensor), devices[:tensor])
+
+
 def _arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     """Devices as an array of `shape`: neighbours on a TPU's torus are neighbours in it, slices lie along `replica`."""
     if devices[0].platform != "tpu":

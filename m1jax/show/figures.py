@@ -20,7 +20,16 @@ def make(width: float, height: float) -> Any:
     return figure
 
 
+def colours() -> Any:
+    """Twenty colours that are told apart, an array (20, 4); call it once `make` has found matplotlib."""
+    from matplotlib import colormaps
+
+    return colormaps["tab20"](range(20))
+
+
 def save(figure: Any, path: Path) -> None:
-    """Writes the figure as a picture, and its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    """Writes the figure as a picture; raises UserError where the path cannot be written or names no format."""
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be written ({error}): give a path that ends in .png, .svg or .pdf.") from error

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from m1jax.curriculum.curriculum import Curriculum
-from m1jax.errors import UserError
+from m1jax.show import figures
 
 _UNITS = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"), (1e3, "thousand"))
 _NAMED = 14
@@ -14,24 +14,16 @@ _NAMED = 14
 
 def plot(curriculum: Curriculum, path: Path, title: str) -> None:
     """Draws the mixture over tokens as stacked areas; raises UserError where matplotlib is missing or refuses."""
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "matplotlib is missing: install m1jax with its extra, `pip install m1jax[quickstart]`."
-        ) from error
     names, shares, tokens = _shares(curriculum)
     unit, word = next(((size, word) for size, word in _UNITS if tokens.sum() >= size), (1.0, ""))
     edges = np.concatenate([[0.0], np.cumsum(tokens)]) / unit
-    figure = Figure(figsize=(10, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.make(10, 4.8)
     axes = figure.add_subplot()
-    colours = matplotlib.colormaps["tab20"](range(20))
     # Each stage is a step of constant shares: its values at both of its edges.
     places = np.repeat(edges, 2)[1:-1]
-    areas = axes.stackplot(places, np.repeat(shares, 2, axis=1) * 100, labels=names, colors=colours, linewidth=0)
+    areas = axes.stackplot(
+        places, np.repeat(shares, 2, axis=1) * 100, labels=names, colors=figures.colours(), linewidth=0
+    )
     for i, stage in enumerate(curriculum.stages):
         if i:
             axes.axvline(edges[i], color="white", linewidth=1.5)
@@ -42,10 +34,7 @@ def plot(curriculum: Curriculum, path: Path, title: str) -> None:
     axes.set_title(title, pad=34)
     handles = areas[::-1]
     axes.legend(handles, names[::-1], loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be written ({error}): give a path that ends in .png, .svg or .pdf.") from error
+    figures.save(figure, path)
 
 
 def _shares(curriculum: Curriculum) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -73,7 +73,8 @@ def run(config: RunConfig, trace: Path) -> Path:
         "followed. `adaptive` needs the norms of units, which a trace does not hold.",
         soft_wrap=True,
     )
-    path = Path(config.folder) / "train" / "clipping.png"
+    path = config.journal / "clipping.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
     _plot(replays, steps, norms, path, clip)
     console.print(f"Drawn in {path}", highlight=False, soft_wrap=True)
     return path

@@ -31,7 +31,8 @@ def plot(config: RunConfig) -> Path:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axes.grid(alpha=0.3)
-    path = Path(config.folder) / "train" / "schedule.png"
+    path = config.journal / "schedule.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
     figures.save(figure, path)
     consoles.make().print(f"Learning rate of {config.total_steps:,} steps: {path}", highlight=False, soft_wrap=True)
     return path

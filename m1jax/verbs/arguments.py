@@ -1,58 +1,100 @@
-"""What the verbs share: a parser that speaks in sentences, and arguments that several verbs take."""
+"""Arguments that several verbs take, and what the verbs make of them."""
 
 import argparse
-import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING
 
-from m1jax.errors import USER_ERROR
+from m1jax.config import RunConfig
+from m1jax.errors import UserError
+
+if TYPE_CHECKING:  # they load JAX
+    from m1jax.generate.sampling import Sampling
+    from m1jax.parallel.processes import Processes
 
 CONFIG = "--config configs/quickstart.py"
-TEXT_HELP = "your own .txt, .jsonl or .parquet files instead of fetched text"
-Verb = Callable[[argparse.Namespace], int | None]
+"""The config of the examples."""
+Parser = argparse.ArgumentParser
 
 
-class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        """One sentence and exit status 2."""
-        print(f"m1: {message}: see `{self.prog} --help`.", file=sys.stderr)
-        raise SystemExit(USER_ERROR)
+def example(parser: Parser, *commands: str) -> None:
+    """Shows these commands at the end of the help."""
+    parser.epilog = "\n".join(["example:", *(f"  {command}" for command in commands)])
 
 
-def add(verbs: Any, name: str, help_text: str, example: str, run: Verb, config: bool = True) -> Parser:
-    """A verb's parser with its help, its example and `--debug`, and `--config` and `--set` where a run is meant."""
-    parser = verbs.add_parser(
-        name,
-        help=help_text,
-        description=help_text[0].upper() + help_text[1:] + ".",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_text(parser: Parser) -> None:
+    """Adds --text."""
+    parser.add_argument("--text", metavar="DIR", help="your own .txt, .jsonl or .parquet files instead of fetched text")
+
+
+def add_json(parser: Parser, instead_of: str = "tables") -> None:
+    """Adds --json."""
+    parser.add_argument("--json", action="store_true", help=f"print JSON instead of {instead_of}")
+
+
+def add_config(parser: Parser) -> None:
+    """Adds --config and --set."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="config file, or the name of a shipped one")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key of the config, e.g. model.hidden=512; may be repeated",
     )
-    if config:
-        parser.add_argument("--config", required=True, metavar="FILE", help="config file, or the name of a shipped one")
-        parser.add_argument(
-            "--set",
-            dest="overrides",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="override one key of the config, e.g. model.hidden=512; may be repeated",
-        )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run)
-    return parser
 
 
-def add_group(verbs: Any, name: str, help_text: str) -> Any:
-    """A verb whose next word is an action; `add` adds actions to what this returns."""
-    parser = verbs.add_parser(name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".")
-    return parser.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
-
-
-def config_of(args: argparse.Namespace) -> Any:
-    """The RunConfig that `--config` and `--set` name."""
+def config_of(args: argparse.Namespace) -> RunConfig:
+    """The run that --config and --set describe."""
     from m1jax.config import file as config_file
 
     return config_file.load(args.config, args.overrides)
+
+
+def add_processes(parser: Parser) -> None:
+    """Adds --coordinator, --processes and --process."""
+    group = parser.add_argument_group(
+        "several processes", "Found by itself on a TPU pod, under Slurm and under Open MPI; elsewhere give all three."
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
+    group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+
+
+def processes_of(args: argparse.Namespace) -> "Processes | None":
+    """How this process joins the others, where the arguments say it; raises UserError for only some of them."""
+    given = (args.coordinator, args.processes, args.process)
+    if any(value is not None for value in given) and None in given:
+        raise UserError("--coordinator, --processes and --process belong together: give all three, or none.")
+    if args.coordinator is None:
+        return None
+    from m1jax.parallel.processes import Processes
+
+    return Processes(*given)
+
+
+def add_sampling(parser: Parser, max_new_tokens: int) -> None:
+    """Adds --model and how tokens are drawn from it."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="a run's folder, imported or exported")
+    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest; 0 is all")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample among the likeliest of mass P")
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="drop tokens below P times the likeliest")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 shuns repetition")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tensor", type=int, default=1, metavar="N", help="split the model over N devices")
+    add_json(parser, "text")
+
+
+def sampling_of(args: argparse.Namespace) -> "Sampling":
+    """How tokens are drawn."""
+    from m1jax.generate.sampling import Sampling
+
+    return Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
+
+
+def add_conversion(parser: Parser, verify_help: str) -> None:
+    """Adds --dtype, --verify and --prompt."""
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="convert to it (default: keep each tensor's)")
+    parser.add_argument("--verify", action="store_true", help=verify_help)
+    parser.add_argument("--prompt", metavar="TEXT", help="compare logits on this text")

@@ -1,5 +1,6 @@
 """`m1 corpus`: fetched or given text becomes documents that share nothing with the evaluation items."""
 
+import argparse
 import concurrent.futures
 import dataclasses
 import itertools
@@ -21,12 +22,26 @@ from m1jax.text.documents import Document, Rejected
 from m1jax.text.fetch import ChecksumMismatchError, FetchError, Package, default_cache, fetch
 from m1jax.text.overlap import NgramIndex
 from m1jax.text.sources import SOURCES, Source, evaluation_files, packages
+from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_text, config_of, example
 
 HELDOUT_BYTES = 300_000
 """At most this much text of a source is held out: more would only make its measurement slower."""
 
 
-def run(config: RunConfig, text: str | None = None, language: str = "en") -> None:
+def arguments(parser: Parser) -> None:
+    """Adds the verb's arguments."""
+    example(parser, f"m1 corpus {CONFIG} --text my_texts/")
+    add_config(parser)
+    add_text(parser)
+    parser.add_argument("--language", default="en", help="language of --text where a record does not say (default: en)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
+    make(config_of(args), args.text, args.language)
+
+
+def make(config: RunConfig, text: str | None = None, language: str = "en") -> None:
     """Writes the run's corpus from `text` (a folder) or from the packages of data/sources; does nothing if it is there.
 
     Text that shares a run of words with an evaluation item is set aside; `text` is checked where the items' package

@@ -1,53 +1,59 @@
 """`m1 curriculum`: what the stages of a run will read of its packed rows, before it runs; and what a step has read."""
 
+import argparse
 import dataclasses
 import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from m1jax import tokenizer as tokenizers
 from m1jax.config import RunConfig
-from m1jax.curriculum.curriculum import Curriculum, Use
-from m1jax.curriculum.loader import Loader, Served
+from m1jax.curriculum.curriculum import Curriculum
+from m1jax.curriculum.opening import open_curriculum
 from m1jax.errors import UserError
-from m1jax.rows import packed
 from m1jax.rows.manifest import document_ids, index_path
-from m1jax.rows.packed import Stores
 from m1jax.rows.storage import Storage, is_remote
 from m1jax.show import console as consoles
-from m1jax.show.mixture_plot import plot
+from m1jax.show import curriculum_tables as tables
+from m1jax.show import mixture_plot
 from m1jax.tokenizer import Tokenizer
+from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_json, config_of, example
+
+if TYPE_CHECKING:  # grain loads JAX: the functions that read rows import it
+    from m1jax.curriculum.loader import Served
 
 _STYLES = ("cyan", "yellow", "green", "magenta")
 _EXAMPLE_PIECES, _EXAMPLE_CHARACTERS = 6, 160
 
 
-def open_curriculum(config: RunConfig) -> tuple[Curriculum, Stores]:
-    """The run's curriculum over its packed rows, and the row stores that it reads.
+def arguments(parser: Parser) -> None:
+    """Adds the verb's arguments."""
+    example(parser, f"m1 curriculum {CONFIG} --plot mixture.png", f"m1 curriculum replay {CONFIG} --step 1200")
+    add_config(parser)
+    parser.add_argument("action", nargs="?", choices=("replay",), help="show the documents of --step instead")
+    parser.add_argument("--step", type=int, metavar="N", help="with replay: a step, counted from 1 as in the log")
+    parser.add_argument("--examples", type=int, default=1, metavar="N", help="decoded rows of each stage (default: 1)")
+    parser.add_argument("--plot", default="", metavar="FILE.png", help="draw the mixture over tokens")
+    add_json(parser)
 
-    Raises UserError for missing or broken rows, a mixture that names no source, a source that would be read too often,
-    or a tokenizer larger than the model.
-    """
-    curriculum = _curriculum(config)
-    return curriculum, packed.open_stores(config.rows_address, curriculum.manifest, curriculum.used)
 
-
-def _curriculum(config: RunConfig) -> Curriculum:
-    manifest = packed.load_manifest(config.rows_address)
-    if manifest.vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"the rows in {config.rows_address} use {manifest.vocab_size} tokens, but model.vocab_size is "
-            f"{config.model.vocab_size}: raise it, or train a smaller tokenizer and pack again."
-        )
-    return Curriculum(config.stages, manifest, config.seed, config.data.max_epochs)
+def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
+    if (args.action is None) != (args.step is None):
+        raise UserError("m1 curriculum replay needs --step N, and --step belongs to replay: give both or neither.")
+    if args.examples < 0:
+        raise UserError(f"--examples {args.examples} must be 0 or more.")
+    config = config_of(args)
+    if args.step is not None:
+        replay(config, args.step, as_json=args.json)
+    else:
+        show(config, examples=args.examples, plot_path=args.plot, as_json=args.json)
 
 
 def show(config: RunConfig, *, examples: int = 1, plot_path: str = "", as_json: bool = False) -> None:
@@ -55,6 +61,8 @@ def show(config: RunConfig, *, examples: int = 1, plot_path: str = "", as_json: 
 
     `plot_path` names a picture to draw of the mixture over tokens. Raises UserError as `open_curriculum` does.
     """
+    from m1jax.curriculum.loader import Loader
+
     console = consoles.make(as_json)
     curriculum, stores = open_curriculum(config)
     loader = Loader(curriculum, stores)
@@ -65,13 +73,13 @@ def show(config: RunConfig, *, examples: int = 1, plot_path: str = "", as_json: 
             rows = loader.documents(sum(s.steps for s in config.stages[:i]))[:examples]
             shown.append((stage.name, _described(config, curriculum, tokenizer, rows)))
     if plot_path:
-        plot(curriculum, Path(plot_path), f"{config.name}: what is read")
+        mixture_plot.plot(curriculum, Path(plot_path), f"{config.name}: what is read")
     if as_json:
-        found = {"stages": _stages(curriculum), "uses": _uses(curriculum), "examples": dict(shown)}
+        found = {"stages": tables.stages(curriculum), "uses": tables.uses(curriculum), "examples": dict(shown)}
         print(json.dumps(found, ensure_ascii=False))
         return
-    console.print(_stage_table(curriculum))
-    console.print(_use_table(curriculum))
+    console.print(tables.stage_table(curriculum))
+    console.print(tables.use_table(curriculum))
     worst = max(curriculum.quantisation_error(stage) for stage in range(len(config.stages)))
     console.print(f"Shares are met within {worst:.2%} of each (weights are quantised to whole rows of a period).")
     if shown:
@@ -91,6 +99,8 @@ def replay(config: RunConfig, step: int, *, as_json: bool = False) -> None:
 
     Raises UserError as `open_curriculum` does, and for a step that the run does not have.
     """
+    from m1jax.curriculum.loader import Loader
+
     console = consoles.make(as_json)
     curriculum, stores = open_curriculum(config)
     if not 1 <= step <= curriculum.steps:
@@ -118,7 +128,7 @@ def _tokenizer(config: RunConfig, curriculum: Curriculum) -> Tokenizer:
 
 
 def _described(
-    config: RunConfig, curriculum: Curriculum, tokenizer: Tokenizer, rows: Sequence[Served]
+    config: RunConfig, curriculum: Curriculum, tokenizer: Tokenizer, rows: Sequence["Served"]
 ) -> list[dict[str, Any]]:
     """Rows with the identifiers and the text of their pieces; `no_target` is the text of the last token."""
     ids: dict[str, dict[int, str]] = {}
@@ -189,85 +199,3 @@ def _print_pieces(console: Console, row: dict[str, Any], limit: int = _EXAMPLE_P
 
 def _visible(text: str) -> str:
     return text.replace("\n", "⏎").replace("\r", "␍").replace("\t", "⇥")
-
-
-def _stages(curriculum: Curriculum) -> list[dict[str, Any]]:
-    first = 0
-    found = []
-    for stage in curriculum.stages:
-        rows = curriculum.first_row(first), curriculum.first_row(first + stage.steps)
-        found.append(
-            {
-                "stage": stage.name,
-                "first_step": first + 1,
-                "last_step": first + stage.steps,
-                "first_row": rows[0],
-                "last_row": rows[1] - 1,
-                "tokens": (rows[1] - rows[0]) * stage.row_length,
-                "row_length": stage.row_length,
-                "batches": [list(batch) for batch in stage.batches],
-                "difficulty": list(stage.difficulty),
-                "rope_base": stage.rope_base,
-                "learning_rate": dataclasses.asdict(stage.learning_rate),
-            }
-        )
-        first += stage.steps
-    return found
-
-
-def _uses(curriculum: Curriculum) -> list[dict[str, Any]]:
-    """The table of uses, with the times that a source was read up to the end of each stage."""
-    read: dict[str, float] = {}
-    found = []
-    for use in curriculum.table():
-        read[use.source] = read.get(use.source, 0.0) + use.epochs
-        found.append({**dataclasses.asdict(use), "read": read[use.source]})
-    return found
-
-
-def _stage_table(curriculum: Curriculum) -> Table:
-    rows = curriculum.first_row(curriculum.steps)
-    table = Table(title=f"Curriculum: {curriculum.steps:,} steps, {rows:,} rows", box=box.SIMPLE_HEAD)
-    table.add_column("stage")
-    for column in ("steps", "rows", "tokens", "row length", "batch, rows", "learning rate", "RoPE base"):
-        table.add_column(column, justify="right")
-    for stage in _stages(curriculum):
-        batches = [rows for rows, _ in stage["batches"]]
-        rate = stage["learning_rate"]
-        table.add_row(
-            stage["stage"],
-            f"{stage['first_step']:,} to {stage['last_step']:,}",
-            f"{stage['first_row']:,} to {stage['last_row']:,}",
-            f"{stage['tokens']:,}",
-            f"{stage['row_length']:,}",
-            f"{batches[0]:,} to {batches[-1]:,}" if len(batches) > 1 else f"{batches[0]:,}",
-            f"{rate['start']:g}" + (f" to {rate['end']:g}" if rate["end"] != rate["start"] else ""),
-            f"{stage['rope_base']:g}",
-        )
-    return table
-
-
-def _use_table(curriculum: Curriculum) -> Table:
-    table = Table(
-        title="What each stage reads (read: times so far; first, last: epoch.packing window.row)", box=box.SIMPLE_HEAD
-    )
-    for column in ("stage", "source", "domain"):
-        table.add_column(column, overflow="fold")
-    for column in ("share", "rows", "tokens", "epochs", "read", "first", "last", "left out"):
-        table.add_column(column, justify="right")
-    uses = curriculum.table()
-    for before, use, line in zip([None, *uses], uses, _uses(curriculum), strict=False):
-        new = before is None or before.stage != use.stage
-        if before is not None and new:
-            table.add_section()
-        row = [f"{use.share:.1%}", f"{use.rows:,}", f"{use.tokens:,}", f"{use.epochs:.2f}", f"{line['read']:.2f}"]
-        table.add_row(use.stage if new else "", use.source, use.domain, *row, *_ends(use), f"{use.skipped:,}")
-    return table
-
-
-def _ends(use: Use) -> tuple[str, str]:
-    """A source's first and last row of a stage: epoch, place of the packing window in its order, row of it."""
-    if not use.rows:
-        return "", ""
-    first, last = (f"{cursor.epoch + 1}.{cursor.turn}.{cursor.row}" for cursor in (use.start, use.last))
-    return first, last

@@ -1,5 +1,6 @@
 """`m1 doctor`: what is slow or broken on this machine, before a night is lost."""
 
+import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -26,11 +27,11 @@ from rich.table import Table
 from m1jax import __version__, hardware, kernels
 from m1jax.config import RunConfig
 from m1jax.errors import UserError
-from m1jax.parallel import measure, processes
+from m1jax.parallel import jax_setup, measure, processes
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel.processes import Processes
 from m1jax.show import console as consoles
-from m1jax.verbs import jax_setup
+from m1jax.verbs.arguments import CONFIG, Parser, add_json, add_processes, config_of, example, processes_of
 
 VERSIONS = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore")
 MIB = 1 << 20
@@ -58,7 +59,29 @@ class Finding:
     advice: str = ""
 
 
-def run(config: RunConfig | None, *, bucket: str = "", as_json: bool = False, given: Processes | None = None) -> int:
+def arguments(parser: Parser) -> None:
+    """Adds the verb's arguments."""
+    example(parser, f"m1 doctor {CONFIG} --bucket gs://my-bucket/run")
+    parser.add_argument("--config", metavar="FILE", help="also check the mesh and the kernels of this run")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as for m1 train"
+    )
+    parser.add_argument("--bucket", default="", metavar="DIR", help="folder or gs:// to write to (default: the run's)")
+    add_json(parser, "a table")
+    add_processes(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb."""
+    given = processes_of(args)
+    if args.overrides and not args.config:
+        raise UserError("--set changes a config: give --config too.")
+    return diagnose(config_of(args) if args.config else None, bucket=args.bucket, as_json=args.json, given=given)
+
+
+def diagnose(
+    config: RunConfig | None, *, bucket: str = "", as_json: bool = False, given: Processes | None = None
+) -> int:
     """Checks this machine, and with `config` the mesh and kernels of a run on it; the exit status, 1 if any is broken.
 
     Several processes check together, each its own devices and disk, all of them the mesh and the clocks. `bucket` is a

@@ -1,42 +1,56 @@
 """`m1 eval`: bits per byte on held-out text and accuracy on questions, of a checkpoint."""
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from rich.console import Console
 
-from m1jax import artefact, kernels, model
+from m1jax import artefact
 from m1jax import tokenizer as tokenizers
 from m1jax.config import RunConfig
-from m1jax.curriculum.loader import Loader
+from m1jax.config.folders import RESULTS
 from m1jax.errors import UserError
-from m1jax.evaluate import bits, choice, ngram, report, seqio_adapter, tasks
-from m1jax.evaluate.scoring import RowScorer, TargetLogprobs
-from m1jax.loading import Trained, computed_here, of_config
 from m1jax.show import console as consoles
-from m1jax.text.documents import read_documents
-from m1jax.tokenizer import Tokenizer
-from m1jax.verbs import jax_setup
-from m1jax.verbs.curriculum import open_curriculum
+from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_json, config_of, example
 
-RESULTS = "results.json"
+if TYPE_CHECKING:  # they load JAX, which takes seconds: the functions that measure import what they need
+    from m1jax.evaluate.bits import Bits
+    from m1jax.evaluate.choice import Result
+    from m1jax.evaluate.scoring import TargetLogprobs
+    from m1jax.evaluate.tasks import Task
+    from m1jax.kernels import AttentionFunction
+    from m1jax.loading import Trained
+    from m1jax.tokenizer import Tokenizer
+
 ALL_TOKENS = 1 << 40
 BATCH_TOKENS = 8192
 """Tokens scored at once."""
 
 
-def folder_of(config: RunConfig, step: int) -> Path:
-    """Where the results of a step lie."""
-    return Path(config.folder) / "eval" / f"step-{step}"
+def arguments(parser: Parser) -> None:
+    """Adds the verb's arguments."""
+    example(parser, f"m1 eval {CONFIG} --step 0")
+    add_config(parser)
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="checkpoint of step N, 0 the initial model (default: newest)"
+    )
+    parser.add_argument("--tasks", nargs="*", metavar="TASK", help="question sets to ask (default: all)")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="ask at most N questions of a set; 0 is all")
+    parser.add_argument(
+        "--heldout-tokens", type=int, default=0, metavar="N", help="at most N tokens a source; 0 is all"
+    )
+    parser.add_argument("--plain", action="store_true", help="ask questions without seqio (the numbers are the same)")
+    add_json(parser)
 
 
-def run(
+def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
+    evaluate(config_of(args), args.step, args.tasks, args.limit, args.heldout_tokens, args.plain, args.json)
+
+
+def evaluate(
     config: RunConfig,
     step: int | None,
     task_names: Sequence[str] | None,
@@ -52,13 +66,17 @@ def run(
     a bigram fitted on the tokens it saw, and beside itself with its attention's output zeroed. Raises UserError for a
     missing corpus, checkpoint, task or seqio.
     """
+    from m1jax.loading import of_config
+    from m1jax.parallel import jax_setup
+    from m1jax.show import evaluation
+
     jax_setup.prepare()
     console = consoles.make(as_json)
     chosen = _tasks(task_names)
     made = artefact.require(config.corpus, "corpus", "corpus")
     trained = of_config(config, step)
     tokenizer = tokenizers.of_run(config)
-    folder = folder_of(config, trained.step)
+    folder = config.evaluation(trained.step)
     of = artefact.key(
         trained.key, made["key"], tokenizer.fingerprint, [task.name for task in chosen], limit, heldout_tokens, plain
     )
@@ -70,12 +88,12 @@ def run(
     domains = {name: entry["domain"] for name, entry in made["sources"].items()}
     with console.status("measuring"), artefact.building(folder, "evaluation", of) as partial:
         measured = _bits(config, trained, tokenizer, domains, heldout_tokens or ALL_TOKENS)
-        bits_report = report.bits(measured, domains)
+        bits_report = evaluation.bits(measured, domains)
         console.print(bits_report.table)
         data: dict[str, Any] = {"step": trained.step, "bits_per_byte": bits_report.data}
         if chosen:
             found = [_ask(config, trained, tokenizer, task, limit, plain, console) for task in chosen]
-            accuracy = report.accuracy(found)
+            accuracy = evaluation.accuracy(found)
             console.print(accuracy.table)
             data["accuracy"] = accuracy.data
         (partial / RESULTS).write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -84,7 +102,9 @@ def run(
         print(json.dumps(data, ensure_ascii=False))
 
 
-def _tasks(names: Sequence[str] | None) -> list[tasks.Task]:
+def _tasks(names: Sequence[str] | None) -> list["Task"]:
+    from m1jax.evaluate import tasks
+
     known = {task.name: task for task in tasks.TASKS}
     for name in names or ():
         if name not in known:
@@ -92,30 +112,16 @@ def _tasks(names: Sequence[str] | None) -> list[tasks.Task]:
     return list(known.values()) if names is None else [known[name] for name in names]
 
 
-def zero_attention(q: jax.Array, k: jax.Array, v: jax.Array, **_: Any) -> jax.Array:
-    """Attention whose output is zero: what is left of a model without it sees one token at a time."""
-    del k, v
-    return jnp.zeros_like(q)
-
-
-def target_logprobs(trained: Trained, attention: kernels.AttentionFunction = kernels.attention) -> TargetLogprobs:
-    """Log p(target) of a model for every token of a batch, float32 (B, S), nats."""
-    graphdef = model.abstract(computed_here(trained.config.model), attention).graphdef
-
-    @jax.jit
-    def score(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        decoder = nnx.merge(graphdef, params)
-        place = batch["segment_ids"], batch["positions"]
-        hidden = decoder.hidden(batch["tokens"], *place, rope_base=trained.rope_base)
-        return decoder.log_likelihood(hidden, batch["targets"], chunk=1024)
-
-    return lambda batch: np.asarray(score(trained.params, dict(batch)))
-
-
 def _bits(
-    config: RunConfig, trained: Trained, tokenizer: Tokenizer, domains: Mapping[str, str], max_tokens: int
-) -> dict[str, dict[str, bits.Bits]]:
+    config: RunConfig, trained: "Trained", tokenizer: "Tokenizer", domains: Mapping[str, str], max_tokens: int
+) -> dict[str, dict[str, "Bits"]]:
     """Bits of the model and, once it is trained, of what stands beside it, by source."""
+    from m1jax.curriculum.loader import Loader
+    from m1jax.curriculum.opening import open_curriculum
+    from m1jax.evaluate import bits, ngram
+    from m1jax.evaluate.trained import zero_attention
+    from m1jax.text.documents import read_documents
+
     texts: dict[str, list[str]] = {}
     for document in read_documents(config.corpus / "heldout"):
         if document.source in domains:
@@ -123,9 +129,9 @@ def _bits(
     documents = {
         source: [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(some)] for source, some in texts.items()
     }
-    scorers: dict[str, TargetLogprobs] = {"model": target_logprobs(trained)}
+    scorers: dict[str, TargetLogprobs] = {"model": _scorer(trained)}
     if trained.step:
-        scorers["no attention"] = target_logprobs(trained, zero_attention)
+        scorers["no attention"] = _scorer(trained, zero_attention)
         curriculum, stores = open_curriculum(config)
         seen = Loader(curriculum, stores).batches(0, trained.step)
         unigram, bigram = ngram.fit(seen, tokenizer.vocab_size)
@@ -144,19 +150,29 @@ def _bits(
     }
 
 
+def _scorer(trained: "Trained", *attention: "AttentionFunction") -> "TargetLogprobs":
+    from m1jax.evaluate.trained import target_logprobs
+    from m1jax.loading import computed_here
+
+    return target_logprobs(computed_here(trained.config.model), trained.params, trained.rope_base, *attention)
+
+
 def _ask(
     config: RunConfig,
-    trained: Trained,
-    tokenizer: Tokenizer,
-    task: tasks.Task,
+    trained: "Trained",
+    tokenizer: "Tokenizer",
+    task: "Task",
     limit: int,
     plain: bool,
     console: Console,
-) -> choice.Result:
+) -> "Result":
+    from m1jax.evaluate import choice, seqio_adapter, tasks
+    from m1jax.evaluate.scoring import RowScorer
+
     loaded = tasks.load(task, config.corpus / "evaluation")
     for fault in loaded.malformed:
         console.print(f"set aside: {fault}")
     items = tasks.sample(loaded.items, limit or None, config.seed)
-    scorer = RowScorer(target_logprobs(trained), config.data.row_lengths, BATCH_TOKENS)
+    scorer = RowScorer(_scorer(trained), config.data.row_lengths, BATCH_TOKENS)
     evaluate = choice.evaluate if plain else seqio_adapter.evaluate
     return evaluate(task, items, tokenizer, scorer)

@@ -1,23 +1,37 @@
 """`m1 export`: a run's newest checkpoint, or an imported model, in the reference layout, and its proof."""
 
+import argparse
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from m1jax import artefact, loading
+from m1jax import artefact
 from m1jax.config import ModelConfig
-from m1jax.convert import hf, parameters, table, tensor_files, writing
-from m1jax.convert.source import Checkpoint
 from m1jax.errors import UserError
 from m1jax.show import console as consoles
-from m1jax.verbs import jax_setup, transfer
+from m1jax.show.progress import ByteBar
+from m1jax.verbs.arguments import Parser, add_conversion, example
 
-VERIFICATION = "verification.json"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def run(
+def arguments(parser: Parser) -> None:
+    """Adds the verb's arguments."""
+    example(parser, "m1 export --model runs/quickstart --out exported --verify")
+    parser.add_argument("--model", required=True, metavar="DIR", help="a run's folder or an imported model")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of config.json, weights, tokenizer")
+    parser.add_argument("--format", choices=("hf", "torch"), default="hf", help="safetensors (default) or torch.save")
+    parser.add_argument("--shard-size", default="5GB", metavar="SIZE", help="most bytes of a file (default: 5GB)")
+    add_conversion(parser, "compare every tensor, and with another program the logits")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
+    export(args.model, args.out, args.verify, args.dtype, args.format, args.shard_size, args.prompt)
+
+
+def export(
     model_folder: str,
     out: str,
     verify: bool = False,
@@ -32,6 +46,12 @@ def run(
     the folder and compares logits, on `prompt` or random tokens. Raises UserError for a folder without a model, an
     occupied `out`, and whatever disagrees.
     """
+    # They load JAX, which takes seconds: not for `m1 export --help`.
+    from m1jax import loading
+    from m1jax.convert import agreement, hf, parameters, writing
+    from m1jax.convert.source import Checkpoint
+    from m1jax.parallel import jax_setup
+
     jax_setup.prepare()
     console = consoles.make()
     if prompt is not None and not verify:
@@ -46,9 +66,9 @@ def run(
     own = hf.tensor_dtypes(on_disk, source.config) | dict(source.dtypes)
     dtypes = dict.fromkeys(own, dtype) if dtype else own
     total = _size(source.config, dtypes)
-    transfer.check_room(target, total + (min(total, shard_bytes) if form == "torch" else 0))
+    artefact.check_room(target, total + (min(total, shard_bytes) if form == "torch" else 0))
     details: dict[str, Any] = {} if source.step is None else {"step": source.step}
-    with transfer.bar(console) as line, artefact.building(target, "export", of, details) as folder:
+    with ByteBar(console) as bar, artefact.building(target, "export", of, details) as folder:
         files = hf.export(
             on_disk,
             source.config,
@@ -60,16 +80,18 @@ def run(
             dtypes=dtypes,
             form=form,
             shard_bytes=shard_bytes,
-            advance=line("exporting", total),
+            advance=bar.line("exporting", total),
         )
         if verify:
-            advance = line("comparing", total)
+            advance = bar.line("comparing", total)
             count = writing.compare(Checkpoint(folder), on_disk, source.config, into_files=True, advance=advance)
             tokenizer = loading.tokenizer_in(source.tokenizer, source.token_ids)
-            rows = transfer.prompts(source.config, prompt, tokenizer, Path(model_folder))
+            rows = agreement.prompts(source.config, prompt, tokenizer, Path(model_folder))
             ours = loading.language_model(source.config, source.rope_base, source.parameters, "float32", dtype)
-            found = transfer.judge(folder, source.config, rows, ours)
-            (folder / VERIFICATION).write_text(json.dumps({**found, "tensors": count}) + "\n", encoding="utf-8")
+            found = agreement.compare_logits(folder, source.config, rows, ours)
+            (folder / agreement.VERIFICATION).write_text(
+                json.dumps({**found, "tensors": count}) + "\n", encoding="utf-8"
+            )
             console.print(f"{count} tensors compared with their source and found the same, bit by bit.")
             console.print(found["sentence"])
     what = "The imported model" if source.step is None else f"Step {source.step}"
@@ -77,6 +99,8 @@ def run(
 
 
 def _size(config: ModelConfig, dtypes: dict[str, str]) -> int:
+    from m1jax.convert import table, tensor_files
+
     return sum(tensor_files.nbytes(entry.shape, dtypes[entry.name]) for entry in table.entries(config))
 
 

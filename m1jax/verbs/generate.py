@@ -1,40 +1,61 @@
 """`m1 generate`: continues prompts with a trained model."""
 
+import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-from jax.sharding import Mesh
-from rich.console import Console
 from rich.text import Text
 
-from m1jax.config import MeshConfig
-from m1jax.errors import UserError
-from m1jax.generate.sampling import Sampling
-from m1jax.generate.session import Timing
-from m1jax.generate.text import Answer, answers
-from m1jax.loading import load
-from m1jax.parallel import mesh as meshes
+from m1jax.errors import INTERRUPTED, UserError
 from m1jax.show import console as consoles
-from m1jax.train.run.faults import StopRequest
-from m1jax.verbs import jax_setup
+from m1jax.verbs.arguments import Parser, add_sampling, example, sampling_of
 
-INTERRUPTED = 130
-# U+2400 and on picture the control characters of ASCII; the ones above DEL have no pictures of their own.
-_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"}
-_PICTURES |= {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
+if TYPE_CHECKING:  # they load JAX, which takes seconds: `generate` imports what it needs
+    from m1jax.generate.sampling import Sampling
+    from m1jax.generate.session import Timing
+    from m1jax.generate.text import Answer
 
 
-def run(
+def arguments(parser: Parser) -> None:
+    """Adds the verb's arguments."""
+    example(parser, 'm1 generate --model runs/quickstart --prompt "Asthma is" --temperature 0.8')
+    parser.add_argument(
+        "--prompt", dest="prompts", action="append", default=[], help="- is standard input; may be repeated"
+    )
+    parser.add_argument(
+        "--prompt-file", dest="files", action="append", default=[], metavar="FILE", help="may be repeated"
+    )
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+    )
+    add_sampling(parser, max_new_tokens=64)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb."""
+    return generate(
+        args.model,
+        args.prompts,
+        args.files,
+        max_new_tokens=args.max_new_tokens,
+        sampling=sampling_of(args),
+        stop=args.stop,
+        seed=args.seed,
+        tensor=args.tensor,
+        as_json=args.json,
+    )
+
+
+def generate(
     folder: str,
     prompts: Sequence[str],
     prompt_files: Sequence[str],
     *,
     max_new_tokens: int,
-    sampling: Sampling,
+    sampling: "Sampling",
     stop: Sequence[str],
     seed: int,
     tensor: int,
@@ -46,13 +67,19 @@ def run(
     A prompt "-" is read from standard input. Ctrl-C ends with what is there. Raises UserError for a folder without a
     model or tokenizer, an empty prompt, and settings out of range.
     """
+    from m1jax.generate.text import answers
+    from m1jax.loading import load
+    from m1jax.parallel import jax_setup
+    from m1jax.parallel.mesh import over_tensor
+    from m1jax.show.answers import read_all, shown
+
     jax_setup.prepare()
     console = consoles.make(as_json)
     texts = [*map(_given, prompts), *map(_read, prompt_files)]
     if not texts:
         raise UserError("there is no prompt: give --prompt TEXT or --prompt-file FILE.")
     sampling.check(len(texts))
-    model, tokenizer = load(Path(folder), mesh_of(tensor))
+    model, tokenizer = load(Path(folder), over_tensor(tensor))
     if tokenizer is None:
         raise UserError(f"{folder} holds no tokenizer.json, so text cannot be read: put it beside config.json.")
     encoded = tokenizer.encode_batch(texts)
@@ -75,37 +102,6 @@ def run(
     return INTERRUPTED if interrupted else 0
 
 
-def mesh_of(tensor: int) -> Mesh | None:
-    """A mesh that splits a model over `tensor` devices, None for one; raises UserError where there are fewer."""
-    if tensor == 1:
-        return None
-    devices = jax.devices()
-    if not 1 <= tensor <= len(devices):
-        raise UserError(f"--tensor {tensor} needs as many devices, there are {len(devices)}: choose a smaller number.")
-    return meshes.make(MeshConfig(tensor=tensor), devices[:tensor])
-
-
-def read_all(pieces: Iterator[list[Answer]], console: Console | None = None) -> tuple[list[Answer], bool]:
-    """The answers at their end, or at the moment of a Ctrl-C, and whether there was one.
-
-    Where there is a console the first one's text is printed as it comes.
-    """
-    found: list[Answer] = []
-    with StopRequest() as stop:
-        for latest in pieces:
-            found = latest
-            if console is not None:
-                console.print(Text(shown(found[0].new)), end="", soft_wrap=True)
-            if stop.requested:
-                break
-    return found, stop.requested is not None and any(answer.finish_reason is None for answer in found)
-
-
-def shown(text: str) -> str:
-    """`text` for a terminal: control characters, which could move its cursor or rename its window, become pictures."""
-    return text.translate(_PICTURES)
-
-
 def _given(prompt: str) -> str:
     return sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
 
@@ -119,7 +115,7 @@ def _read(path: str) -> str:
 
 
 def _for_machines(
-    prompts: Sequence[str], encoded: Sequence[Sequence[int]], found: Sequence[Answer], timing: Timing
+    prompts: Sequence[str], encoded: Sequence[Sequence[int]], found: Sequence["Answer"], timing: "Timing"
 ) -> list[dict[str, Any]]:
     batch = {
         "prompts": len(prompts),
@@ -146,7 +142,7 @@ def rate(tokens: int, seconds: float) -> float | None:
     return round(tokens / seconds, 1) if seconds else None
 
 
-def _summary(found: Sequence[Answer], sampling: Sampling, seed: int, timing: Timing, interrupted: bool) -> str:
+def _summary(found: Sequence["Answer"], sampling: "Sampling", seed: int, timing: "Timing", interrupted: bool) -> str:
     how = "greedy" if not sampling.temperature else f"temperature {sampling.temperature}, seed {seed}"
     speed = rate(timing.decode_tokens, timing.decode_seconds)
     return (

@@ -1,23 +1,45 @@
 """`m1 import`: a Hugging Face checkpoint as Orbax parameters that generate, export and train read."""
 
+import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from m1jax import artefact, loading
-from m1jax.convert import config_json, model_folder, parameters, reading, writing
-from m1jax.convert.source import Checkpoint
+from m1jax import artefact
 from m1jax.errors import UserError
 from m1jax.show import console as consoles
-from m1jax.verbs import jax_setup, transfer
+from m1jax.show.progress import ByteBar
+from m1jax.verbs.arguments import Parser, add_conversion, example
+
+if TYPE_CHECKING:  # it loads JAX, which takes seconds
+    from m1jax.convert.source import Checkpoint
 
 
-def run(source: str, out: str, dtype: str | None, verify: bool, prompt: str | None) -> None:
+def arguments(parser: Parser) -> None:
+    """Adds the verb's arguments."""
+    example(parser, "m1 import --from downloaded --out models/m1 --verify")
+    parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="config.json and weights")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for generate, export and train.initial")
+    add_conversion(parser, "read every tensor back and compare it; with --prompt also logits")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
+    import_checkpoint(args.source, args.out, args.dtype, args.verify, args.prompt)
+
+
+def import_checkpoint(source: str, out: str, dtype: str | None, verify: bool, prompt: str | None) -> None:
     """Writes Orbax parameters, model.json and the tokenizer's files into `out`; does nothing if they are there.
 
     Names, shapes and dtypes are judged before anything is written, numbers as they pass. With `verify` every tensor is
     read back and compared bit by bit; with `prompt` the logits too, by another program. Raises UserError for a damaged
     checkpoint, an occupied `out`, and whatever disagrees.
     """
+    # They load JAX, which takes seconds: not for `m1 import --help`.
+    from m1jax import loading
+    from m1jax.convert import agreement, model_folder, parameters, reading, writing
+    from m1jax.parallel import jax_setup
+
     jax_setup.prepare()
     console = consoles.make()
     if prompt is not None and not verify:
@@ -28,25 +50,27 @@ def run(source: str, out: str, dtype: str | None, verify: bool, prompt: str | No
     if artefact.is_whole(target, model_folder.KIND, of):
         console.print(f"{target} is whole already.")
         return
-    transfer.check_room(target, model_folder.nbytes(checkpoint, config, dtype))
-    with transfer.bar(console) as line, artefact.building(target, model_folder.KIND, of) as folder:
-        advance = line("importing", checkpoint.nbytes)
+    artefact.check_room(target, model_folder.nbytes(checkpoint, config, dtype))
+    with ByteBar(console) as bar, artefact.building(target, model_folder.KIND, of) as folder:
+        advance = bar.line("importing", checkpoint.nbytes)
         record = model_folder.build(checkpoint, config, rope_base, folder, dtype, advance)
         if verify:
             on_disk = parameters.OnDisk(folder / model_folder.PARAMETERS)
-            advance = line("comparing", checkpoint.nbytes)
+            advance = bar.line("comparing", checkpoint.nbytes)
             count = writing.compare(checkpoint, on_disk, config, into_files=False, advance=advance)
             console.print(f"{count} tensors read back and found the same, bit by bit.")
         if prompt is not None:
             tokenizer = loading.tokenizer_in(folder / model_folder.TOKENIZER, record.token_ids)
-            rows = transfer.prompts(config, prompt, tokenizer, checkpoint.folder)
+            rows = agreement.prompts(config, prompt, tokenizer, checkpoint.folder)
             ours = loading.language_model(record.config, rope_base, folder / model_folder.PARAMETERS, "float32", dtype)
-            console.print(transfer.judge(checkpoint.folder, config, rows, ours)["sentence"])
+            console.print(agreement.compare_logits(checkpoint.folder, config, rows, ours)["sentence"])
     console.print(f"{config.num_parameters:,} parameters imported to {target}.")
 
 
-def _state_of(checkpoint: Checkpoint) -> str:
+def _state_of(checkpoint: "Checkpoint") -> str:
     """What changes when the checkpoint does: its files' names, sizes and times, and what config.json says."""
+    from m1jax.convert import config_json
+
     files = [*checkpoint.files, *sorted(checkpoint.folder.glob("*.json"))]
     states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return json.dumps([states, (checkpoint.folder / config_json.FILE).read_text(encoding="utf-8")])

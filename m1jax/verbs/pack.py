@@ -1,5 +1,6 @@
 """`m1 pack`: from documents to the rows that a run will read."""
 
+import argparse
 import contextlib
 import functools
 import os
@@ -9,20 +10,49 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
-
 from m1jax import artefact
 from m1jax import tokenizer as tokenizers
 from m1jax.config import RunConfig
+from m1jax.errors import UserError
 from m1jax.rows.manifest import FORMAT, Manifest, row_path
 from m1jax.rows.packing import Documents
 from m1jax.rows.packing import pack as pack_documents
 from m1jax.rows.store import RowStore
 from m1jax.show import console as consoles
+from m1jax.show import rows_table
+from m1jax.show.progress import ByteBar
 from m1jax.text.documents import Document, read_documents
+from m1jax.verbs.arguments import CONFIG, Parser, add_config, config_of, example
+
+
+def arguments(parser: Parser) -> None:
+    """Adds the verb's arguments."""
+    example(parser, f"m1 pack {CONFIG}")
+    add_config(parser)
+    parser.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="NAME[=DOMAIN]",
+        help="pack a registered seqio task or mixture too (domain: general); may be repeated; see data.tasks_module",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="threads (default: data.workers, all cores)"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="read the packed rows and compare their checksums instead"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
+    if args.verify:
+        verify(config_of(args))
+        return
+    if args.workers < 0:
+        raise UserError(f"--workers {args.workers} must be 0 (all cores) or more.")
+    named = [task.partition("=") for task in args.task]
+    pack(config_of(args), {name: domain or "general" for name, _, domain in named}, args.workers)
 
 
 def pack(config: RunConfig, tasks: Mapping[str, str] | None = None, workers: int = 0) -> None:
@@ -43,7 +73,7 @@ def pack(config: RunConfig, tasks: Mapping[str, str] | None = None, workers: int
     clock = _Clock()
     with (
         _spool(config.rows, artefact.key(state, tokenizer.fingerprint)) as spool,
-        _bar(console) as bar,
+        ByteBar(console) as bar,
         artefact.building(config.rows, "rows", of) as folder,
     ):
         work = (1 + len(set(data.row_lengths))) * sum(sizes.values())
@@ -65,7 +95,7 @@ def pack(config: RunConfig, tasks: Mapping[str, str] | None = None, workers: int
             workers=workers or data.workers or os.cpu_count() or 1,
             spool=spool,
         )
-    console.print(_rows_table(manifest))
+    console.print(rows_table.table(manifest))
     console.print(f"Encoded {clock.speed('encoded')}, packed {clock.speed('packed')} (of text, for each row length).")
     if rejected := sum(source.rejected for source in manifest.sources.values()):
         console.print(f"Set aside: {rejected:,} documents, each with its reason in {config.rows}/rejected.parquet.")
@@ -78,7 +108,7 @@ def verify(config: RunConfig) -> None:
     artefact.require(config.rows, "rows", "pack")
     manifest = Manifest.load(config.rows)
     files = [(name, length, file) for name, source in manifest.sources.items() for length, file in source.files.items()]
-    with _bar(console) as bar:
+    with ByteBar(console) as bar:
         task = bar.add_task("verifying", total=sum(file.bytes for _, _, file in files))
         for name, length, file in files:
             with contextlib.closing(RowStore(row_path(config.rows, length, name), file.rows)) as store:
@@ -142,38 +172,3 @@ class _Clock:
     def speed(self, phase: str) -> str:
         """Decimal megabytes of text a second."""
         return f"{self._bytes[phase] / 1e6 / max(self._seconds[phase], 1e-9):,.1f} MB/s"
-
-
-def _bar(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-
-
-def _rows_table(manifest: Manifest) -> Table:
-    table = Table(title="Packed rows (cut: documents that lie in several pieces)", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for column in ("source", "domain"):
-        table.add_column(column)
-    for column in ("documents", "M tokens", "B/token", "packing windows"):
-        table.add_column(column, justify="right")
-    for length in manifest.row_lengths:
-        for column in (f"of {length:,}", "fill", "cut"):
-            table.add_column(column, justify="right", no_wrap=True)
-    for name, source in manifest.sources.items():
-        row = [name, source.domain, f"{source.documents:,}", f"{source.tokens / 1e6:,.2f}"]
-        row += [f"{source.utf8_bytes / source.tokens:.2f}", str(source.packing_windows)]
-        for length in manifest.row_lengths:
-            file = source.files[length]
-            row += [f"{file.rows:,}", f"{file.fill:.2%}", f"{file.cut / source.documents:.1%}"]
-        table.add_row(*row)
-    table.add_section()
-    sources = manifest.sources.values()
-    documents, tokens = (sum(getattr(source, name) for source in sources) for name in ("documents", "tokens"))
-    windows = sum(source.packing_windows for source in sources)
-    total = ["all", "", f"{documents:,}", f"{tokens / 1e6:,.2f}", "", str(windows)]
-    for length in manifest.row_lengths:
-        files = [source.files[length] for source in sources]
-        rows = sum(file.rows for file in files)
-        filled = sum(file.fill * file.rows for file in files) / rows
-        total += [f"{rows:,}", f"{filled:.2%}", f"{sum(file.cut for file in files) / documents:.1%}"]
-    table.add_row(*total)
-    return table

@@ -1,24 +1,69 @@
 """`m1 plan`: what a run needs and takes on TPUs that nobody holds, as tables and as JSON."""
 
+import argparse
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from m1jax.config import RunConfig, StageConfig
+from m1jax.config import RunConfig
 from m1jax.errors import UserError
 from m1jax.hardware import GIB, TPUS
-from m1jax.plan import answers, compiling, searching
-from m1jax.plan.answers import Answer
 from m1jax.plan.topologies import Topology, parse
 from m1jax.show import console as consoles
+from m1jax.verbs.arguments import Parser, add_config, config_of, example
+
+if TYPE_CHECKING:  # they load JAX, which takes seconds: `plan` and `search` import what they need
+    from m1jax.plan.answers import Answer
+    from m1jax.plan.compiling import Facts
+
+
+def arguments(parser: Parser) -> None:
+    """Adds the verb's arguments."""
+    example(parser, "m1 plan --config configs/m1_14b.py --topology v5p:4x8x8 --set train.accumulation=2")
+    add_config(parser)
+    parser.add_argument("--topology", metavar="CHIP:SHAPE", help="TPU slice, e.g. v5p:4x8x8 (default: the config's)")
+    parser.add_argument("--slices", type=int, metavar="N", help="slices joined by the data-centre network")
+    parser.add_argument("--stage", metavar="NAME", help="this stage only (default: every program of the run)")
+    parser.add_argument("--decode", type=_count, default=0, metavar="ROWS", help="the decode step of ROWS rows instead")
+    parser.add_argument("--search", action="store_true", help="rank mesh, accumulation and remat, cheapest first")
+    parser.add_argument("--confirm", type=_count, default=1, metavar="N", help="with --search: settings to compile")
+    parser.add_argument("--write", metavar="FILE", help="with --search: write the best as --set arguments, one a line")
+    parser.add_argument("--chips", choices=("any",), help="with --search: compare v5e, v5p, v6e and tpu7x")
+    parser.add_argument("--price", nargs="*", default=[], metavar="CHIP=P", help="price of a chip-hour, e.g. v5p=4.2")
+    parser.add_argument("--json", metavar="FILE", help="write the answers as JSON, - for standard output")
+
+
+def _count(text: str) -> int:
+    """A whole number from 0 on; raises what argparse makes a sentence of."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # planning needs no TPU, and must not occupy one
+    config, money = config_of(args), prices(args.price)
+    searched = args.search or bool(args.chips)
+    if args.decode and searched:
+        raise UserError("--decode plans one setting: leave out --search and --chips, or --decode.")
+    if args.write and not searched:
+        raise UserError("--write writes what --search found: add --search.")
+    shared = {"stage": args.stage, "prices": money, "json_path": args.json}
+    if searched:
+        any_chips = bool(args.chips)
+        search(
+            config, args.topology, args.slices, any_chips=any_chips, confirm=args.confirm, write=args.write, **shared
+        )
+    else:
+        plan(config, args.topology, args.slices, decode=args.decode, **shared)
 
 
 def prices(entries: Sequence[str]) -> dict[str, float]:
@@ -43,7 +88,7 @@ def topology_of(config: RunConfig, name: str | None, slices: int | None) -> Topo
     return parse(name, config.hardware.slices if slices is None else slices)
 
 
-def run(
+def plan(
     config: RunConfig,
     name: str | None,
     slices: int | None,
@@ -53,10 +98,13 @@ def run(
     prices: Mapping[str, float],
     json_path: str | None = None,
 ) -> None:
-    """Compiles the programs of a run and prints what they need; see verbs/arguments_planning.py for the arguments.
+    """Compiles the programs of a run and prints what they need; the arguments are those of the command.
 
     Raises UserError for an unknown topology, and a mesh or batch that does not divide.
     """
+    from m1jax.plan import answers, compiling
+    from m1jax.show import plan_tables
+
     console = consoles.make(json_path == "-")
     topology = topology_of(config, name, slices)
     compile_it = functools.partial(_shown, console)
@@ -78,7 +126,7 @@ def run(
             )
             found.append({"topology": topology.name, "fits": False, "hbm": error.used, "hbm_limit": error.limit})
             continue
-        show(console, config, answer, topology, prices)
+        plan_tables.show(console, config, answer, topology, prices)
         found.append(answers.to_json(answer, topology))
     _write_json(json_path, found)
 
@@ -99,6 +147,9 @@ def search(
 
     Raises UserError where none fits.
     """
+    from m1jax.plan import answers, compiling, searching
+    from m1jax.show import plan_tables
+
     console = consoles.make(json_path == "-")
     topology = topology_of(config, name, slices)
     chosen = [compiling.stage_named(config, stage)] if stage else list(config.stages)
@@ -106,7 +157,7 @@ def search(
     ranked = searching.rank(config, chosen, topologies, prices)
     first = [next(c for c in ranked if c.topology == t) for t in topologies if any(c.topology == t for c in ranked)]
     shown = sorted(first, key=lambda c: c.cost) if any_chips else ranked[:12]
-    console.print(_ranking(shown, chosen, prices))
+    console.print(plan_tables.ranking(shown, chosen, prices))
     console.print(
         "Memory by formula; time: every unit at its published peak, nothing overlapped; traffic by formula. An order, "
         "not a prediction.",
@@ -125,7 +176,7 @@ def search(
             continue
         if all(answer.fits for answer in confirmed):
             for answer in confirmed:
-                show(console, setting, answer, candidate.topology, prices)
+                plan_tables.show(console, setting, answer, candidate.topology, prices)
             best = candidate
             break
     if confirm and best is None:
@@ -141,103 +192,13 @@ def search(
     _write_json(json_path, [candidate.to_json() for candidate in ranked])
 
 
-def _shown(console: Console, what: str, work: Callable[[], compiling.Facts]) -> compiling.Facts:
+def _shown(console: Console, what: str, work: Callable[[], "Facts"]) -> "Facts":
     """Runs a compilation under a running clock and says what it took."""
     started = time.perf_counter()
     with console.status(f"compiling {what} …"):
         found = work()
     console.print(f"Compiled {what} in {time.perf_counter() - started:.0f} s.", highlight=False)
     return found
-
-
-def show(console: Console, config: RunConfig, answer: Answer, topology: Topology, prices: Mapping[str, float]) -> None:
-    """Prints an answer as tables."""
-    mesh = " x ".join(f"{axis} {size}" for axis, size in answer.mesh.items() if size > 1) or "one device"
-    verdict = "fits" if answer.fits else "DOES NOT FIT"
-    where = f"{answer.topology}, {answer.chips} chips"
-    console.print(
-        f"\n[bold]{config.name}, {answer.program}[/] on {where}: mesh {mesh}; {answer.settings}. "
-        f"It {verdict}: "
-        f"{answer.hbm / GIB:.2f} of {answer.hbm_limit / GIB:.2f} GiB a device, "
-        f"{(answer.hbm_limit - answer.hbm) / GIB:.2f} GiB left.",
-        highlight=False,
-    )
-    console.print(_memory_table(answer))
-    if answer.collectives:
-        console.print(_collective_table(answer))
-    _print_times(console, config, answer, topology)
-    if answer.stages:
-        console.print(_stage_table(answer, topology, prices))
-
-
-def _memory_table(answer: Answer) -> Table:
-    table = _table("HBM of one device (compiler; parts marked so by formula)", ("part", "GiB"))
-    for part, size in answer.parts.items():
-        table.add_row(part, f"{size / GIB:.3f}")
-    if answer.host:
-        table.add_row("in the host's memory", f"{answer.host / GIB:.3f}")
-    table.add_section()
-    for buffer in answer.largest:
-        table.add_row(f"largest: {buffer.shape} {buffer.source}"[:90], f"{buffer.bytes / GIB:.3f}")
-    return table
-
-
-def _collective_table(answer: Answer) -> Table:
-    title = "Collectives of one step, loops multiplied in (GB: what a device receives)"
-    table = _table(title, ("kind", "mesh axes", "network", "count", "GB"), right=2)
-    for c in answer.collectives:
-        if c.bytes >= 1e6 or len(answer.collectives) < 8:
-            network = "DCN" if c.crosses_slices else "ICI"
-            table.add_row(c.kind, c.axes, network, f"{c.count:,}", f"{c.bytes / 1e9:.3f}")
-    return table
-
-
-def _print_times(console: Console, config: RunConfig, answer: Answer, topology: Topology) -> None:
-    times = answer.times
-    kernels = ", ".join(f"{name} {count:,}" for name, count in answer.kernels.items()) or "none"
-    ratio = answer.hardware_flops_per_token / answer.model_flops_per_token
-    console.print(
-        f"Pallas kernels run: {kernels}.\n"
-        f"FLOPs a token: model {answer.model_flops_per_token / 1e9:.3f} G, hardware "
-        f"{answer.hardware_flops_per_token / 1e9:.3f} G ({ratio:.2f}x, what is computed again).\n"
-        f"Seconds at the published peaks: compute {times.compute:.3g}, HBM {times.hbm:.3g}, ICI {times.ici:.3g}, DCN "
-        f"{times.dcn:.3g}.\n"
-        f"Bound (no step is faster; all overlapped): {times.bound:.4g} s, by {times.limit}; "
-        f"{answer.tokens_per_second_per_chip:,.0f} tokens/s/chip, MFU "
-        f"{answer.mfu(topology.chip.flops * answer.chips):.1%}. "
-        f"Estimate if nothing overlapped: {times.unoverlapped:.4g} s. A real step takes longer than the bound.",
-        highlight=False,
-    )
-
-
-def _stage_table(answer: Answer, topology: Topology, prices: Mapping[str, float]) -> Table:
-    price = prices.get(topology.chip.name)
-    columns = ("stage", "steps", "days at least", "chip-hours at least", *(["cost at least"] if price else []))
-    table = _table("Stages with this program, at the bound", columns)
-    for cost in answer.stages:
-        money = [f"{cost.chip_hours * price:,.0f}"] if price else []
-        table.add_row(cost.stage, f"{cost.steps:,}", f"{cost.days:,.2f}", f"{cost.chip_hours:,.0f}", *money)
-    return table
-
-
-def _ranking(
-    ranked: Sequence["searching.Candidate"], stages: Sequence[StageConfig], prices: Mapping[str, float]
-) -> Table:
-    unit = "cost" if prices else "chip-hours"
-    columns = ("topology", "mesh", "accumulation", "remat", "rows a chip", "GiB", "s a step", unit)
-    table = _table(f"Settings for {', '.join(stage.name for stage in stages)}, cheapest first", columns, right=5)
-    for c in ranked:
-        mesh = " x ".join(f"{axis} {size}" for axis, size in c.mesh.items() if size > 1)
-        row = (f"{c.rows:g}", f"{c.memory / GIB:.1f}", f"{c.seconds:.3g}", f"{c.cost:,.0f}")
-        table.add_row(c.topology.name, mesh, str(c.accumulation), c.remat, *row)
-    return table
-
-
-def _table(title: str, columns: Sequence[str], right: int = 4) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i >= max(1, len(columns) - right) else "left", overflow="fold")
-    return table
 
 
 def _write_json(path: str | None, found: Sequence[Any]) -> None:

@@ -4,9 +4,10 @@ Every verb leaves a whole result or none and recognises its own, and training go
 same command, killed at any moment, continues where it stopped.
 """
 
+import argparse
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.rule import Rule
 
@@ -14,6 +15,8 @@ from m1jax import artefact
 from m1jax.config import RunConfig
 from m1jax.config import file as config_file
 from m1jax.show import console as consoles
+from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_text, example
+from m1jax.verbs.command import main
 
 PROMPTS = (
     "Diabetes mellitus is a disease",
@@ -23,6 +26,18 @@ PROMPTS = (
 QUESTIONS = 150
 """Questions of each set that are asked: the sets whole would take longer than the training."""
 HELDOUT_TOKENS = 20_000
+
+
+def arguments(parser: Parser) -> None:
+    """Adds the verb's arguments."""
+    example(parser, f"m1 quickstart {CONFIG}")
+    add_config(parser)
+    add_text(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb."""
+    return walk(args.config, args.overrides, args.text)
 
 
 def commands(config: str, overrides: Sequence[str], text: str | None, folder: str) -> list[list[str]]:
@@ -64,8 +79,8 @@ def available_mixtures(config: RunConfig, sources: Mapping[str, str]) -> list[st
     return overrides
 
 
-def run(config: str, overrides: Sequence[str], text: str | None, main: Callable[[Sequence[str]], int]) -> int:
-    """Runs every verb through `main` (the command itself); returns the first status that is not 0, else 0."""
+def walk(config: str, overrides: Sequence[str], text: str | None) -> int:
+    """Runs every verb as the command does; returns the first status that is not 0, else 0."""
     console = consoles.make()
     start = time.monotonic()
 

@@ -1,5 +1,6 @@
 """`m1 report`: what a run came to, in tables and one picture."""
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,34 +10,48 @@ import numpy as np
 from rich.table import Table
 
 from m1jax.config import RunConfig
+from m1jax.config.folders import RESULTS
 from m1jax.errors import UserError
 from m1jax.show import console as consoles
 from m1jax.show import figures
-from m1jax.train.hooks.journal import read_journal
-from m1jax.verbs.eval import RESULTS, folder_of
-from m1jax.verbs.export import VERIFICATION
-from m1jax.verbs.train import journal_folder
+from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_json, config_of, example
 
 Line = dict[str, Any]
 
 
-def run(config: RunConfig, as_json: bool) -> None:
+def arguments(parser: Parser) -> None:
+    """Adds the verb's arguments."""
+    example(parser, f"m1 report {CONFIG}")
+    add_config(parser)
+    add_json(parser, "a table")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
+    report(config_of(args), args.json)
+
+
+def report(config: RunConfig, as_json: bool) -> None:
     """Prints the summary of a run's folder and writes its loss.png and summary.json.
 
     Raises UserError where nothing was trained yet, or matplotlib is not installed.
     """
+    # They load JAX, which takes seconds.
+    from m1jax.convert.agreement import VERIFICATION
+    from m1jax.train.hooks.journal import read_journal
+
     console = consoles.make(as_json)
     folder = Path(config.folder)
-    lines = read_journal(journal_folder(config) / "metrics.jsonl")
+    lines = read_journal(config.journal / "metrics.jsonl")
     if not lines:
-        raise UserError(f"{journal_folder(config)} holds no metrics: run `m1 train` first, or give the right config.")
+        raise UserError(f"{config.journal} holds no metrics: run `m1 train` first, or give the right config.")
     stages = [_stage(name, [line for line in lines if line["stage"] == name]) for name in _names(lines)]
     summary: Line = {
         "parameters": config.model.num_parameters,
         "stages": stages,
-        "before": _results(folder_of(config, 0)),
-        "after": _results(folder_of(config, int(lines[-1]["step"]))),
-        "export": _results(folder / "export", VERIFICATION),
+        "before": _results(config.evaluation(0)),
+        "after": _results(config.evaluation(int(lines[-1]["step"]))),
+        "export": _results(config.export, VERIFICATION),
     }
     plot(lines, folder / "loss.png", f"{config.name}: {config.model.num_parameters / 1e6:.1f}M parameters")
     (folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -130,10 +145,10 @@ def _paths(config: RunConfig, folder: Path) -> list[tuple[str, Path]]:
         ("tokenizer", config.tokenizer / "tokenizer.json"),
         ("rows", Path(config.rows_address)),
         ("checkpoints", config.checkpoints),
-        ("metrics", journal_folder(config) / "metrics.jsonl"),
-        ("TensorBoard", journal_folder(config) / "tensorboard"),
+        ("metrics", config.journal / "metrics.jsonl"),
+        ("TensorBoard", config.journal / "tensorboard"),
         ("evaluation", folder / "eval"),
-        ("export", folder / "export"),
+        ("export", config.export),
         ("loss plot", folder / "loss.png"),
         ("summary", folder / "summary.json"),
     ]

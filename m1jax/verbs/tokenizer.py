@@ -1,6 +1,6 @@
-"""`m1 tokenizer train`: the run's tokenizer, general text first, then medical; and opening it for other verbs."""
+"""`m1 tokenizer train`: the run's tokenizer, general text first, then medical."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,20 @@ from m1jax import tokenizer as tokenizers
 from m1jax.config import RunConfig
 from m1jax.errors import UserError
 from m1jax.show import console as consoles
-from m1jax.text.documents import read_documents
+from m1jax.text.sampling import Sources, taken_bytes, texts
 from m1jax.tokenizer import FIRST_MERGE, TrainedTokenizer
+from m1jax.verbs.arguments import CONFIG, Parser, add_config, config_of, example
 
-Sources = Mapping[str, Mapping[str, Any]]
-"""Domain and bytes of each source, as the corpus's stamp records them."""
+
+def arguments(parser: Parser) -> None:
+    """Adds the verb's arguments."""
+    example(parser, f"m1 tokenizer train {CONFIG}")
+    add_config(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
+    train(config_of(args))
 
 
 def train(config: RunConfig) -> None:
@@ -75,13 +84,13 @@ def _both_parts(config: RunConfig, sources: Sources, console: Console) -> tuple[
     size = data.general_vocab_size or (max(data.vocab_size * 3 // 4, FIRST_MERGE + 1) if len(domains) > 1 else 0)
     size = min(size or data.vocab_size, data.vocab_size)
     with console.status(f"training the tokenizer on {first} text"):
-        tokenizer = tokenizers.train(texts(config, sources, (first,), data.tokenizer_bytes), size)
+        tokenizer = tokenizers.train(texts(config.corpus, sources, (first,), data.tokenizer_bytes), size)
     decided = tokenizer.vocab_size if first == "general" else 0
     if tokenizer.vocab_size < size and (size == data.vocab_size or data.general_vocab_size):
         raise _too_large(config, first, size, tokenizer.vocab_size)
     if size < data.vocab_size:
         with console.status("continuing the tokenizer on medical text"):
-            further = texts(config, sources, ("medical",), data.tokenizer_bytes)
+            further = texts(config.corpus, sources, ("medical",), data.tokenizer_bytes)
             tokenizer = tokenizers.extend(tokenizer, further, data.vocab_size)
         if tokenizer.vocab_size < data.vocab_size:
             raise _too_large(config, "whole", data.vocab_size, tokenizer.vocab_size)
@@ -94,29 +103,3 @@ def _too_large(config: RunConfig, what: str, wanted: int, found: int) -> UserErr
         f"the {what} text of {config.corpus} holds only {found} tokens that occur twice, fewer than data.{key} = "
         f"{wanted}: set data.{key}={found} or less, or bring more text."
     )
-
-
-def taken_bytes(sources: Sources, budget: int) -> dict[str, int]:
-    """Bytes of text to take of each source: all of the small ones, equal parts of the others, `budget` in all."""
-    left, taken = budget, {}
-    for rank, (name, source) in enumerate(sorted(sources.items(), key=lambda item: (item[1]["bytes"], item[0]))):
-        taken[name] = min(source["bytes"], left // (len(sources) - rank))
-        left -= taken[name]
-    return taken
-
-
-def texts(config: RunConfig, sources: Sources, domains: Sequence[str], budget: int) -> Iterator[str]:
-    """Texts of the sources of these domains, evenly over each; `budget` bytes of all domains together."""
-    wanted = taken_bytes(sources, budget)
-    seen = dict.fromkeys(sources, 0)
-    taken = dict.fromkeys(sources, 0)
-    for document in read_documents(config.corpus / "documents"):
-        name = document.source
-        if name not in sources or sources[name]["domain"] not in domains:
-            continue
-        size = len(document.text.encode())
-        seen[name] += size
-        # Taken as soon as the source's share of what was seen allows it.
-        if taken[name] * sources[name]["bytes"] < seen[name] * wanted[name]:
-            taken[name] += size
-            yield document.text

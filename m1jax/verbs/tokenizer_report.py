@@ -1,5 +1,6 @@
 """`m1 tokenizer report`: how well the run's tokenizer fits text that it never saw, beside others."""
 
+import argparse
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,13 @@ from m1jax.config import RunConfig
 from m1jax.errors import UserError
 from m1jax.evaluate import tasks
 from m1jax.show import console as consoles
+from m1jax.show import figures
+from m1jax.text import sampling
 from m1jax.text.documents import read_documents
 from m1jax.text.sources.terms import term_lists
 from m1jax.tokenizer import SpecialIds
 from m1jax.tokenizer.measure import Compression, EncodeArrays, compression, term_counts, used_ids
-from m1jax.verbs import tokenizer as recipe
+from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_json, config_of, example
 
 USED_BYTES = 20_000_000
 """Training text over which the ids that occur are counted."""
@@ -39,12 +42,26 @@ class Candidate:
     vocab_size: int
 
 
-def folder_of(config: RunConfig) -> Path:
-    """Where the report and the tokenizers trained for it lie."""
-    return Path(config.folder) / "tokenizer-report"
+def arguments(parser: Parser) -> None:
+    """Adds the verb's arguments."""
+    example(parser, f"m1 tokenizer report {CONFIG} --against other/tokenizer.json")
+    add_config(parser)
+    parser.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="TOKENIZER",
+        help="another tokenizer: tokenizer.json, SentencePiece model or name of a tiktoken encoding; may be repeated",
+    )
+    add_json(parser)
 
 
-def run(config: RunConfig, against: Sequence[str], as_json: bool) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
+    report(config_of(args), args.against, args.json)
+
+
+def report(config: RunConfig, against: Sequence[str], as_json: bool) -> None:
     """Measures the run's tokenizer, a general and a joint one of its size, and those of `against`.
 
     `against` names files (tokenizer.json, SentencePiece model), folders or tiktoken encodings. Writes report.json and
@@ -58,12 +75,12 @@ def run(config: RunConfig, against: Sequence[str], as_json: bool) -> None:
     candidates += _trained(config, made, own.vocab_size, console)
     texts, by_source = _heldout(config)
     terms = term_lists(read_documents(config.corpus / "documents", config.corpus / "heldout"))
-    sample = list(recipe.texts(config, made["sources"], ("general", "medical"), USED_BYTES))
+    sample = list(sampling.texts(config.corpus, made["sources"], ("general", "medical"), USED_BYTES))
     lines = []
     for candidate in candidates:
         with console.status(f"measuring {candidate.name}"):
             lines.append(_measured(candidate, texts, by_source, terms, sample))
-    folder = folder_of(config)
+    folder = config.tokenizer_report
     (folder / "report.json").write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     plot(lines, folder / "compression.png")
     if as_json:
@@ -108,11 +125,11 @@ def _trained(config: RunConfig, made: Mapping[str, Any], vocab_size: int, consol
     wanted = {"general only": ("general",), "joint": ("general", "medical")} if len(domains) > 1 else {"joint": domains}
     found = []
     for name, chosen in wanted.items():
-        place = folder_of(config) / name.replace(" ", "-")
+        place = config.tokenizer_report / name.replace(" ", "-")
         of = artefact.key(made["key"], vocab_size, config.data.tokenizer_bytes, chosen)
         if not artefact.is_whole(place, "tokenizer", of):
             with console.status(f"training {name} for comparison"), artefact.building(place, "tokenizer", of) as folder:
-                texts = recipe.texts(config, made["sources"], chosen, config.data.tokenizer_bytes)
+                texts = sampling.texts(config.corpus, made["sources"], chosen, config.data.tokenizer_bytes)
                 tokenizers.train(texts, vocab_size).save(folder)
         loaded = tokenizers.load(place)
         found.append(Candidate(name, loaded.encode_arrays, loaded.vocab_size))
@@ -194,16 +211,8 @@ def _term_table(lines: Sequence[Line]) -> Table:
 
 def plot(lines: Sequence[Line], path: Path) -> None:
     """Draws bytes a token by kind of text and tokenizer; raises UserError where matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "matplotlib is missing: install m1jax with its extra, `pip install m1jax[quickstart]`."
-        ) from error
     kinds = list(lines[0]["texts"])
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.make(9, 4.5)
     axes = figure.add_subplot()
     width = 0.8 / len(lines)
     for place, line in enumerate(lines):
@@ -217,4 +226,4 @@ def plot(lines: Sequence[Line], path: Path) -> None:
     axes.margins(y=0.15)
     axes.legend(frameon=False, fontsize=8, ncols=2)
     axes.grid(axis="y", alpha=0.3)
-    figure.savefig(path, dpi=120)
+    figures.save(figure, path)

@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import m1jax
+from m1jax.convert import parameters
 from m1jax.errors import UserError
-from m1jax.verbs import importing
+from m1jax.verbs.importing import import_checkpoint
 from tests.convert import checkpoints
 from tests.model import small
 
@@ -25,7 +26,7 @@ def refused(folder, out, *words, dtype=None):
     """`m1 import` refuses in one sentence with the words, and leaves nothing, not even hidden."""
     before = set(out.parent.iterdir())
     with pytest.raises(UserError) as error:
-        importing.run(str(folder), str(out), dtype, False, None)
+        import_checkpoint(str(folder), str(out), dtype, False, None)
     assert set(out.parent.iterdir()) == before
     message = str(error.value)
     assert "\n" not in message
@@ -62,7 +63,7 @@ def edit_index(folder, edit):
 
 
 def test_the_whole_one_passes(source, out):
-    importing.run(str(source), str(out), None, True, None)
+    import_checkpoint(str(source), str(out), None, True, None)
     assert m1jax.load(out)[0].config.layer_kinds == ("global", "window")
 
 
@@ -109,7 +110,7 @@ def test_a_number_too_large_for_the_dtype_asked_for(source, out):
     broken[3, 3] = np.finfo(np.float32).max  # finite, and rounded up to infinity in bfloat16
     change(path, **{GATE: broken})
     refused(source, out, path, GATE, "too large for bfloat16", dtype="bfloat16")
-    importing.run(str(source), str(out), None, True, None)
+    import_checkpoint(str(source), str(out), None, True, None)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_a_link_that_leads_outside_and_one_of_the_cache_of_hugging_face(source, 
     (source / FIRST).unlink()
     (source / FIRST).symlink_to("../../blobs/0a1b")
     revision = source.rename(cache / "snapshots" / "4f")
-    importing.run(str(revision), str(out), None, True, None)
+    import_checkpoint(str(revision), str(out), None, True, None)
 
 
 def test_an_index_that_disagrees_with_its_files(source, out):
@@ -217,7 +218,7 @@ def test_a_head_beside_a_tied_embedding_must_be_equal(tmp_path, out):
     config = small.config(num_layers=2, tie_embeddings=True, normalize_head=False)
     found = checkpoints.tensors(config)
     same = found | {"lm_head.weight": found["model.embed_tokens.weight"].copy()}
-    importing.run(str(checkpoints.write(tmp_path / "same", config, same)), str(out), None, True, None)
+    import_checkpoint(str(checkpoints.write(tmp_path / "same", config, same)), str(out), None, True, None)
     same["lm_head.weight"][5, 5] = 7
     folder = checkpoints.write(tmp_path / "other", config, same)
     refused(folder, tmp_path / "theirs", folder / "model.safetensors", "lm_head.weight", "tie_word_embeddings = true")
@@ -275,8 +276,8 @@ def test_damaged_torch_files(source, out):
     torch.save(tensors | {GATE: torch.ones(16, 24)}, weights)
     refused(source, out, weights, GATE, "(16, 24)", "(24, 16)")
     torch.save(tensors | {GATE: tensors[GATE].T.clone().T}, weights)  # not contiguous: still the same tensor
-    importing.run(str(source), str(out), None, True, None)
-    gate = importing.parameters.OnDisk(out / "parameters").read("prefix/1/mlp/gate_proj", None)
+    import_checkpoint(str(source), str(out), None, True, None)
+    gate = parameters.OnDisk(out / "parameters").read("prefix/1/mlp/gate_proj", None)
     np.testing.assert_array_equal(gate, tensors[GATE].numpy().T)
 
 

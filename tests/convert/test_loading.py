@@ -14,9 +14,9 @@ from flax import nnx
 
 import m1jax
 from m1jax import convert, model
-from m1jax.convert import model_folder
+from m1jax.convert import agreement, model_folder
 from m1jax.errors import UserError
-from m1jax.verbs import main, transfer
+from m1jax.verbs import main
 from tests.convert import checkpoints
 from tests.model import small
 from tests.oracle import checkpoint, torch_m1
@@ -83,12 +83,14 @@ def test_an_export_is_verified_by_a_program_that_knows_its_kind(name, tmp_path):
     # The judge is not blind: a model of another RoPE base is told apart.
     content = json.loads((tmp_path / "ours" / "model.json").read_text())
     (tmp_path / "ours" / "model.json").write_text(json.dumps({**content, "rope_base": 30.0}))
-    judged = transfer.judge(
+    judged = agreement.compare_logits(
         tmp_path / "out", config, [[1, 2, 3] * 20], m1jax.load(tmp_path / "out", dtype="float32")[0]
     )
     assert judged["agrees"]
     with pytest.raises(UserError, match="differ from ours"):
-        transfer.judge(tmp_path / "out", config, [[1, 2, 3] * 20], m1jax.load(tmp_path / "ours", dtype="float32")[0])
+        agreement.compare_logits(
+            tmp_path / "out", config, [[1, 2, 3] * 20], m1jax.load(tmp_path / "ours", dtype="float32")[0]
+        )
 
 
 def products(jaxpr):

@@ -215,7 +215,8 @@ def test_tensorboard_reads_the_journal_without_tensorflow(tmp_path):
 def test_the_loop_never_imports_tensorflow():
     program = """
 import sys
-import m1jax.verbs.train, m1jax.train.hooks.journal, pathlib, tempfile
+import m1jax.curriculum.loader, m1jax.loading, m1jax.objectives.next_token, m1jax.train.checkpoint.emergency
+import m1jax.train.hooks.journal, m1jax.train.hooks.progress, m1jax.train.loop, m1jax.verbs.train, pathlib, tempfile
 journal = m1jax.train.hooks.journal.Journal(pathlib.Path(tempfile.mkdtemp()), 0)
 journal.write(1, "a", {"loss": 1.0})
 journal.close()

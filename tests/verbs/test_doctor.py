@@ -22,7 +22,7 @@ CONFIG = config_file.load(TINY, ["mesh.fsdp=2", "mesh.tensor=2", "mesh.replica=2
 
 def diagnose(capsys, config=CONFIG, status=0, **rest):
     """The findings by check; `m1 doctor` must end with `status`."""
-    assert doctor.run(config, as_json=True, **rest) == status
+    assert doctor.diagnose(config, as_json=True, **rest) == status
     told = json.loads(capsys.readouterr().out)
     return {finding["check"]: finding for finding in told["findings"]}
 

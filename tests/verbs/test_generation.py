@@ -17,10 +17,10 @@ from m1jax import model
 from m1jax.convert import hf
 from m1jax.generate import Sampling, chat
 from m1jax.generate.text import answers
+from m1jax.show.answers import read_all, shown
 from m1jax.tokenizer import DEFAULT_SYSTEM, train
 from m1jax.verbs import main
 from m1jax.verbs.chat import HELP
-from m1jax.verbs.generate import read_all, shown
 from tests.model import small
 from tests.verbs.conftest import PROGRAM
 

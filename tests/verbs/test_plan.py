@@ -13,7 +13,7 @@ from m1jax.config import file as config_file
 from m1jax.plan import compiling, topologies
 from m1jax.train import program as programs
 from m1jax.verbs import main
-from m1jax.verbs import train as training
+from m1jax.verbs.train import train
 
 TINY = str(pathlib.Path(__file__).parents[1] / "tiny.py")
 
@@ -37,10 +37,11 @@ def test_plan_lowers_the_program_that_train_runs(tmp_path, monkeypatch):
 
     # The program depends on no row: training is followed up to where it has built it.
     monkeypatch.setattr("m1jax.train.loop.programs.build", caught)
-    monkeypatch.setattr(training, "open_curriculum", lambda config: (types.SimpleNamespace(record=dict), None))
-    monkeypatch.setattr(training, "Loader", lambda *_: None)
+    opened = types.SimpleNamespace(record=dict), None
+    monkeypatch.setattr("m1jax.curriculum.opening.open_curriculum", lambda config: opened)
+    monkeypatch.setattr("m1jax.curriculum.loader.Loader", lambda *_: None)
     with pytest.raises(BuiltError) as built:
-        training.run(config)
+        train(config)
     monkeypatch.undo()
     trained = built.value.args[0]
     mesh = compiling.mesh_for(config, topologies.parse("v5e:2x4"))

@@ -4,16 +4,13 @@ import json
 import shutil
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from m1jax import artefact
 from m1jax import tokenizer as tokenizers
 from m1jax.config import file as config_file
 from m1jax.errors import UserError
-from m1jax.text.documents import Document
 from m1jax.verbs import main
-from m1jax.verbs import tokenizer as recipe
+from m1jax.verbs.tokenizer import train
 from tests import texts
 from tests.verbs.conftest import TINY
 
@@ -37,23 +34,23 @@ def config(folder, *overrides):
 
 
 def test_both_parts_are_trained_and_recorded(run, capsys):
-    recipe.train(config(run, "data.vocab_size=700", "data.general_vocab_size=600"))
+    train(config(run, "data.vocab_size=700", "data.general_vocab_size=600"))
     tokenizer = tokenizers.load(run / "tokenizer")
     stamp = artefact.stamp(run / "tokenizer")
     assert (stamp["vocab_size"], stamp["general_ids"], tokenizer.vocab_size) == (700, 600, 700)
     assert stamp["fingerprint"] == tokenizer.fingerprint
     sources = artefact.stamp(run / "corpus")["sources"]
     assert stamp["bytes"] == {name: source["bytes"] for name, source in sources.items()}
-    recipe.train(config(run, "data.vocab_size=600", "data.general_vocab_size=600"))
+    train(config(run, "data.vocab_size=600", "data.general_vocab_size=600"))
     alone = tokenizers.load(run / "tokenizer")
     assert tokenizer.merges[: len(alone.merges)] == alone.merges
     capsys.readouterr()
-    recipe.train(config(run, "data.vocab_size=600", "data.general_vocab_size=600"))
+    train(config(run, "data.vocab_size=600", "data.general_vocab_size=600"))
     assert "is whole already" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_the_share_of_the_parts_is_three_quarters_where_it_is_left_open(run):
-    recipe.train(config(run, "data.vocab_size=800"))
+    train(config(run, "data.vocab_size=800"))
     stamp = artefact.stamp(run / "tokenizer")
     assert (stamp["general_ids"], stamp["vocab_size"]) == (600, 800)
 
@@ -66,10 +63,10 @@ def test_a_corpus_of_one_domain(run, kept):
     stamp = json.loads(path.read_text())
     del stamp["sources"][f"{gone}-cases"]
     path.write_text(json.dumps(stamp))
-    recipe.train(config(run, "data.vocab_size=600"))
+    train(config(run, "data.vocab_size=600"))
     assert artefact.stamp(run / "tokenizer")["general_ids"] == (600 if kept == "general" else 0)
     with pytest.raises(UserError, match=f"holds no {gone} text, which data.general_vocab_size = 500"):
-        recipe.train(config(run, "data.vocab_size=600", "data.general_vocab_size=500"))
+        train(config(run, "data.vocab_size=600", "data.general_vocab_size=500"))
     assert tokenizers.load(run / "tokenizer").vocab_size == 600
 
 
@@ -87,65 +84,32 @@ def test_a_corpus_of_one_domain(run, kept):
 )
 def test_sizes_that_do_not_fit(run, overrides, words):
     with pytest.raises(UserError, match=words):
-        recipe.train(config(run, *overrides))
+        train(config(run, *overrides))
     assert not (run / "tokenizer").exists() and not list(run.glob(".tokenizer*"))
 
 
 def test_the_size_that_the_error_names_works(run):
     with pytest.raises(UserError) as refused:
-        recipe.train(config(run, "data.vocab_size=90_000"))
+        train(config(run, "data.vocab_size=90_000"))
     size = str(refused.value).split("data.vocab_size=")[1].split(" ")[0]
-    recipe.train(config(run, f"data.vocab_size={size}"))
+    train(config(run, f"data.vocab_size={size}"))
     assert tokenizers.load(run / "tokenizer").vocab_size == int(size)
 
 
 def test_an_existing_tokenizer_is_used_as_it_is(run, tmp_path, capsys):
-    recipe.train(config(run, "data.vocab_size=600"))
+    train(config(run, "data.vocab_size=600"))
     other = tmp_path / "other.json"
     saved = json.loads((run / "tokenizer" / "tokenizer.json").read_text())
     other.write_text(json.dumps({**saved, "normalizer": {"type": "NFC"}}))
     capsys.readouterr()
     with pytest.raises(UserError, match=r"set the config keys data\.special_ids\.bos"):
-        recipe.train(config(run, f"data.tokenizer={other}"))
+        train(config(run, f"data.tokenizer={other}"))
     ids = [f"data.special_ids.{name}={i}" for name, i in (("bos", 1), ("eos", 2), ("pad", 0))]
     given = config(run, f"data.tokenizer={other}", *ids)
-    recipe.train(given)
+    train(given)
     assert "existing tokenizer of 600 ids" in " ".join(capsys.readouterr().out.split())
     sets = [part for key in (f"folder={run}", "model.vocab_size=600", f"data.tokenizer={other}", *ids)
             for part in ("--set", key)]  # fmt: skip
     assert main(["pack", "--config", TINY, *sets]) == 0
     manifest = json.loads((run / "rows" / "manifest.json").read_text())
     assert manifest["tokenizer"] == tokenizers.of_run(given).fingerprint
-
-
-@given(st.lists(st.integers(1, 10**7), min_size=1, max_size=20), st.integers(1, 10**8))
-@settings(max_examples=200, deadline=None)
-def test_small_sources_are_taken_whole_and_large_ones_in_equal_parts(sizes, budget):
-    sources = {str(i): {"bytes": size, "domain": "general"} for i, size in enumerate(sizes)}
-    taken = recipe.taken_bytes(sources, budget)
-    assert min(sum(sizes), budget) - len(sizes) <= sum(taken.values()) <= budget
-    cut = [taken[name] for name in sources if taken[name] < sources[name]["bytes"]]
-    assert all(0 <= taken[name] <= source["bytes"] for name, source in sources.items())
-    if cut:
-        assert max(cut) - min(cut) <= len(sizes) and max(taken.values()) <= max(cut) + len(sizes)
-
-
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=60), st.integers(1, 3000), st.data())
-@settings(max_examples=100, deadline=None)
-def test_texts_are_taken_evenly(sizes, budget, data):
-    owners = [data.draw(st.sampled_from("ab")) for _ in sizes]
-    sources = {
-        name: {"domain": "general", "bytes": sum(size for size, own in zip(sizes, owners, strict=True) if own == name)}
-        for name in set(owners)
-    }
-    documents = [
-        Document(str(i), "x" * n, own, "en", "general") for i, (n, own) in enumerate(zip(sizes, owners, strict=True))
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "read_documents", lambda path: iter(documents))
-        wanted = recipe.taken_bytes(sources, budget)
-        chosen = list(recipe.texts(config("nowhere"), sources, ["general"], budget))
-        assert list(recipe.texts(config("nowhere"), sources, ["medical"], budget)) == []
-    assert abs(sum(map(len, chosen)) - sum(wanted.values())) <= max(sizes) * len(sources)
-    if budget >= sum(sizes):
-        assert chosen == [document.text for document in documents]

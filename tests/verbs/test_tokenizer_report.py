@@ -11,10 +11,10 @@ from m1jax import artefact
 from m1jax.config import file as config_file
 from m1jax.errors import UserError
 from m1jax.text.corpus import write_corpus
-from m1jax.text.documents import Document
+from m1jax.text.documents import Document, read_documents
 from m1jax.verbs import main
-from m1jax.verbs import tokenizer as recipe
-from m1jax.verbs import tokenizer_report as report
+from m1jax.verbs.tokenizer import train
+from m1jax.verbs.tokenizer_report import report
 from tests import texts
 from tests.verbs.conftest import TINY
 
@@ -44,7 +44,7 @@ def made(tmp_path_factory):
         details["sources"] = {
             name: {"domain": source.domains[0], "bytes": source.bytes} for name, source in found.sources.items()
         }
-    recipe.train(config_file.load(TINY, [f"folder={run}", *SIZES]))
+    train(config_file.load(TINY, [f"folder={run}", *SIZES]))
     return run
 
 
@@ -96,7 +96,7 @@ def test_the_numbers_are_those_of_the_files(run, capsys, tmp_path):
 
 def read(run, part, source):
     path = run / "corpus" / part / f"{source}.parquet"
-    return [document.text for document in report.read_documents(path)]
+    return [document.text for document in read_documents(path)]
 
 
 def test_the_peers_are_trained_once(run, capsys):
@@ -108,14 +108,14 @@ def test_the_peers_are_trained_once(run, capsys):
 
 
 def test_tables_for_people(run, capsys):
-    report.run(config_file.load(TINY, [f"folder={run}", *SIZES]), [], as_json=False)
+    report(config_file.load(TINY, [f"folder={run}", *SIZES]), [], as_json=False)
     shown = capsys.readouterr().out
     assert "this run" in shown and "general only" in shown and "compression.png" in shown.replace("\n", "")
 
 
 def refused(run, against, words):
     with pytest.raises(UserError, match=words):
-        report.run(config_file.load(TINY, [f"folder={run}", *SIZES]), against, as_json=True)
+        report(config_file.load(TINY, [f"folder={run}", *SIZES]), against, as_json=True)
 
 
 def test_what_is_missing_is_named(run, monkeypatch, tmp_path):

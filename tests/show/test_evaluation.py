@@ -3,10 +3,11 @@ import json
 
 from rich.console import Console
 
-from m1jax.evaluate import choice, report
+from m1jax.evaluate import choice
 from m1jax.evaluate.bits import Bits
 from m1jax.evaluate.scoring import RowScorer
 from m1jax.evaluate.tasks import TASKS, Item
+from m1jax.show import evaluation
 from tests.evaluate.test_choice import Bytes
 from tests.evaluate.toy import Toy
 
@@ -23,7 +24,7 @@ def text_of(table):
 
 
 def test_bits_stand_by_source_and_domain_beside_each_other():
-    made = report.bits({"before": BEFORE, "after": AFTER, "bigram": BIGRAM}, DOMAINS)
+    made = evaluation.bits({"before": BEFORE, "after": AFTER, "bigram": BIGRAM}, DOMAINS)
     rows = [" ".join(line.replace("│", " ").split()) for line in text_of(made.table).splitlines()]
     assert "medical onto 50 8.000 2.000 2.400" in rows
     assert "medical total 100 8.000 2.500 2.600" in rows
@@ -35,7 +36,7 @@ def test_bits_stand_by_source_and_domain_beside_each_other():
 
 def test_a_source_without_text_shows_a_dash_and_null():
     empty = {"onto": Bits(0.0, 0, 0)}
-    made = report.bits({"after": empty, "bigram": empty}, {"onto": "medical"})
+    made = evaluation.bits({"after": empty, "bigram": empty}, {"onto": "medical"})
     assert "–" in text_of(made.table)
     data = json.loads(json.dumps(made.data, allow_nan=False))
     assert data["after"]["sources"]["onto"]["bits_per_byte"] is None
@@ -45,7 +46,7 @@ def test_accuracy_stands_beside_interval_chance_and_the_constant_answer():
     items = [Item(str(n), f"Q{n}:", ("yes", "no"), int(n < 6), "") for n in range(20)]
     scorer = RowScorer(Toy(), (16,), 64)
     found = choice.evaluate(TASKS[1], items, Bytes(), scorer)
-    made = report.accuracy([found])
+    made = evaluation.accuracy([found])
     shown = text_of(made.table)
     low, high = found.interval
     for number in (found.accuracy, low, high, found.chance, 0.7):

@@ -1,15 +1,10 @@
-"""What import and export share: a bar in bytes, room on the disk, and another program's word on the logits."""
+"""The comparison of logits with another program that import and export make: its prompts and its tolerances."""
 
-import contextlib
 import dataclasses
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from m1jax.config import ModelConfig
 from m1jax.convert import table
@@ -18,6 +13,8 @@ from m1jax.convert.verify import Agreement, Logits, verify_with_mlx, verify_with
 from m1jax.errors import UserError
 from m1jax.tokenizer import Tokenizer
 
+VERIFICATION = "verification.json"
+"""File of an export that holds what another program found."""
 # Longer than the window of the shipped small model, so that its edge is compared too.
 VERIFIED_TOKENS = 320
 TOLERANCE = 1e-3
@@ -26,35 +23,8 @@ TOLERANCE = 1e-3
 ROUNDED_HEAD_TOLERANCE = 1e-2
 
 
-@contextlib.contextmanager
-def bar(console: Console) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """A progress bar in bytes: yields a function that adds a line (title, total) and gives what to tell of bytes."""
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    shown = console.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown) as progress:
-
-        def line(title: str, total: int) -> Callable[[int], None]:
-            task = progress.add_task(title, total=total)
-            return lambda count: progress.advance(task, count)
-
-        yield line
-
-
-def check_room(target: Path, needed: int) -> None:
-    """Raises UserError where the disk has no room for `needed` bytes at `target`: found out before one is written."""
-    place = target.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise UserError(
-            f"the disk that holds {place} is full: free some space ({target} needs {needed / 1e6:.1f} MB, "
-            f"{free / 1e6:.1f} MB are free) and run the same command again."
-        )
-
-
 def prompts(config: ModelConfig, text: str | None, tokenizer: Tokenizer | None, place: Path) -> list[list[int]]:
-    """Token ids to compare logits on: those of `text`, or two rows of random ones."""
+    """Token ids to compare logits on: those of `text`, or two rows of random ones; `place` is named in errors."""
     if text is None:
         length = min(VERIFIED_TOKENS, config.max_positions)
         # The first ids may be special tokens, which a tokenizer may not hold at all.
@@ -68,8 +38,8 @@ def prompts(config: ModelConfig, text: str | None, tokenizer: Tokenizer | None, 
     return [list(ids)]
 
 
-def judge(folder: Path, config: ModelConfig, rows: list[list[int]], ours: Logits) -> dict[str, Any]:
-    """What another program finds of a checkpoint's folder, with a sentence; raises UserError where it disagrees.
+def compare_logits(folder: Path, config: ModelConfig, rows: list[list[int]], ours: Logits) -> dict[str, Any]:
+    """Compares the logits of a checkpoint's folder in another program with ours; raises UserError where they differ.
 
     mlx-lm where it can read the checkpoint, else the PyTorch model that exports carry, both in float32; so must `ours`.
     """

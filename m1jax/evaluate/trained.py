@@ -1,0 +1,35 @@
+"""A model's log-probabilities, for everything in this room that scores tokens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from m1jax import kernels, model
+from m1jax.config import ModelConfig
+from m1jax.evaluate.scoring import TargetLogprobs
+
+
+def target_logprobs(
+    config: ModelConfig, params: Any, rope_base: float, attention: kernels.AttentionFunction = kernels.attention
+) -> TargetLogprobs:
+    """Log p(target) of a model for every token of a batch, float32 (B, S), nats."""
+    graphdef = model.abstract(config, attention).graphdef
+
+    @jax.jit
+    def score(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        decoder = nnx.merge(graphdef, params)
+        place = batch["segment_ids"], batch["positions"]
+        hidden = decoder.hidden(batch["tokens"], *place, rope_base=rope_base)
+        return decoder.log_likelihood(hidden, batch["targets"], chunk=1024)
+
+    return lambda batch: np.asarray(score(params, dict(batch)))
+
+
+def zero_attention(q: jax.Array, k: jax.Array, v: jax.Array, **_: Any) -> jax.Array:
+    """Attention whose output is zero: a model with it sees one token at a time."""
+    del k, v
+    return jnp.zeros_like(q)

@@ -1,0 +1,24 @@
+"""Progress bars that count bytes."""
+
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+Advance = Callable[[int], None]
+"""Counts that many more bytes."""
+
+
+class ByteBar(Progress):
+    """A bar of bytes, speed and time left for each piece of work; it is shown in terminals only and goes at the end."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        super().__init__(
+            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+        )
+
+    def line(self, title: str, total: int) -> Advance:
+        """Adds a line for work on `total` bytes and returns what counts them."""
+        task = self.add_task(title, total=total)
+        return lambda count: self.advance(task, count)
