@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+from m1jax.rows.spans import Ints, ranges
 
 FULL = 0.999
 """Share of filled slots from which on no further document is cut."""
@@ -130,6 +130,20 @@ def pack_documents(documents: Ints, lengths: Ints, row_length: int) -> Pieces:
     if sizes.sum() >= FULL * pieces.count * row_length or pieces.count * row_length - sizes.sum() < row_length:
         return pieces
     return _fill_holes(pieces, (counts[which[chosen]] > 1), row_length)
+
+
+def pack_pairs(documents: Ints, lengths: Ints, firsts: Ints, row_length: int) -> Pieces:
+    """Rows of one packing window, whose documents are packed whole and each pair of them into one row.
+
+    Pair i is the documents from `firsts[i]` on up to the next pair; no pair has more than `row_length` tokens. Pairs
+    are packed best fit, decreasing.
+    """
+    order, rows = _best_fit(np.add.reduceat(lengths, firsts), row_length)
+    by_row = np.argsort(rows, kind="stable")
+    counts = np.diff(firsts, append=len(documents))[order[by_row]]
+    chosen = ranges(firsts[order[by_row]], counts)
+    whole = np.zeros(len(chosen), np.int64)
+    return Pieces(documents[chosen], whole, lengths[chosen], np.repeat(rows[by_row], counts))
 
 
 def _fill_holes(pieces: Pieces, cut: npt.NDArray[np.bool_], row_length: int) -> Pieces:

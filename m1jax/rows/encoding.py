@@ -4,7 +4,8 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,9 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from m1jax.errors import UserError
+from m1jax.rows.columns import Columns
 from m1jax.rows.record import Array, token_dtype
-from m1jax.rows.spool import EncodedBatch, Ints, Spool
-from m1jax.text.documents import Document, Rejected, Table
+from m1jax.rows.spans import NO_SPANS, Ints, Spans, joined, runs, spans_of
+from m1jax.rows.spool import EncodedBatch, Spool
+from m1jax.text.documents import Document, Part, Rejected, Table
 from m1jax.text.set_aside import Items, batches, screen, set_aside
 
 Progress = Callable[[str, str, int], None]
@@ -63,7 +66,8 @@ class Indexed:
 class EncodedSource:
     """A source's documents: document i is `tokens[starts[i] : starts[i + 1]]`, EOS last.
 
-    `utf8_bytes` (int64) and `difficulty` (float64, NaN where none was given) are by document.
+    `utf8_bytes` (int64), `difficulty` (float64, NaN where none was given) and each of `columns` (int32 or float32) are
+    by document; the runs of `spans` are of `tokens`. `packed` (int64) are the documents that rows are made of.
     """
 
     language: str
@@ -72,6 +76,9 @@ class EncodedSource:
     starts: Ints
     utf8_bytes: Ints
     difficulty: npt.NDArray[np.float64]
+    spans: Spans
+    columns: Mapping[str, Array]
+    packed: Ints
     rejected: int
 
 
@@ -87,15 +94,17 @@ def encode_source(
 ) -> EncodedSource:
     """Tokens of a source's documents, kept in `spool`, with its documents listed in the Parquet file `index`.
 
-    Whatever cannot be packed goes to `aside` with its reason. `workers` threads encode; the tokenizer's library lets
-    them run at once. Raises UserError where no document has text or their domains differ.
+    What cannot be packed goes to `aside` with its reason. `workers` threads encode; the tokenizer's library lets them
+    run at once. Raises UserError where no document has text, their domains differ, or some of them lack a column.
     """
     languages: set[str] = set()
     domains: set[str] = set()
     lengths: list[Array] = []
     sizes: list[Array] = []
     difficulties: list[Array] = []
-    rejected = count = 0
+    spans: list[Spans] = []
+    columns = Columns()
+    rejected = count = tokens = 0
     with Table(index, INDEX_SCHEMA) as table, concurrent.futures.ThreadPoolExecutor(max(1, workers)) as pool:
         for batch in _encoded(screen(documents, texts=False), tokenizer, spool, pool, workers):
             kept = batch.lengths > 0
@@ -103,18 +112,21 @@ def encode_source(
             for item in (*batch.rejected, *missing):
                 aside.write(dataclasses.replace(item, source=item.source or name), len(item.text))
                 rejected += 1
+            chosen = list(itertools.compress(batch.documents, kept))
             for document, length, size in zip(
-                batch.documents, batch.lengths.tolist(), batch.sizes.tolist(), strict=True
+                chosen, batch.lengths[kept].tolist(), batch.sizes[kept].tolist(), strict=True
             ):
-                if length:
-                    table.write(Indexed(document.id, length, size, document.difficulty), len(document.id) + 24)
+                table.write(Indexed(document.id, length, size, document.difficulty), len(document.id) + 24)
+            columns.add(chosen)
             languages.update(document.language for document in batch.documents)
             domains.update(document.domain for document in batch.documents)
-            numbers = [np.nan if d.difficulty is None else d.difficulty for d in batch.documents]
+            numbers = [np.nan if document.difficulty is None else document.difficulty for document in chosen]
             lengths.append(batch.lengths[kept])
             sizes.append(batch.sizes[kept])
-            difficulties.append(np.array(numbers, np.float64)[kept])
-            count += len(lengths[-1])
+            difficulties.append(np.array(numbers, np.float64))
+            spans.append(batch.spans.shifted(tokens))
+            count += len(chosen)
+            tokens += int(batch.lengths.sum())
             report(name, "encoded", int(batch.sizes.sum()))
     if not count:
         why = f" ({rejected} were set aside)" if rejected else ""
@@ -133,6 +145,9 @@ def encode_source(
         starts=starts,
         utf8_bytes=np.concatenate(sizes),
         difficulty=np.concatenate(difficulties),
+        spans=joined(spans),
+        columns=columns.arrays(name),
+        packed=np.arange(count),
         rejected=rejected,
     )
 
@@ -141,8 +156,9 @@ def encode_source(
 class _Batch:
     documents: list[Document]
     rejected: list[Rejected]
-    lengths: Ints
     sizes: Ints
+    lengths: Ints = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
+    spans: Spans = NO_SPANS
 
 
 def _encoded(
@@ -158,40 +174,62 @@ def _encoded(
             return batch
         encoded = future.result()
         spool.append(encoded)
-        return dataclasses.replace(batch, lengths=encoded.lengths)
+        return dataclasses.replace(batch, lengths=encoded.lengths, spans=encoded.spans)
 
     for some in batches(items):
-        batch, of = _measured(some)
-        lengths = spool.found(of)
-        texts = [document.text for document in batch.documents]
-        future = pool.submit(_encode, texts, of, tokenizer, dtype) if lengths is None else None
-        waiting.append((batch if lengths is None else dataclasses.replace(batch, lengths=lengths), future))
+        batch, of = _measured(some, tokenizer.vocab_size)
+        if (known := spool.found(of)) is None:
+            waiting.append((batch, pool.submit(_encode, batch.documents, of, tokenizer, dtype)))
+        else:
+            lengths, spans = known
+            waiting.append((dataclasses.replace(batch, lengths=lengths, spans=spans), None))
         while len(waiting) > _AHEAD * workers:
             yield finish()
     while waiting:
         yield finish()
 
 
-def _measured(items: Iterable[Document | Rejected]) -> tuple[_Batch, str]:
-    """A batch without its tokens' lengths, and the hash of its documents."""
-    documents = [item for item in items if isinstance(item, Document)]
-    rejected = [item for item in items if isinstance(item, Rejected)]
+def _measured(items: Iterable[Document | Rejected], vocab_size: int) -> tuple[_Batch, str]:
+    """A batch without its tokens' lengths, and the hash of what is encoded of its documents."""
+    documents, rejected, sizes = [], [], []
     digest = hashlib.blake2b(digest_size=16)
-    sizes = []
-    for document in documents:
-        text = document.text.encode()
-        sizes.append(len(text))
-        digest.update(len(text).to_bytes(8, "little"))
-        digest.update(text)
-    return _Batch(documents, rejected, np.empty(0, np.int64), np.array(sizes, np.int64)), digest.hexdigest()
+    for item in items:
+        if isinstance(item, Rejected):
+            rejected.append(item)
+        elif beyond := [i for part in item.parts for i in part.ids if i >= vocab_size]:
+            rejected.append(set_aside(item, f"token id {beyond[0]} is not one of the tokenizer's {vocab_size}"))
+        else:
+            text = item.text.encode()
+            documents.append(item)
+            sizes.append(len(text))
+            digest.update(len(text).to_bytes(8, "little"))
+            digest.update(text)
+            if item.parts:
+                digest.update(repr(item.parts).encode())
+    return _Batch(documents, rejected, np.array(sizes, np.int64)), digest.hexdigest()
 
 
-def _encode(texts: Sequence[str], of: str, tokenizer: Encoder, dtype: type[np.unsignedinteger]) -> EncodedBatch:
-    """The tokens of a batch, each document's EOS after them; nothing at all of a document without tokens."""
-    ids = tokenizer.encode_arrays(texts)
-    lengths = np.array([len(some) + 1 if len(some) else 0 for some in ids], np.int64)
+def _encode(
+    documents: Sequence[Document], of: str, tokenizer: Encoder, dtype: type[np.unsignedinteger]
+) -> EncodedBatch:
+    """The tokens of a batch, each document's EOS after them; nothing at all of a document without tokens.
+
+    Each part is encoded apart. EOS has the weight of the document's last part.
+    """
+    parts = [document.parts or (Part(document.text),) for document in documents]
+    encoded = iter(tokenizer.encode_arrays([part.text for some in parts for part in some if not part.ids]))
+    ids = [[part.ids or next(encoded) for part in some] for some in parts]
+    totals = [sum(map(len, some)) for some in ids]
+    lengths = np.array([total + 1 if total else 0 for total in totals], np.int64)
     tokens = np.full(int(lengths.sum()), tokenizer.eos_id, dtype)
-    starts = np.cumsum(lengths) - lengths
-    for start, some in zip(starts.tolist(), ids, strict=True):
-        tokens[start : start + len(some)] = some
-    return EncodedBatch(of, tokens, lengths)
+    found: list[tuple[int, int, float]] = []
+    at = 0
+    for document, some, total in zip(documents, ids, totals, strict=True):
+        if document.parts and total:
+            weights = [part.weight for part in document.parts]
+            found += runs([*map(len, some), 1], [*weights, weights[-1]], at)
+        for part in some:
+            tokens[at : at + len(part)] = part
+            at += len(part)
+        at += total > 0
+    return EncodedBatch(of, tokens, lengths, spans_of(found))

@@ -11,9 +11,6 @@ from m1jax.errors import UserError
 from m1jax.rows.record import Array, Row
 from m1jax.rows.spans import joined
 
-ARRAYS = ("tokens", "targets", "weights", "segment_ids", "positions")
-"""The arrays that every batch has; no column of documents has one of these names."""
-
 
 def expand(rows: Sequence[Row], columns: Sequence[str] = ()) -> dict[str, Array]:
     """What a model reads of B rows of one length S: five arrays (B, S), and one more for each of `columns`.

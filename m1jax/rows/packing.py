@@ -6,7 +6,8 @@
     manifest.json                             counts, checksums, packing window → first row, the tokenizer's fingerprint
 
 Every row length packs the same windows, so that a change of row length can go on at the border of one. A document is
-its tokens and one EOS. How its pieces repeat a token and which documents are cut is told in bestfit.py.
+its tokens and one EOS. bestfit.py says how its pieces repeat a token and which documents are cut. Documents of a source
+with a column `pair` are never cut, and those of an equal value are packed into one row.
 """
 
 import concurrent.futures
@@ -20,15 +21,18 @@ import numpy as np
 
 from m1jax import artefact
 from m1jax.errors import UserError
-from m1jax.rows.bestfit import Ints, Pieces, best_fit, pack_documents, packing_borders, pieces_of, split
+from m1jax.rows.bestfit import Pieces, best_fit, pack_documents, pack_pairs, packing_borders, pieces_of, split
+from m1jax.rows.columns import longer_pairs, pairs
 from m1jax.rows.encoding import EncodedSource, Encoder, Progress, encode_source
-from m1jax.rows.manifest import Manifest, RowFile, SourceRows, bucket_name, index_path, row_path
+from m1jax.rows.manifest import Manifest, RowFile, SourceRows, bucket_name, document_ids, index_path, row_path
 from m1jax.rows.ranges import write_index
 from m1jax.rows.record import Row, token_dtype
 from m1jax.rows.shuffle import permutation
+from m1jax.rows.spans import Ints, Spans
 from m1jax.rows.spool import Spool
 from m1jax.rows.store import RowWriter
-from m1jax.text.documents import REJECTED_SCHEMA, Document, Rejected, Table
+from m1jax.text.documents import PAIR, REJECTED_SCHEMA, Document, Rejected, Table
+from m1jax.text.set_aside import screen, set_aside
 
 __all__ = ["Encoder", "Progress", "best_fit", "pack", "split"]
 
@@ -55,7 +59,7 @@ def pack(
     tokenizer and arguments give the same bytes for any number of `workers` (threads). Encoded tokens are kept in
     `spool` meanwhile (default: inside `folder`, removed at the end): with the same `spool` and tokenizer, a packing
     that was killed goes on with what was encoded. Raises UserError for a source without text, of several domains or
-    with a difficulty on some of its documents only, and where the disk refuses.
+    with a difficulty or a column on some of its documents only, and where the disk refuses.
     """
     report = progress or (lambda source, phase, size: None)
     if not documents_by_source:
@@ -73,6 +77,8 @@ def pack(
             kept = Spool(scratch, name, token_dtype(tokenizer.vocab_size))
             index = index_path(folder, name)
             encoded = encode_source(name, documents_by_source[name](), tokenizer, kept, index, aside, workers, report)
+            if PAIR in encoded.columns:
+                encoded = _without_long_pairs(name, documents_by_source[name], encoded, folder, row_lengths[0], aside)
             for store in _stores(name, encoded, difficulty_buckets):
                 if store.name in sources or (store.of and store.name in documents_by_source):
                     raise UserError(f"two sources would both be stored as {store.name!r}: rename one of them.")
@@ -98,6 +104,28 @@ def pack(
     return manifest
 
 
+def _without_long_pairs(
+    name: str, documents: Documents, source: EncodedSource, folder: Path, row_length: int, aside: Table
+) -> EncodedSource:
+    """The source without pairs that are longer than the shortest rows; their documents, read again, go to `aside`."""
+    lengths = np.diff(source.starts)
+    longer = longer_pairs(pairs(source.columns[PAIR]), lengths, row_length)
+    if longer.all():
+        raise UserError(
+            f"source {name!r}: every pair is longer than a row of {row_length} tokens: raise the shortest length of "
+            f"config key data.row_lengths."
+        )
+    if not longer.any():
+        return source
+    ids = set(document_ids(folder, name, np.flatnonzero(longer).tolist()).values())
+    reason = f"pair longer than a row of {row_length} tokens"
+    for item in screen(documents(), texts=False):
+        if isinstance(item, Document) and item.id in ids:
+            aside.write(dataclasses.replace(set_aside(item, reason), source=item.source or name), len(item.text))
+    count = int(longer.sum())
+    return dataclasses.replace(source, packed=np.flatnonzero(~longer), rejected=source.rejected + count)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Store:
     """The documents of a source that are packed together: all of them, or one bucket."""
@@ -110,19 +138,25 @@ class _Store:
 
 
 def _stores(name: str, source: EncodedSource, buckets: int) -> list[_Store]:
-    """The source as one store, or divided at quantiles of difficulty; equal numbers stay together."""
-    everything = np.arange(len(source.difficulty))
-    unknown = np.isnan(source.difficulty)
+    """The source as one store, or divided at quantiles of difficulty; equal numbers and pairs stay together."""
+    difficulty = source.difficulty[source.packed]
+    unknown = np.isnan(difficulty)
     if buckets == 1 or unknown.all():
-        return [_Store(name, everything)]
+        return [_Store(name, source.packed)]
     if unknown.any():
         raise UserError(
             f"source {name!r}: {unknown.sum()} of {len(unknown)} documents have no difficulty: give every document of "
             f"the source one, or none."
         )
-    edges = np.quantile(source.difficulty, np.arange(1, buckets) / buckets, method="higher")
-    bucket_of = np.searchsorted(edges, source.difficulty, side="right")
-    parts = [np.flatnonzero(bucket_of == bucket) for bucket in range(buckets)]
+    if PAIR in source.columns:
+        # A pair is as difficult as the harder of its documents.
+        pair = pairs(source.columns[PAIR][source.packed])
+        hardest = np.full(len(difficulty), -np.inf)
+        np.maximum.at(hardest, pair, difficulty)
+        difficulty = hardest[pair]
+    edges = np.quantile(difficulty, np.arange(1, buckets) / buckets, method="higher")
+    bucket_of = np.searchsorted(edges, difficulty, side="right")
+    parts = [source.packed[bucket_of == bucket] for bucket in range(buckets)]
     if not all(map(len, parts)):
         raise UserError(
             f"source {name!r}: its documents' difficulty takes too few values for {buckets} buckets: lower config key "
@@ -142,15 +176,18 @@ def _pack_store(
     report: Progress,
 ) -> SourceRows:
     """Shuffles a store's documents into packing windows and packs each of them once for every row length."""
-    order = store.documents[permutation(len(store.documents), "documents", seed, store.name)]
+    order, firsts = _shuffled(store, source, seed)
     lengths = np.diff(source.starts)[order]
-    borders = packing_borders(lengths, row_lengths, packing_window)
+    # Windows are of whole pairs, and of no more documents for that.
+    most = max(1, packing_window // int(np.diff(firsts).max()))
+    units = packing_borders(np.add.reduceat(lengths, firsts[:-1]), row_lengths, most)
+    trained, weight = source.spans.by_document(source.starts)
     utf8_bytes = int(source.utf8_bytes[order].sum())
 
     def write(row_length: int) -> RowFile:
         path = row_path(folder, row_length, store.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return _write_rows(path, source, order, borders, row_length, (seed, store.name))
+        return _write_rows(path, source, order, firsts, units, row_length, (seed, store.name))
 
     files = {}
     with concurrent.futures.ThreadPoolExecutor(max(1, workers)) as pool:
@@ -164,10 +201,11 @@ def _pack_store(
         documents=len(order),
         rejected=0 if store.bucket else source.rejected,
         tokens=int(lengths.sum()),
-        trained_tokens=int(lengths.sum()) - len(lengths),
-        target_weight=float(lengths.sum() - len(lengths)),
+        trained_tokens=int(trained[order].sum()),
+        target_weight=float(weight[order].sum()),
         utf8_bytes=utf8_bytes,
         files=files,
+        columns={name: values.dtype.name for name, values in source.columns.items()},
         of=store.of,
         bucket=store.bucket,
         buckets=store.buckets,
@@ -175,16 +213,44 @@ def _pack_store(
     )
 
 
+def _shuffled(store: _Store, source: EncodedSource, seed: int) -> tuple[Ints, Ints]:
+    """The documents of a store in their shuffled order, and where each unit begins, with their number at the end.
+
+    A unit is a document, or the documents of a pair in the order in which they came.
+    """
+    key = "documents", seed, store.name
+    if PAIR not in source.columns:
+        return store.documents[permutation(len(store.documents), *key)], np.arange(len(store.documents) + 1)
+    pair = pairs(source.columns[PAIR][store.documents])
+    place = np.argsort(permutation(int(pair.max()) + 1, *key))[pair]
+    firsts = np.concatenate([[0], np.cumsum(np.bincount(place))])
+    return store.documents[np.argsort(place, kind="stable")], firsts
+
+
 def _write_rows(
-    path: Path, source: EncodedSource, order: Ints, borders: Sequence[int], row_length: int, key: tuple[int, str]
+    path: Path,
+    source: EncodedSource,
+    order: Ints,
+    firsts: Ints,
+    units: Sequence[int],
+    row_length: int,
+    key: tuple[int, str],
 ) -> RowFile:
-    """Packs and writes the packing windows of a store for one row length; the rows of each are shuffled."""
+    """Packs and writes the packing windows of a store for one row length; the rows of each are shuffled.
+
+    `firsts` is as `_shuffled` returns it; `units` has the first unit of each packing window, and their number.
+    """
     lengths = np.diff(source.starts)[order]
     first_rows = [0]
     tokens = cut = 0
     with RowWriter(path) as writer:
-        for index, (start, end) in enumerate(itertools.pairwise(borders)):
-            pieces = pack_documents(order[start:end], lengths[start:end], row_length)
+        for index, (first, last) in enumerate(itertools.pairwise(units)):
+            start, end = firsts[first], firsts[last]
+            documents = order[start:end], lengths[start:end]
+            if PAIR in source.columns:
+                pieces = pack_pairs(*documents, firsts[first:last] - start, row_length)
+            else:
+                pieces = pack_documents(*documents, row_length)
             rows = permutation(pieces.count, "rows", *key, index, row_length)
             for row in _rows(source, pieces, rows.tolist(), row_length):
                 writer.write(row)
@@ -211,10 +277,22 @@ def _rows(source: EncodedSource, pieces: Pieces, order: Sequence[int], row_lengt
     lengths, documents, offsets = (
         part.astype(np.uint32) for part in (pieces.lengths, pieces.documents, pieces.offsets)
     )
+    columns = {name: values[pieces.documents] for name, values in source.columns.items()}
     borders = np.searchsorted(pieces.rows, np.arange(pieces.count + 1))
-    places = np.concatenate([[0], np.cumsum(pieces.lengths)])[borders].tolist()
-    borders = borders.tolist()
+    begins = np.concatenate([[0], np.cumsum(pieces.lengths)])
+    places = begins[borders]
+    piece, spans = source.spans.cut(starts, ends)
+    in_row = (spans.starts + begins[piece] - places[pieces.rows[piece]]).astype(np.uint32)
+    sizes = spans.lengths.astype(np.uint32)
+    runs = np.searchsorted(piece, borders)
     for row in order:
-        mine = slice(borders[row], borders[row + 1])
-        ids = tokens[places[row] : places[row + 1]]
-        yield Row(row_length, ids, lengths[mine], documents[mine], offsets[mine])
+        mine, some = slice(borders[row], borders[row + 1]), slice(runs[row], runs[row + 1])
+        yield Row(
+            row_length,
+            tokens[places[row] : places[row + 1]],
+            lengths[mine],
+            documents[mine],
+            offsets[mine],
+            Spans(in_row[some], sizes[some], spans.weights[some]),
+            {name: values[mine] for name, values in columns.items()},
+        )

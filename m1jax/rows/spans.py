@@ -1,7 +1,8 @@
 """The weights of tokens as targets, kept as runs of tokens."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,18 @@ class Spans:
         length = np.minimum(stops[run], ends[piece]) - start
         return piece, Spans(start - begins[piece], length, self.weights[run])
 
+    def by_document(self, starts: Ints) -> tuple[Ints, npt.NDArray[np.float64]]:
+        """Targets of a weight above 0 of each document, and the sum of their weights.
+
+        Document i is the tokens `starts[i]` to `starts[i + 1]` (that one excluded), and no run goes over its border.
+        Its first token is never a target.
+        """
+        targets = np.diff(starts) - 1
+        document = np.searchsorted(starts, self.starts, side="right") - 1
+        sizes = self.lengths - (self.starts == starts[document])
+        trained = targets - np.bincount(document, sizes * (self.weights == 0), len(targets)).astype(np.int64)
+        return trained, targets + np.bincount(document, sizes * (self.weights.astype(np.float64) - 1), len(targets))
+
 
 NO_SPANS = Spans(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
@@ -55,6 +68,29 @@ def ranges(starts: Ints, lengths: Ints) -> Ints:
     """The integers `starts[i]` to `starts[i] + lengths[i]` (that one excluded) of each i, one after the other."""
     before = np.cumsum(lengths) - lengths
     return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
+
+
+def runs(tokens: Iterable[int], weights: Iterable[float], start: int) -> list[tuple[int, int, float]]:
+    """The (start, tokens, weight) of the runs of a document, from the tokens and the weight of each of its parts.
+
+    `start` is the index of its first token. Neighbours of an equal weight are one run; those of weight 1 are left out.
+    """
+    found = []
+    rounded = (float(np.float32(weight)) for weight in weights)
+    for weight, some in itertools.groupby(zip(rounded, tokens, strict=True), key=lambda part: part[0]):
+        length = sum(count for _, count in some)
+        if weight != 1 and length:
+            found.append((start, length, weight))
+        start += length
+    return found
+
+
+def spans_of(found: Sequence[tuple[int, int, float]]) -> Spans:
+    """Spans of the runs in a list, (start, tokens, weight) each."""
+    if not found:
+        return NO_SPANS
+    starts, lengths, weights = zip(*found, strict=True)
+    return Spans(np.array(starts, np.int64), np.array(lengths, np.int64), np.array(weights, np.float32))
 
 
 def joined(parts: Sequence[Spans]) -> Spans:

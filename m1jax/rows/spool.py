@@ -1,9 +1,10 @@
 """Encoded documents of one source on disk: what is whole survives a killed process.
 
     <source>.tokens    ids of all documents one after the other, uint16 or uint32, little endian, EOS last in each
-    <source>.journal   one JSON line a batch: the hash of the batch's text, the CRC-32 of its tokens, lengths
+    <source>.journal   one JSON line a batch: the hash of the batch's documents, a CRC-32, lengths, and spans if any
 
-A batch's line is written after its tokens. What a torn or wrong line speaks of, and all after it, is encoded again.
+A batch's line is written after its tokens. The CRC-32 is of its tokens and spans. What a torn or wrong line is about,
+and all after it, is encoded again.
 """
 
 import dataclasses
@@ -12,20 +13,22 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from m1jax.rows.record import Array
-
-Ints = npt.NDArray[np.int64]
+from m1jax.rows.spans import NO_SPANS, Ints, Spans, spans_of
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedBatch:
-    """Tokens of some documents, one after the other; `lengths` (int64) has 0 for a document that gave no token."""
+    """Tokens of some documents, one after the other; `lengths` (int64) has 0 for a document that gave no token.
+
+    The runs of `spans` count from the first of these tokens.
+    """
 
     of: str
     tokens: Array
     lengths: Ints
+    spans: Spans = NO_SPANS
 
 
 class Spool:
@@ -41,24 +44,28 @@ class Spool:
         self._size = 0
         self._journal_size = 0
 
-    def found(self, of: str) -> Ints | None:
-        """The lengths of the next batch where it is whole and its text has hash `of`; else nothing further is kept."""
+    def found(self, of: str) -> tuple[Ints, Spans] | None:
+        """Lengths and spans of the next batch, where it is whole and has hash `of`; else nothing further is kept."""
         if self._next < len(self._found):
             entry, line_size = self._found[self._next]
             lengths = np.array(entry["lengths"], np.int64)
+            spans = spans_of(list(zip(*entry.get("spans", ()), strict=False)))
             size = int(lengths.sum()) * self.dtype.itemsize
-            if entry["of"] == of and self._crc(size) == entry["crc"]:
+            if entry["of"] == of and self._crc(size, spans) == entry["crc"]:
                 self._next += 1
                 self._size += size
                 self._journal_size += line_size
-                return lengths
+                return lengths, spans
             self._found = self._found[: self._next]
         return None
 
     def append(self, batch: EncodedBatch) -> None:
         """Writes a batch after those that were found; raises OSError where the disk refuses."""
         data = batch.tokens.astype(self.dtype, copy=False).tobytes()
-        entry = {"of": batch.of, "crc": zlib.crc32(data), "lengths": batch.lengths.tolist()}
+        entry = {"of": batch.of, "crc": zlib.crc32(_bytes(batch.spans), zlib.crc32(data))}
+        entry["lengths"] = batch.lengths.tolist()
+        if len(batch.spans):
+            entry["spans"] = [part.tolist() for part in _arrays(batch.spans)]
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         for path, start, what in ((self.tokens_path, self._size, data), (self._journal_path, self._journal_size, line)):
             with open(path, "r+b" if path.exists() else "w+b") as file:
@@ -72,15 +79,15 @@ class Spool:
         """All tokens that were found or appended, mapped from disk."""
         return np.memmap(self.tokens_path, self.dtype, "r", shape=(self._size // self.dtype.itemsize,)).view(np.ndarray)
 
-    def _crc(self, size: int) -> int | None:
-        """CRC-32 of the next `size` bytes of tokens; None where there are fewer."""
+    def _crc(self, size: int, spans: Spans) -> int | None:
+        """CRC-32 of the next `size` bytes of tokens and of these spans; None where there are fewer."""
         try:
             with open(self.tokens_path, "rb") as file:
                 file.seek(self._size)
                 data = file.read(size)
         except FileNotFoundError:
             return None
-        return zlib.crc32(data) if len(data) == size else None
+        return zlib.crc32(_bytes(spans), zlib.crc32(data)) if len(data) == size else None
 
     def _read_journal(self) -> list[tuple[dict, int]]:
         """The lines of an earlier journal that are whole, with their sizes in bytes."""
@@ -96,3 +103,11 @@ class Spool:
                         break
                     entries.append((entry, len(line)))
         return entries
+
+
+def _arrays(spans: Spans) -> tuple[Array, ...]:
+    return spans.starts, spans.lengths, spans.weights
+
+
+def _bytes(spans: Spans) -> bytes:
+    return b"".join(part.tobytes() for part in _arrays(spans))

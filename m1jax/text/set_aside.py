@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from m1jax.text.documents import Document, Rejected
+from m1jax.text.documents import BATCH_ARRAYS, PAIR, Document, Rejected
 from m1jax.text.folder import DOMAINS, LARGEST
 from m1jax.text.overlap import NgramIndex
 
@@ -15,6 +15,8 @@ _BATCH_ROWS = 512
 _BATCH_BYTES = 4 << 20
 _BLANK = re.compile(r"[\s\0]*")
 _SOURCE = re.compile(r"\w[\w.-]*")
+_COLUMN_NAME = re.compile(r"\w{1,60}")
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 # Newcomers wait in a set of Python's until they are worth a sort.
 _FEWEST_SORTED = 1 << 16
 
@@ -25,8 +27,10 @@ def screen(items: Items, evaluation: NgramIndex | None = None, texts: bool = Tru
     """The items in order, each document as it is or as Rejected with a reason.
 
     Set aside are documents that are empty (nothing but white space and NUL), no valid Unicode, over 32 MiB, of an
-    unknown domain, of an identifier or (with `texts`) a text that came before, or that share a run of words with an
-    item of `evaluation` (reason "evaluation overlap"). Memory: 16 bytes a document, to know what came before.
+    unknown domain, with parts or columns that cannot be packed, of an identifier or (with `texts`) a text that came
+    before, or that share a run of words with an item of `evaluation` (reason "evaluation overlap"). Documents of parts
+    repeat one another only where parts and columns are equal too. Memory: 16 bytes a document, to know what came
+    before.
     """
     identifiers, known = _Known(), _Known()
     for batch in batches(items):
@@ -35,7 +39,7 @@ def screen(items: Items, evaluation: NgramIndex | None = None, texts: bool = Tru
         repeated = identifiers.seen([document.id for document in documents], reasons)
         reasons = [reason or ("duplicate id" if old else None) for reason, old in zip(reasons, repeated, strict=True)]
         if texts:
-            repeated = known.seen([document.text for document in documents], reasons)
+            repeated = known.seen([_content(document) for document in documents], reasons)
             reasons = [
                 reason or ("duplicate text" if old else None) for reason, old in zip(reasons, repeated, strict=True)
             ]
@@ -71,7 +75,7 @@ def fault(document: Document) -> str | None:
         size = sum(len(field.encode()) for field in fields)
     except UnicodeEncodeError:
         return "no valid Unicode"
-    if _BLANK.fullmatch(document.text):
+    if _BLANK.fullmatch(document.text) and not any(part.ids for part in document.parts):
         return "empty"
     if size > LARGEST:
         return f"larger than {LARGEST >> 20} MiB"
@@ -81,7 +85,45 @@ def fault(document: Document) -> str | None:
         return "source is no file name"
     if document.difficulty is not None and not np.isfinite(document.difficulty):
         return "difficulty is no finite number"
+    return _parts_fault(document) or _columns_fault(document)
+
+
+def _parts_fault(document: Document) -> str | None:
+    """What is wrong with the parts of a document."""
+    if not document.parts:
+        return None
+    for number, part in enumerate(document.parts, 1):
+        if part.text and part.ids:
+            return f"part {number} has both text and token ids"
+        if not all(isinstance(i, int) and i >= 0 for i in part.ids):
+            return f"part {number} has a token id that is not a whole number of 0 or more"
+        if not 0 <= part.weight <= _LARGEST_FLOAT32:
+            return f"the weight of part {number} is not a finite number of 0 or more"
+    if not any(part.weight for part in document.parts):
+        return "no part has a weight above 0"
+    if "".join(part.text for part in document.parts) != document.text:
+        return "the text is not that of the parts"
     return None
+
+
+def _columns_fault(document: Document) -> str | None:
+    """What is wrong with the columns of a document."""
+    for name, value in document.columns.items():
+        whole = isinstance(value, int)
+        if name in BATCH_ARRAYS or not _COLUMN_NAME.fullmatch(name):
+            return f"column {name!r} needs another name"
+        if isinstance(value, bool) or (not whole and (not isinstance(value, float) or name == PAIR)):
+            return f"column {name!r} is not a {'whole ' if name == PAIR else ''}number"
+        if not (-(1 << 31) <= value < 1 << 31 if whole else abs(value) <= _LARGEST_FLOAT32):
+            return f"column {name!r} is not a finite number of 32 bits"
+    return None
+
+
+def _content(document: Document) -> str:
+    """What two documents share where one repeats the other."""
+    if not document.parts and not document.columns:
+        return document.text
+    return repr((document.text, document.parts, sorted(document.columns.items())))
 
 
 def set_aside(document: Document, reason: str) -> Rejected:

@@ -4,14 +4,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m1jax.errors import UserError
-from m1jax.rows.expand import ARRAYS, expand
+from m1jax.rows.expand import expand
 from m1jax.rows.spans import Spans
+from m1jax.text.documents import BATCH_ARRAYS
 from tests.rows.made_rows import WEIGHTS, make_row, rows, spans_of
 
 
 def expand_one(row):
     """What a row means, token by token."""
-    blank = dict.fromkeys(ARRAYS, 0)
+    blank = dict.fromkeys(BATCH_ARRAYS, 0)
     out = [dict(blank) for _ in range(row.row_length)]
     weight_of = [1.0] * len(row.tokens)
     for start, length, weight in zip(row.spans.starts, row.spans.lengths, row.spans.weights, strict=True):
@@ -38,7 +39,7 @@ def test_expand_against_the_definition(data):
     row_length = data.draw(st.integers(2, 24))
     batch = data.draw(st.lists(rows(row_length), min_size=1, max_size=4))
     arrays = expand(batch)
-    assert tuple(arrays) == ARRAYS
+    assert tuple(arrays) == BATCH_ARRAYS
     for name, array in arrays.items():
         assert array.shape == (len(batch), row_length)
         assert array.dtype == (np.float32 if name == "weights" else np.int32)
@@ -56,7 +57,7 @@ def test_a_column_is_its_pieces_value_at_each_of_its_tokens(data):
         for row in some
     ]
     arrays = expand(batch, ["pair"])
-    assert set(arrays) == {*ARRAYS, "pair"} and arrays["pair"].dtype == dtype
+    assert set(arrays) == {*BATCH_ARRAYS, "pair"} and arrays["pair"].dtype == dtype
     for line, ids in zip(arrays["pair"], arrays["segment_ids"], strict=True):
         assert line.tolist() == [segment + 6 if segment else 0 for segment in ids.tolist()]
     for name, array in expand(batch).items():

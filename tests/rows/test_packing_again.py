@@ -19,7 +19,7 @@ from m1jax.errors import UserError
 from m1jax.rows.manifest import Manifest, bucket_name, document_ids, open_stores
 from m1jax.rows.packing import pack
 from m1jax.text import set_aside
-from m1jax.text.documents import Document
+from m1jax.text.documents import Document, Part
 from tests.rows import toy_rows
 
 LENGTHS = [(i * 37) % 190 + 1 for i in range(700)]
@@ -29,14 +29,20 @@ def tree(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def documents(count=700, **fields):
-    return (toy_rows.document(i, LENGTHS[i], **fields) for i in range(count))
+def documents(count=700, weight=0.5):
+    """Every third document has a prompt of two ids and an answer of a weight; each is one text to encode."""
+    for i in range(count):
+        plain = toy_rows.document(i, LENGTHS[i])
+        prompt, answer = Part(ids=(5, 6), weight=0.0), Part(plain.text, weight=weight)
+        yield plain if i % 3 else toy_rows.with_parts(plain, prompt, answer)
 
 
 def pack_two(folder, tokenizer=None, text=documents, **rest):
     folder.mkdir(parents=True, exist_ok=True)
-    sources = {"a": text, "b": lambda: (toy_rows.document(i, 50, "b") for i in range(40))}
-    return pack(sources, tokenizer or toy_rows.ToyTokenizer(), folder, [32, 64], 100, 0, **rest)
+    plain = [toy_rows.document(i, 50, "b") for i in range(40)]
+    pairs = [toy_rows.with_parts(d, Part(d.text), columns={"pair": i % 20}) for i, d in enumerate(plain)]
+    sources = {"a": text, "b": lambda: iter(pairs)}
+    return pack(sources, tokenizer or toy_rows.ToyTokenizer(), folder, [104, 208], 100, 0, **rest)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +110,14 @@ def test_a_spool_of_other_text_is_not_used(tmp_path, fresh):
     pack_two(tmp_path / "x", text=other, spool=tmp_path / "spool")
     pack_two(tmp_path / "y", spool=tmp_path / "spool")
     assert tree(tmp_path / "y") == fresh
+
+
+def test_a_spool_of_other_weights_is_not_used(tmp_path, fresh):
+    pack_two(tmp_path / "x", text=lambda: documents(weight=0.25), spool=tmp_path / "spool")
+    pack_two(tmp_path / "y", spool=tmp_path / "spool")
+    assert tree(tmp_path / "y") == fresh
+    rows = "rows/104/a.array_record"
+    assert tree(tmp_path / "x")[rows] != fresh[rows] and len(tree(tmp_path / "x")[rows]) == len(fresh[rows])
 
 
 @pytest.mark.slow

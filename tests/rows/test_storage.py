@@ -23,6 +23,7 @@ from m1jax.rows.record import Row
 from m1jax.rows.storage import Storage
 from m1jax.rows.store import RowStore, RowWriter
 from tests.rows import stand_in, toy_rows
+from tests.rows.made_rows import spans_of
 
 LENGTHS = {"a": [(i * 37) % 300 + 1 for i in range(120)], "b": [5] * 60}
 STAGES = (toy_rows.stage("one", 64, 8, 12, {"a": 0.8, "b": 0.2}), toy_rows.stage("two", 16, 8, 4, {"a": 1.0}))
@@ -62,8 +63,11 @@ def test_ranges_are_what_array_record_reads(tmp_path_factory, sizes):
     with RowWriter(path) as writer:
         for size, pieces in sizes:
             lengths = np.diff(np.unique([0, size, *rng.integers(1, size, pieces)])).astype(np.uint32)
-            columns = (rng.integers(0, 2**32, len(lengths), np.uint32) for _ in range(2))
-            writer.write(Row(40_000, rng.integers(0, 2**16, size).astype(np.uint16), lengths, *columns))
+            numbers = (rng.integers(0, 2**32, len(lengths), np.uint32) for _ in range(2))
+            spans = spans_of(rng.choice([0.0, 1.0], size))
+            columns = {"pair": np.arange(len(lengths), dtype=np.int32)}
+            tokens = rng.integers(0, 2**16, size).astype(np.uint16)
+            writer.write(Row(40_000, tokens, lengths, *numbers, spans, columns))
     write_index(path)
     assert os.path.getsize(index_file(path)) == 8 * (len(sizes) + 1)
     store = RowStore(path, len(sizes))
@@ -73,6 +77,8 @@ def test_ranges_are_what_array_record_reads(tmp_path_factory, sizes):
         for i in reversed(range(len(sizes))):
             for name in ("row_length", "tokens", "lengths", "documents", "offsets"):
                 np.testing.assert_array_equal(getattr(ranges[i], name), getattr(store[i], name))
+            np.testing.assert_array_equal(ranges[i].spans.starts, store[i].spans.starts)
+            np.testing.assert_array_equal(ranges[i].columns["pair"], store[i].columns["pair"])
         for index in (-1, len(sizes)):
             with pytest.raises(IndexError):
                 ranges[index]

@@ -28,6 +28,11 @@ def document(index, length, source="a", language="en", domain="general"):
     return Document(f"{source}/{index}", text, source, language, domain)
 
 
+def with_parts(plain, *parts, **rest):
+    """A document of parts in the place of a plain one."""
+    return Document.of_parts(plain.id, parts, plain.source, plain.language, plain.domain, **rest)
+
+
 def tokens_of(index, length):
     return [FIRST + (index * 7919 + i * 31) % 40_000 for i in range(length)] + [EOS]
 
