@@ -122,7 +122,8 @@ def _build(kind: type, tree: Any, path: str) -> Any:
     values = {}
     for name, spec in fields.items():
         if name in tree:
-            values[name] = _value(hints[name], tree[name], path + name, spec.metadata)
+            limits = {**spec.metadata, "may_be_empty": spec.default == ()}
+            values[name] = _value(hints[name], tree[name], path + name, limits)
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise UserError(f"config key {path}{name} is missing: it has no default, state it.")
     return kind(**values)
@@ -134,7 +135,7 @@ def _value(hint: Any, value: Any, path: str, limits: Mapping[str, Any]) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, path + ".")
     if origin is tuple:
-        if not isinstance(value, list | tuple) or not value:
+        if not isinstance(value, list | tuple) or not (value or limits.get("may_be_empty")):
             raise UserError(f"config key {path} must be a non-empty list, got {value!r}.")
         return tuple(_value(arguments[0], entry, f"{path}.{i}", {}) for i, entry in enumerate(value))
     if origin is not None and issubclass(origin, Mapping):

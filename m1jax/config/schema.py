@@ -17,6 +17,7 @@ from m1jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
 LAYER_KINDS = ("global", "window")
+TRACKERS = ("wandb",)
 CLIP_POLICIES = ("skip_spikes", "skip_sigmas", "global_norm", "adaptive")
 
 
@@ -196,6 +197,14 @@ class TrainConfig:
     """What the backward pass keeps: everything, the products, block inputs, or those in the host's memory."""
     accumulation: int = _bounded(1, default=1)
     """Parts of a batch that pass one after the other before the optimiser moves; the gradient is the same."""
+    validate_every: int = _bounded(0, default=0)
+    """Steps between measurements on held-out text, which also come after the last step; 0: none."""
+    validate_tokens: int = _bounded(1, default=4096)
+    """Most tokens of each source that are measured so."""
+    average_decay: float = _bounded(0.0, default=0.0)
+    """Decay of a moving average of the weights that is kept beside them, such as 0.999; 0: none is kept."""
+    trackers: tuple[str, ...] = ()
+    """Where each step's numbers go beside metrics.jsonl and TensorBoard: wandb."""
     initial: str = ""
     """Folder of a model whose parameters the run starts from: imported, exported, or a run's; empty: the seed."""
 
@@ -221,6 +230,8 @@ class RunConfig(RunFolders):
     data: DataConfig
     optimizer: OptimizerConfig
     stages: tuple[StageConfig, ...]
+    objective: str = "next_token"
+    """What is minimised: a name of m1jax.objectives."""
     mesh: MeshConfig = MeshConfig()
     hardware: HardwareConfig = HardwareConfig()
     train: TrainConfig = TrainConfig()
@@ -268,6 +279,11 @@ def check_run(config: RunConfig) -> None:
     for name in ("b1", "b2"):
         if getattr(config.optimizer, name) >= 1:
             raise UserError(f"config key optimizer.{name} must be below 1, got {getattr(config.optimizer, name)}.")
+    if config.train.average_decay >= 1:
+        raise UserError(f"config key train.average_decay must be below 1, got {config.train.average_decay}.")
+    for tracker in config.train.trackers:
+        if tracker not in TRACKERS:
+            raise UserError(f"config key train.trackers must hold {' or '.join(TRACKERS)}, got {tracker!r}.")
     if config.data.heldout_share >= 1:
         raise UserError(f"config key data.heldout_share must be below 1, got {config.data.heldout_share}.")
     if config.data.vocab_size > config.model.vocab_size:

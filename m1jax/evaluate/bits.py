@@ -30,6 +30,11 @@ class Bits:
         """Bits per byte; NaN where there was no byte."""
         return self.bits / self.bytes if self.bytes else math.nan
 
+    @property
+    def nats_per_target(self) -> float:
+        """Mean loss, nats a target; NaN where there was no target."""
+        return self.bits * math.log(2) / self.targets if self.targets else math.nan
+
     def __add__(self, other: "Bits") -> "Bits":
         return Bits(self.bits + other.bits, self.bytes + other.bytes, self.targets + other.targets)
 

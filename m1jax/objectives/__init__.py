@@ -1,1 +1,22 @@
-"""What is minimised: one file a loss."""
+"""What a run minimises: one file an objective. A new one is a file here and a line in OBJECTIVES."""
+
+import difflib
+from collections.abc import Callable
+
+from jax.sharding import Mesh
+
+from m1jax.config import RunConfig
+from m1jax.errors import UserError
+from m1jax.objectives.next_token import NextToken
+from m1jax.train.objective import Objective
+
+OBJECTIVES: dict[str, Callable[[RunConfig, Mesh], Objective]] = {"next_token": NextToken}
+"""The objective of a run and a mesh, by the name that the config key `objective` gives."""
+
+
+def make(config: RunConfig, mesh: Mesh) -> Objective:
+    """The objective that the config names; raises UserError for an unknown name."""
+    if config.objective not in OBJECTIVES:
+        near = difflib.get_close_matches(config.objective, OBJECTIVES, n=1, cutoff=0.0)[0]
+        raise UserError(f"config key objective = {config.objective!r} is unknown: did you mean {near!r}?")
+    return OBJECTIVES[config.objective](config, mesh)

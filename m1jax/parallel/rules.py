@@ -24,8 +24,6 @@ PARAMETERS: dict[str, str | None] = {
 REPLICATED_IF_INDIVISIBLE = ("kv_heads",)
 
 ACTIVATIONS: dict[str, str | tuple[str, ...]] = {"batch": BATCH_AXES, "sequence": "context", "vocab": "tensor"}
-BATCH = PartitionSpec(BATCH_AXES, "context")
-"""Layout of every (rows, S) array of a batch."""
 
 
 def parameter_sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...], name: str) -> NamedSharding:
@@ -62,9 +60,9 @@ def shardings_of(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over replica, data and fsdp; the sequence over context."""
-    return NamedSharding(mesh, BATCH)
+def batch_sharding(mesh: Mesh, axes: tuple[str, ...] = ("batch", "sequence")) -> NamedSharding:
+    """Layout of a column of a batch: rows over replica, data and fsdp; the sequence over context."""
+    return NamedSharding(mesh, PartitionSpec(*(ACTIVATIONS[axis] for axis in axes)))
 
 
 def activation_constraint(mesh: Mesh) -> Callable[[jax.Array, tuple[str | None, ...]], jax.Array]:
@@ -78,16 +76,16 @@ def activation_constraint(mesh: Mesh) -> Callable[[jax.Array, tuple[str | None, 
 
 
 def micro_batches(mesh: Mesh, batch: Any, parts: int) -> Any:
-    """Arrays (rows, S) of a batch as (parts, rows / parts, S), without a row leaving its device.
+    """Columns (rows, …) of a batch as (parts, rows / parts, …), without a row leaving its device.
 
     Part i has every `parts`-th row from row i on: consecutive rows lie on one device, so that each device keeps an
     equal share of every part.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(None, *BATCH))
 
     def split(x: jax.Array) -> jax.Array:
         cut = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-        return jax.lax.with_sharding_constraint(cut, sharding)
+        spec = PartitionSpec(None, *batch_sharding(mesh, ("batch", "sequence")[: x.ndim]).spec)
+        return jax.lax.with_sharding_constraint(cut, NamedSharding(mesh, spec))
 
     return jax.tree.map(split, batch)
 

@@ -20,16 +20,16 @@ from typing import Any
 
 import jax
 
-from m1jax import model
+from m1jax import objectives
 from m1jax.config import RunConfig, StageConfig
 from m1jax.errors import UserError
-from m1jax.objectives.next_token import next_token_loss
 from m1jax.parallel import mesh as meshes
 from m1jax.plan import buffers, hlo
 from m1jax.plan.buffers import Buffer
 from m1jax.plan.collectives import Collective, summary, whole_gathers
 from m1jax.plan.topologies import Topology
 from m1jax.train import program
+from m1jax.train.hooks.average import state_hooks
 
 _NUMBER = r"([\d.]+[KMGT]?)"
 _OVER = re.compile(rf"Used {_NUMBER} of {_NUMBER} hbm")
@@ -79,10 +79,8 @@ def mesh_for(config: RunConfig, topology: Topology) -> jax.sharding.Mesh:
 
 
 def train_program(config: RunConfig, mesh: jax.sharding.Mesh) -> program.Program:
-    """The optimiser step that `m1 train` runs with this config and mesh."""
-    abstract = model.abstract(config.model)
-    loss_fn = next_token_loss(config, mesh)
-    return program.build(config, mesh, loss_fn=loss_fn, params=abstract.shapes, params_axes=abstract.axes)
+    """The optimiser step that `m1 train` runs with this config and mesh: its objective, and its hooks' state."""
+    return program.build(config, objectives.make(config, mesh), mesh, state_hooks(config.train))
 
 
 @contextlib.contextmanager

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import rules
+from m1jax.train.objective import TOKEN_COLUMNS, Column
 
 HostBatch = Mapping[str, np.ndarray]
 
@@ -25,9 +26,10 @@ class Fed(NamedTuple):
 class Feed:
     """Two batches: one that a step computes on, one that `prepare` places on the devices meanwhile."""
 
-    def __init__(self, source: Iterator[HostBatch], mesh: Mesh) -> None:
-        """`source` yields this process's share of every batch, as `mesh.row_share` tells it."""
-        self._source, self._sharding = source, rules.batch_sharding(mesh)
+    def __init__(self, source: Iterator[HostBatch], mesh: Mesh, columns: Mapping[str, Column] = TOKEN_COLUMNS) -> None:
+        """`source` yields this process's share of every batch (see `mesh.row_share`); `columns` are placed of it."""
+        self._source = source
+        self._shardings = {name: rules.batch_sharding(mesh, column.axes) for name, column in columns.items()}
         self._parts = meshes.row_share(mesh)[1]
         self._next: Fed | None = None
 
@@ -36,11 +38,12 @@ class Feed:
         begun = time.perf_counter()
         host = next(self._source)
         waited = time.perf_counter() - begun
-        self._next = Fed(host, {name: self._place(value) for name, value in host.items()}, waited)
+        device = {name: self._place(host[name], sharding) for name, sharding in self._shardings.items()}
+        self._next = Fed(host, device, waited)
 
-    def _place(self, value: np.ndarray) -> jax.Array:
+    def _place(self, value: np.ndarray, sharding: NamedSharding) -> jax.Array:
         shape = (value.shape[0] * self._parts, *value.shape[1:])
-        return jax.make_array_from_process_local_data(self._sharding, value, shape)
+        return jax.make_array_from_process_local_data(sharding, value, shape)
 
     def take(self) -> Fed:
         """The batch that was prepared, or else the next one."""

@@ -5,7 +5,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,21 +15,16 @@ import optax
 from jax.sharding import Mesh
 
 from m1jax.config import RunConfig, StageConfig
+from m1jax.optim import masks
 from m1jax.optim import optimizer as optimizers
 from m1jax.parallel import rules
-from m1jax.train.norms import kinds_of
+from m1jax.train.hooks.hook import StateHook
+from m1jax.train.objective import Batch, Objective, StageScalars
 from m1jax.train.state import TrainState
-from m1jax.train.step import Batch, LossFn, train_step
+from m1jax.train.step import train_step
 
-BATCH_DTYPES = {
-    "tokens": jnp.int32,
-    "targets": jnp.int32,
-    "segment_ids": jnp.int32,
-    "positions": jnp.int32,
-    "weights": jnp.float32,
-}
-StepArguments = tuple[TrainState, Batch, Any, Any]
-"""State, batch, RoPE base (fp32 ()) and whether norms are judged (bool ()), as `train_step` takes them."""
+StepArguments = tuple[TrainState, Batch, StageScalars]
+"""The abstract arguments of `train_step`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,75 +32,95 @@ class Program:
     """The optimiser step of a run on a mesh; its state is donated."""
 
     mesh: Mesh
+    objective: Objective
+    hooks: tuple[StateHook, ...]
     optimizer: optax.GradientTransformationExtraArgs
     state: TrainState
     """The abstract state: ShapeDtypeStructs with NamedShardings."""
     step: Any
     """The jitted `train_step`: call it as `step(*arguments)`."""
 
-    def create(self, init_params: Callable[[], Any]) -> TrainState:
-        """The first state from `init_params()`, made where it belongs."""
-        make = jax.jit(
-            lambda: TrainState.create(init_params(), self.optimizer), out_shardings=rules.shardings_of(self.state)
-        )
-        return make()
+    def create(self) -> TrainState:
+        """The first state, from the objective's initial parameters, each made where it belongs."""
+        return jax.jit(lambda: self._first(self.objective.initialise()), out_shardings=self._shardings)()
 
     def begin(self, params: Any) -> TrainState:
-        """The first state from given parameters, laid out as `state.params`; they are donated."""
-        make = jax.jit(
-            functools.partial(TrainState.create, optimizer=self.optimizer),
-            donate_argnums=0,
-            out_shardings=rules.shardings_of(self.state),
-        )
-        return make(params)
+        """The first state from given parameters, trained and frozen, laid out as `params`; they are donated."""
+        return jax.jit(self._first, donate_argnums=0, out_shardings=self._shardings)(params)
+
+    @property
+    def params(self) -> Any:
+        """The abstract parameters, trained and frozen in one tree."""
+        return self.state.all_params
 
     def arguments(self, rows: int, row_length: int) -> StepArguments:
         """The abstract arguments of a step over a global batch of `rows` rows of `row_length` tokens."""
-        sharding = rules.batch_sharding(self.mesh)
         batch: Any = {
-            name: jax.ShapeDtypeStruct((rows, row_length), dtype, sharding=sharding)
-            for name, dtype in BATCH_DTYPES.items()
+            name: jax.ShapeDtypeStruct(
+                column.shape(rows, row_length), column.dtype, sharding=rules.batch_sharding(self.mesh, column.axes)
+            )
+            for name, column in self.objective.columns.items()
         }
         scalar = rules.replicated(self.mesh)
         base = jax.ShapeDtypeStruct((), jnp.float32, sharding=scalar)
-        judged = jax.ShapeDtypeStruct((), jnp.bool_, sharding=scalar)
-        return self.state, batch, base, judged
+        skips = jax.ShapeDtypeStruct((), jnp.bool_, sharding=scalar)
+        return self.state, batch, StageScalars(base, skips)
 
     def lower(self, stage: StageConfig, rows: int | None = None) -> jax.stages.Lowered:
         """The step lowered for a stage's rows (default: its full batch), ready to compile for the mesh's devices."""
         return self.step.lower(*self.arguments(stage.global_batch if rows is None else rows, stage.row_length))
 
+    def _first(self, params: Any) -> TrainState:
+        return _first_state(params, self.objective, self.optimizer, self.hooks)
 
-def build(config: RunConfig, mesh: Mesh, *, loss_fn: LossFn, params: Any, params_axes: Any) -> Program:
-    """The program of a run from its parameters' shapes and dtypes and their logical axes (two equal trees).
+    @property
+    def _shardings(self) -> TrainState:
+        return rules.shardings_of(self.state)
 
-    The mesh's devices may be those of a topology that nobody holds. Raises UserError where a parameter does not divide
-    over the mesh.
+
+def build(config: RunConfig, objective: Objective, mesh: Mesh, hooks: Sequence[StateHook] = ()) -> Program:
+    """The program of a run: its optimiser minimises `objective` over `mesh`, with the state of `hooks` beside.
+
+    The mesh's devices may be those of a topology that is not attached. Raises UserError where a parameter does not
+    divide over the mesh.
     """
     optimizer = optimizers.make(config)
-    state = abstract_state(params, params_axes, mesh, optimizer)
+    state = abstract_state(objective, mesh, optimizer, hooks)
     shardings, scalar = rules.shardings_of(state), rules.replicated(mesh)
+    batch = {name: rules.batch_sharding(mesh, column.axes) for name, column in objective.columns.items()}
     parts = config.train.accumulation
     split = functools.partial(rules.micro_batches, mesh, parts=parts) if parts > 1 else None
     step = jax.jit(
-        functools.partial(
-            train_step, loss_fn=loss_fn, optimizer=optimizer, kind_of=kinds_of(config.model), split=split
-        ),
+        functools.partial(train_step, objective=objective, optimizer=optimizer, split=split, hooks=tuple(hooks)),
         donate_argnums=0,
-        in_shardings=(shardings, rules.batch_sharding(mesh), scalar, scalar),
+        in_shardings=(shardings, batch, scalar),
         out_shardings=(shardings, scalar),
     )
-    return Program(mesh, optimizer, state, step)
+    return Program(mesh, objective, tuple(hooks), optimizer, state, step)
 
 
-def abstract_state(params: Any, axes: Any, mesh: Mesh, optimizer: optax.GradientTransformationExtraArgs) -> TrainState:
+def _first_state(
+    params: Any, objective: Objective, optimizer: optax.GradientTransformationExtraArgs, hooks: Sequence[StateHook]
+) -> TrainState:
+    trained, frozen = masks.split(params, objective.trained)
+    return TrainState.create(trained, optimizer, frozen, {hook.name: hook.init(trained) for hook in hooks})
+
+
+def abstract_state(
+    objective: Objective,
+    mesh: Mesh,
+    optimizer: optax.GradientTransformationExtraArgs,
+    hooks: Sequence[StateHook] = (),
+) -> TrainState:
     """Shapes, dtypes and shardings of the whole state, from the parameters' shapes and logical axes.
 
-    What the optimiser keeps for a parameter in its shape lies as the parameter does; the row and column means of a
-    factored second moment, thousands of times smaller, lie on every device.
+    What the optimiser keeps for a parameter in its shape is laid out as the parameter is; the row and column means of a
+    factored second moment, thousands of times smaller, are on every device.
     """
-    shardings = rules.parameter_shardings(mesh, params, axes)
+    all_shardings = rules.parameter_shardings(mesh, objective.shapes, objective.axes)
     everywhere = rules.replicated(mesh)
+    state = jax.eval_shape(lambda params: _first_state(params, objective, optimizer, hooks), objective.shapes)
+    shardings, frozen = masks.split(all_shardings, objective.trained)
 
     def place(leaf: Any, sharding: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -113,15 +128,42 @@ def abstract_state(params: Any, axes: Any, mesh: Mesh, optimizer: optax.Gradient
     opt_state = optax.tree_map_params(
         optimizer,
         lambda leaf, param, sharding: place(leaf, sharding if leaf.shape == param.shape else everywhere),
-        jax.eval_shape(optimizer.init, params),
-        params,
+        state.opt_state,
+        state.params,
         shardings,
         transform_non_params=lambda leaf: place(leaf, everywhere),
     )
-    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    return TrainState(step=step, params=jax.tree.map(place, params, shardings), opt_state=opt_state)
+    return TrainState(
+        step=place(state.step, everywhere),
+        params=jax.tree.map(place, state.params, shardings),
+        opt_state=opt_state,
+        frozen=jax.tree.map(place, state.frozen, frozen),
+        hooks=_like_parameters(state.hooks, state.params, shardings, everywhere),
+    )
 
 
-def stage_scalars(stage: StageConfig) -> tuple[np.float32, np.bool_]:
-    """The RoPE base and whether norms are judged, as the step takes them in this stage."""
-    return np.float32(stage.rope_base), np.bool_(stage.skip_steps)
+def _like_parameters(tree: Any, params: Any, shardings: Any, everywhere: Any) -> Any:
+    """The tree of hooks' states, each leaf laid out as `StateHook.init` says."""
+    known = {
+        _keys(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def place(path: tuple[Any, ...], leaf: Any) -> Any:
+        keys = _keys(path)
+        found = next((known[keys[i:]] for i in range(len(keys)) if keys[i:] in known), None)
+        sharding = found[1] if found is not None and found[0] == leaf.shape else everywhere
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _keys(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def stage_scalars(stage: StageConfig) -> StageScalars:
+    """The stage's scalars as the step takes them."""
+    return StageScalars(np.float32(stage.rope_base), np.bool_(stage.skip_steps))

@@ -1,23 +1,18 @@
 """One optimiser step as a pure function of (state, batch)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from m1jax.optim import masks
 from m1jax.optim.clipping import ClipState
-from m1jax.train.norms import KindOf, by_kind
+from m1jax.train.hooks.hook import StateHook
+from m1jax.train.norms import by_kind
+from m1jax.train.objective import Batch, Objective, StageScalars, Terms
 from m1jax.train.state import TrainState
-
-Batch = Mapping[str, jax.Array]
-"""tokens, targets, segment_ids, positions int32 (rows, S); weights fp32 (rows, S)."""
-
-LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Any]]
-"""(params, batch, rope_base) to (sum of the targets' losses in nats, number of targets), both fp32 (); the number may
-stand in a dict as "targets", beside other sums over targets whose means are to be reported."""
-
 
 Split = Callable[[Batch], Batch]
 """A batch to its micro-batches, stacked on a leading axis."""
@@ -26,57 +21,63 @@ Split = Callable[[Batch], Batch]
 def train_step(
     state: TrainState,
     batch: Batch,
-    rope_base: jax.Array,
-    judge_norm: jax.Array,
+    stage: StageScalars,
     *,
-    loss_fn: LossFn,
+    objective: Objective,
     optimizer: optax.GradientTransformationExtraArgs,
-    kind_of: KindOf,
     split: Split | None = None,
+    hooks: Sequence[StateHook] = (),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Moves the state by one batch.
 
-    The loss is a sum over targets divided by their count over the global batch, never a mean of means: neither the way
-    rows are spread over devices nor the micro-batches that `split` makes change it. `judge_norm` (bool ()) lets the
-    step-skipping clip act. Returns the new state and fp32 scalars: loss (nats a target), targets, grad_norm (before the
-    clip), norm_mean (of the accepted norms before it), skipped (0 or 1), skipped_total, nonfinite_in_row, and norms of
-    gradients, updates and parameters (those before the step) by layer kind, which `kind_of` tells.
+    The loss is a sum divided by its denominator over the global batch, never a mean of means: neither the way rows are
+    spread over devices nor the micro-batches that `split` makes change it. Only trained parameters are differentiated.
+
+    Returns the new state and float32 scalars: loss and its denominator, grad_norm (before the clip), norm_mean (of the
+    accepted norms before it), skipped (0 or 1), skipped_total, nonfinite_in_row, every quantity that the objective
+    reports, and norms of gradients, updates and parameters (those before the step) by the objective's kinds.
     """
-    total, sums, grads = _sums(loss_fn, state.params, batch, rope_base, split)
-    count = sums.pop("targets")
-    divisor = jnp.maximum(count, 1.0)
-    loss = total / divisor
-    # The loss itself may be the first thing that is not finite; the clip must see it in the norm that it judges.
-    scale = jnp.where(jnp.isfinite(loss), 1.0 / divisor, jnp.nan)
+    batch = objective.prepare(state.all_params, batch)
+    terms, grads = _summed(objective, state, batch, stage, split)
+    loss = terms.loss.value
+    # The loss itself may be the first value that is not finite; the clip must see it in the norm that it judges.
+    scale = jnp.where(jnp.isfinite(loss), 1.0 / terms.loss.divisor, jnp.nan)
     grads = jax.tree.map(lambda g, p: (g * scale).astype(p.dtype), grads, state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step, active=judge_norm)
+    updates, opt_state = optimizer.update(
+        grads, state.opt_state, state.params, step=state.step, active=stage.skip_steps
+    )
     assert isinstance(opt_state, ClipState)
     history = opt_state.history
     metrics = {
         "loss": loss,
-        "targets": count,
-        **{name: value / divisor for name, value in sums.items()},
+        "denominator": terms.loss.denominator,
+        **{name: ratio.value for name, ratio in terms.reported.items()},
         "grad_norm": history.last_norm,
         "norm_mean": history.last_mean,
         "skipped": history.last_skipped.astype(jnp.float32),
         "skipped_total": history.skipped.astype(jnp.float32),
         "nonfinite_in_row": history.nonfinite_in_row.astype(jnp.float32),
-        **by_kind("grad_norm", grads, kind_of),
-        **by_kind("update_norm", updates, kind_of),
-        **by_kind("param_norm", state.params, kind_of),
+        **by_kind("grad_norm", grads, objective.kind_of),
+        **by_kind("update_norm", updates, objective.kind_of),
+        **by_kind("param_norm", state.params, objective.kind_of),
     }
     params = optax.apply_updates(state.params, updates)
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    kept = {hook.name: hook.update(state.hooks[hook.name], params) for hook in hooks}
+    return TrainState(state.step + 1, params, opt_state, state.frozen, kept), metrics
 
 
-def _sums(
-    loss_fn: LossFn, params: Any, batch: Batch, rope_base: jax.Array, split: Split | None
-) -> tuple[jax.Array, dict[str, jax.Array], Any]:
-    """Summed loss, its other sums, and the gradient of the sum; over micro-batches in float32, one after the other."""
+def _summed(
+    objective: Objective, state: TrainState, batch: Batch, stage: StageScalars, split: Split | None
+) -> tuple[Terms, Any]:
+    """The terms, and the gradient of the loss's sum; over micro-batches in float32, one after the other."""
 
-    def evaluate(part: Batch) -> tuple[jax.Array, dict[str, jax.Array], Any]:
-        (total, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part, rope_base)
-        return total, dict(aux) if isinstance(aux, Mapping) else {"targets": aux}, grads
+    def evaluate(part: Batch) -> tuple[Terms, Any]:
+        def loss_sum(params: Any) -> tuple[jax.Array, Terms]:
+            terms = objective.terms(masks.merge(params, state.frozen) if state.frozen else params, part, stage)
+            return terms.loss.sum, terms
+
+        (_, terms), grads = jax.value_and_grad(loss_sum, has_aux=True)(state.params)
+        return terms, grads
 
     if split is None:
         return evaluate(batch)

@@ -1,30 +1,28 @@
-"""`m1 train`: rows, curriculum, model and loop put together.
+"""`m1 train`: rows, curriculum, objective and trainer put together.
 
 The functions that train import what loads JAX, which takes seconds, so that `m1 train --help` answers at once.
 """
 
 import argparse
-import dataclasses
 import functools
-import importlib.metadata
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m1jax import __version__
-from m1jax.config import RunConfig, to_dict
+from m1jax.config import RunConfig
 from m1jax.errors import UserError
 from m1jax.show import console as consoles
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_processes, config_of, example, processes_of
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+    from rich.console import Console
+
     from m1jax.parallel.processes import Processes
-    from m1jax.train.hooks.journal import Journal
-    from m1jax.train.run.reports import Callback, StepReport
+    from m1jax.train.hooks.hook import Hook
 
 STARTS = "starts.jsonl"
-VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
 
 
 def arguments(parser: Parser) -> None:
@@ -72,122 +70,105 @@ def train(
     amend: bool = False,
     processes: "Processes | None" = None,
     profile: tuple[int, int] | None = None,
-    callbacks: Sequence["Callback"] = (),
+    hooks: Sequence["Hook"] = (),
 ) -> None:
     """Trains from the newest checkpoint, or from the seed, to the last step of the last stage.
 
     `processes` says how this process joins the others of the run, where the machine does not. `amend` accepts that the
     stages ahead of the checkpoint were changed, and writes it into the run's history. `profile` names the first and
-    last step (from 1) of a trace for XProf; `callbacks` are told of every step on process 0. Raises UserError for rows,
-    a tokenizer or a checkpoint that do not fit the config, and InterruptedRunError (saved) on a signal.
+    last step (from 1) of a trace for XProf; `hooks` join the run's own on process 0. Raises UserError for rows, a
+    tokenizer or a checkpoint that do not fit the config, and InterruptedRunError (saved) on a signal.
     """
     from m1jax.parallel import jax_setup
     from m1jax.parallel import processes as joining
+    from m1jax.train.hooks.profile import Profile
     from m1jax.train.run.liveness import Liveness
 
     jax_setup.prepare()
     joining.start(processes)
+    traced = [Profile(*profile, config.journal / "profile")] if profile else []
     with Liveness(config.journal) as watch:
-        _train(config, amend, profile, [watch], callbacks)
+        _train(config, amend, [watch, *traced], hooks)
 
 
-def _train(
-    config: RunConfig,
-    amend: bool,
-    profile: tuple[int, int] | None,
-    everywhere: Sequence["Callback"],
-    callbacks: Sequence["Callback"],
-) -> None:
-    """`train` once all processes are there; `everywhere` are callbacks of every process."""
+def _train(config: RunConfig, amend: bool, everywhere: Sequence["Hook"], more: Sequence["Hook"]) -> None:
+    """`train` once all processes are there; `everywhere` are hooks of every process, `more` those of process 0."""
     import jax
 
-    from m1jax import loading, model
+    from m1jax import loading, objectives
     from m1jax.curriculum.loader import Loader
     from m1jax.curriculum.opening import open_curriculum
-    from m1jax.objectives.next_token import next_token_loss
     from m1jax.parallel import measure
     from m1jax.parallel import mesh as meshes
-    from m1jax.train.checkpoint.checkpoints import Checkpoints, Meta
-    from m1jax.train.checkpoint.emergency import EmergencyCheckpoints
-    from m1jax.train.hooks.journal import Journal, read_journal
-    from m1jax.train.hooks.progress import ProgressBar
-    from m1jax.train.loop import Profile, fit
+    from m1jax.train.hooks.average import state_hooks
+    from m1jax.train.hooks.journal import read_journal
+    from m1jax.train.loop import fit
     from m1jax.train.run import goodput, history
+    from m1jax.train.trainer import Trainer
 
     first_process = jax.process_index() == 0
     console = consoles.make(quiet=not first_process)
+    say = functools.partial(console.print, highlight=False, soft_wrap=True)
     mesh = meshes.make(config.mesh)
     meshes.check_batches(config, mesh)
+    objective = objectives.make(config, mesh)
     curriculum, stores = open_curriculum(config)
-    loader = Loader(curriculum, stores, *meshes.row_share(mesh))
-    checkpoints = Checkpoints(config.checkpoints, config.train.keep_checkpoints, config.train.keep_every)
-    console.print(
+    loader = Loader(curriculum, stores, *meshes.row_share(mesh), columns=objective.piece_columns)
+    say(
         f"{config.model.num_parameters:,} parameters, {config.total_steps:,} steps on {mesh.size} "
         f"{mesh.devices.flat[0].device_kind} device(s), attention {config.model.attention!r}."
     )
     if not measure.has_peak(mesh.devices.flat[0]):
-        console.print(f"The peak FLOP/s of {mesh.devices.flat[0].device_kind} is not in m1jax/hardware.py: MFU is n/a.")
-    record, folder = curriculum.record(), config.journal
-    bar = ProgressBar(console, config.train.log_every)
-    journals: list[Journal] = []
-
-    def say(sentence: str) -> None:
-        console.print(sentence, highlight=False, soft_wrap=True)
-
-    def on_start(first: int, saved: Meta | None) -> Sequence["Callback"]:
+        say(f"The peak FLOP/s of {mesh.devices.flat[0].device_kind} is not in m1jax/hardware.py: MFU is n/a.")
+    hooks = [*everywhere, *state_hooks(config.train), *_validation(config, mesh)]
+    if first_process:
+        hooks += [*_trackers(config, console), *more]
+    with Trainer(
+        config,
+        objective,
+        mesh,
+        hooks=hooks,
+        curriculum=curriculum.record(),
+        initial=functools.partial(loading.initial, config) if config.train.initial else None,
+        say=say,
+    ) as trainer:
+        state = trainer.restore()
+        first, saved = int(state.step), trainer.restored
         changes = curriculum.check(saved.curriculum, first, amend) if saved else []
         if changes:
             say(f"Amended after step {first}: {'; '.join(changes)}.")
         if first:
             say(f"Going on after step {first} of {config.total_steps}.")
-        if not first_process:
-            return everywhere
-        if changes:
-            history.append(config.history, first, changes)
-        goodput.note_start(folder / STARTS, first)
-        journals.append(Journal(folder, first))
-        return [*everywhere, bar, functools.partial(_record, journals[0]), *callbacks]
-
-    emergency = None
-    if config.train.emergency_every:
-        emergency = EmergencyCheckpoints(Path(config.train.emergency_folder), checkpoints, say)
-    try:
-        with bar:
-            fit(
-                config,
-                mesh=mesh,
-                init_params=functools.partial(model.initialise, config.model, config.seed),
-                params_axes=model.abstract(config.model).axes,
-                loss_fn=next_token_loss(config, mesh),
-                batches=lambda first: loader.batches(first, config.total_steps),
-                checkpoints=checkpoints,
-                emergency=emergency,
-                meta=Meta(run=to_dict(config), curriculum=record, versions=_versions()),
-                on_start=on_start,
-                say=say,
-                initial=functools.partial(loading.initial, config) if config.train.initial else None,
-                profile=Profile(*profile, folder / "profile") if profile else None,
-            )
-    finally:
-        for journal in journals:
-            journal.close()
-        if emergency:
-            emergency.close()
-        checkpoints.close()
-    say(f"Trained. Checkpoints in {config.checkpoints}, metrics in {folder}.")
+        if first_process:
+            if changes:
+                history.append(config.history, first, changes)
+            goodput.note_start(config.journal / STARTS, first)
+        fit(trainer, state, lambda step: loader.batches(step, config.total_steps))
+    say(f"Trained. Checkpoints in {config.checkpoints}, metrics in {config.journal}.")
     if first_process:
-        say(goodput.measure(folder / STARTS, read_journal(folder / "metrics.jsonl"), time.time()).sentence)
+        lines = read_journal(config.journal / "metrics.jsonl")
+        say(goodput.measure(config.journal / STARTS, lines, time.time()).sentence)
 
 
-def _record(journal: "Journal", report: "StepReport") -> None:
-    """Everything in a report that changes from step to step."""
-    values = dataclasses.asdict(report)
-    norms = values.pop("norms")
-    for name in ("step", "stage", "total_steps"):
-        values.pop(name)
-    values |= {"skipped": int(report.skipped), "rows": list(report.rows), **norms}
-    journal.write(report.step, report.stage, {name: value for name, value in values.items() if value is not None})
+def _validation(config: RunConfig, mesh: "Mesh") -> list["Hook"]:
+    """Held-out loss and bits per byte by source, where the config asks for it."""
+    if not config.train.validate_every:
+        return []
+    from m1jax import tokenizer as tokenizers
+    from m1jax.evaluate import heldout
+    from m1jax.train.hooks.validation import Validation
+
+    tokenizer = tokenizers.of_run(config)
+    documents = heldout.tokenized(config.corpus / "heldout", tokenizer)
+    return [Validation(config, heldout.measure(config, mesh, documents, tokenizer))]
 
 
-def _versions() -> dict[str, str]:
-    return {"m1jax": __version__, **{name: importlib.metadata.version(name) for name in VERSIONS}}
+def _trackers(config: RunConfig, console: "Console") -> list["Hook"]:
+    """Where each step's numbers go: the bar, metrics.jsonl with TensorBoard, and the config's trackers."""
+    from m1jax.train.hooks.journal import Journal
+    from m1jax.train.hooks.progress import ProgressBar
+    from m1jax.train.hooks.wandb import Wandb
+
+    trackers = {"wandb": Wandb}
+    bar = ProgressBar(console, config.train.log_every)
+    return [bar, Journal(config.journal), *(trackers[name](config) for name in config.train.trackers)]

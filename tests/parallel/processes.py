@@ -12,7 +12,6 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
 os.environ["NPROC"] = str(64 * int(devices))  # threads: with too few, devices wait for each other for ever
 
-import numpy as np  # noqa: E402
 from jax._src.distributed import global_state  # noqa: E402
 
 from m1jax.config import MeshConfig  # noqa: E402
@@ -43,7 +42,7 @@ def main():
         # Gloo gives the others 30 seconds to come to a first collective: on a busy machine they compile longer.
         global_state.client.wait_at_barrier("compiled", 600_000)
     for _ in range(STEPS):
-        state, metrics = step(state, feed.take().device, np.float32(toy.BASE), np.bool_(True))
+        state, metrics = step(state, feed.take().device, toy.SCALARS)
         losses.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     with open(os.path.join(folder, f"{index}.json"), "w") as file:
         json.dump(losses, file)

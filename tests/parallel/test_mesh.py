@@ -7,10 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from m1jax import model
+from m1jax import model, objectives
 from m1jax.config import MeshConfig
 from m1jax.errors import UserError
-from m1jax.objectives.next_token import next_token_loss
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import rules
 from tests.parallel import toy
@@ -28,14 +27,18 @@ def initial():
 
 def loss_and_gradients(sizes, devices):
     mesh = meshes.make(MeshConfig(**sizes), jax.devices()[:devices])
-    loss_fn = next_token_loss(CONFIG, mesh)
-    abstract = model.abstract(CONFIG.model)
-    shardings = rules.parameter_shardings(mesh, abstract.shapes, abstract.axes)
+    objective = objectives.make(CONFIG, mesh)
+    shardings = rules.parameter_shardings(mesh, objective.shapes, objective.axes)
     params = jax.device_put(initial(), shardings)
     batch = jax.device_put(toy.batch(), rules.batch_sharding(mesh))
-    run = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), out_shardings=(None, shardings))
-    (loss, sums), grads = run(params, batch, np.float32(toy.BASE))
-    return float(loss), float(sums["targets"]), jax.device_get(grads), params
+
+    def loss_sum(params):
+        terms = objective.terms(params, batch, toy.SCALARS)
+        return terms.loss.sum, terms.loss.denominator
+
+    run = jax.jit(jax.value_and_grad(loss_sum, has_aux=True), out_shardings=(None, shardings))
+    (loss, count), grads = run(params)
+    return float(loss), float(count), jax.device_get(grads), params
 
 
 @pytest.fixture(scope="module")

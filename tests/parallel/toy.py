@@ -6,10 +6,10 @@ import pathlib
 import jax
 import numpy as np
 
-from m1jax import model
+from m1jax import model, objectives
 from m1jax.config import file as config_file
-from m1jax.objectives.next_token import next_token_loss
 from m1jax.train import program as programs
+from m1jax.train.objective import StageScalars
 
 TINY = str(pathlib.Path(__file__).parents[1] / "tiny.py")
 MODEL = {
@@ -18,6 +18,7 @@ MODEL = {
 }  # fmt: skip
 ROWS, LENGTH = 8, 64
 BASE = 1e4
+SCALARS = StageScalars(np.float32(BASE), np.bool_(True))
 
 
 def config(*overrides):
@@ -45,10 +46,7 @@ def batch(seed=0, rows=ROWS, length=LENGTH):
 
 def program(run, mesh):
     """The program of a run on a mesh."""
-    abstract = model.abstract(run.model)
-    return programs.build(
-        run, mesh, loss_fn=next_token_loss(run, mesh), params=abstract.shapes, params_axes=abstract.axes
-    )
+    return programs.build(run, objectives.make(run, mesh), mesh)
 
 
 @functools.cache
@@ -72,7 +70,7 @@ def steps(built, state, batches):
     for one in batches:
         arguments = built.arguments(*one["tokens"].shape)
         placed = {name: jax.device_put(value, arguments[1][name].sharding) for name, value in one.items()}
-        state, metrics = built.step(state, placed, np.float32(BASE), np.bool_(True))
+        state, metrics = built.step(state, placed, SCALARS)
         found.append((float(metrics["loss"]), float(metrics["grad_norm"])))
-        assert float(metrics["targets"]) == one["weights"].sum()
+        assert float(metrics["denominator"]) == one["weights"].sum()
     return np.array(found), state

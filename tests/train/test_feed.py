@@ -8,6 +8,7 @@ import numpy as np
 from m1jax.config import MeshConfig, RampConfig
 from m1jax.parallel import mesh as meshes
 from m1jax.train.feed import Feed
+from m1jax.train.objective import Column
 from m1jax.train.run import history
 from tests.train import test_loop
 
@@ -21,7 +22,7 @@ def source(events):
 def test_the_next_batch_is_placed_before_it_is_taken():
     mesh = meshes.make(MeshConfig(), jax.devices()[:1])
     events = []
-    feed = Feed(source(events), mesh)
+    feed = Feed(source(events), mesh, {"tokens": Column(np.int32)})
     for i in range(4):
         fed = feed.take()
         assert events == [f"read {k}" for k in range(i + 1)]

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,15 @@ import numpy as np
 import pytest
 
 from m1jax.config import file as config_file
-from m1jax.config import to_dict
 from m1jax.errors import InterruptedRunError, UserError
 from m1jax.parallel import mesh as meshes
-from m1jax.train.checkpoint.checkpoints import Checkpoints, Meta
+from m1jax.train.hooks.hook import Hook
 from m1jax.train.hooks.journal import TIMING, Journal, read_journal
 from m1jax.train.loop import fit
+from m1jax.train.objective import Objective, Ratio, Terms
+from m1jax.train.report import StepReport
 from m1jax.train.run.reports import stage_of
+from m1jax.train.trainer import Trainer
 
 VOCAB = 300
 FILE = "metrics.jsonl"
@@ -48,18 +51,35 @@ def small_config(tmp_path, **train):
     )
 
 
-def bigram_loss(params, batch, rope_base):
-    logits = params["embed"][batch["tokens"]] @ params["head"]
-    losses = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
-    return (losses * batch["weights"]).sum(), batch["weights"].sum()
+class Bigram(Objective):
+    """Two matrices: the next token from the one before."""
+
+    @property
+    def axes(self):
+        return {"embed": ("vocab", "embed"), "head": ("embed", "vocab")}
+
+    @property
+    def shapes(self):
+        return jax.eval_shape(self.initialise)
+
+    def initialise(self):
+        keys = jax.random.split(jax.random.key(0), 2)
+        return {"embed": jax.random.normal(keys[0], (VOCAB, 8)), "head": jax.random.normal(keys[1], (8, VOCAB))}
+
+    def terms(self, params, batch, stage):
+        logits = params["embed"][batch["tokens"]] @ params["head"]
+        losses = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
+        return Terms(Ratio((losses * batch["weights"]).sum(), batch["weights"].sum()), {})
+
+    def flops(self, positions):
+        return 6.0 * 2 * 8 * VOCAB * positions.size
 
 
-def init_params():
-    keys = jax.random.split(jax.random.key(0), 2)
-    return {"embed": jax.random.normal(keys[0], (VOCAB, 8)), "head": jax.random.normal(keys[1], (8, VOCAB))}
+class Call(Hook):
+    """Calls a function with every report."""
 
-
-AXES = {"embed": ("vocab", "embed"), "head": ("embed", "vocab")}
+    def __init__(self, function):
+        self.report = function
 
 
 def batches_of(config, spoil=()):
@@ -82,45 +102,12 @@ def batches_of(config, spoil=()):
     return batches
 
 
-META = Meta(run={}, curriculum={}, versions={})
-
-
-def run(config, mesh=None, on_report=None, spoil=(), folder="checkpoints", **rest):
-    checkpoints = Checkpoints(
-        config.checkpoints.parent / folder, config.train.keep_checkpoints, config.train.keep_every
-    )
-    journal = None
-
-    def on_start(first, saved):
-        nonlocal journal
-        journal = Journal(config.checkpoints.parent / "journal", first)
-
-        def record(report):
-            journal.write(
-                report.step, report.stage, {"loss": report.loss, "norm": report.grad_norm, "tokens": report.tokens}
-            )
-            if on_report:
-                on_report(report)
-
-        return [record]
-
-    try:
-        return fit(
-            config,
-            mesh=mesh or meshes.make(config.mesh, jax.devices()[:1]),
-            init_params=init_params,
-            params_axes=AXES,
-            loss_fn=bigram_loss,
-            batches=batches_of(config, spoil),
-            checkpoints=checkpoints,
-            meta=dataclasses.replace(META, run=to_dict(config)),
-            on_start=on_start,
-            **rest,
-        )
-    finally:
-        checkpoints.close()
-        if journal:
-            journal.close()
+def run(config, mesh=None, on_report=None, spoil=(), hooks=(), objective=None, **rest):
+    """Trains a config; `on_report` and `hooks` come after a journal."""
+    hooks = [Journal(Path(config.folder) / "journal"), *([Call(on_report)] if on_report else []), *hooks]
+    mesh = mesh or meshes.make(config.mesh, jax.devices()[:1])
+    with Trainer(config, objective or Bigram(), mesh, hooks=hooks, **rest) as trainer:
+        return fit(trainer, trainer.restore(), batches_of(config, spoil))
 
 
 def same(a, b):
@@ -185,29 +172,37 @@ def test_a_batch_that_devices_do_not_divide_is_refused(tmp_path):
         meshes.check_batches(config, meshes.make(config.mesh, jax.devices()[:4]))
 
 
+def report_of(step, stage, loss):
+    rest = {field.name: 0 for field in dataclasses.fields(StepReport) if field.name not in ("values", "rows", "stage")}
+    return StepReport(**{**rest, "step": step, "stage": stage, "loss": loss, "rows": (0, 0)})
+
+
 def test_the_journal_forgets_what_came_after_the_checkpoint(tmp_path):
-    journal = Journal(tmp_path, 0)
+    journal = Journal(tmp_path)
+    journal.begin(0)
     for step in range(1, 6):
-        journal.write(step, "a", {"loss": float(step)})
-    journal.close()
+        journal.report(report_of(step, "a", float(step)))
+    journal.end()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": 6, "loss": 6.0})[:9])  # a killed process
-    journal = Journal(tmp_path, 3)
-    journal.write(4, "a", {"loss": 40.0})
-    journal.close()
+    journal = Journal(tmp_path)
+    journal.begin(3)
+    journal.report(report_of(4, "a", 40.0))
+    journal.end()
     assert [line["loss"] for line in read_journal(tmp_path / "metrics.jsonl")] == [1.0, 2.0, 3.0, 40.0]
 
 
 def test_tensorboard_reads_the_journal_without_tensorflow(tmp_path):
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    journal = Journal(tmp_path, 0)
-    journal.write(1, "general", {"loss": 2.5})
-    journal.close()
+    journal = Journal(tmp_path)
+    journal.begin(0)
+    journal.report(report_of(1, "general", 2.5))
+    journal.end()
     (path,) = (tmp_path / "tensorboard" / "general").iterdir()
     events = list(EventFileLoader(str(path)).Load())
-    (value,) = events[-1].summary.value
-    assert (events[-1].step, value.tag) == (1, "loss")
+    (value,) = (value for value in events[-1].summary.value if value.tag == "loss")
+    assert events[-1].step == 1
     number = value.simple_value or value.tensor.float_val[0]
     assert number == 2.5
 
@@ -215,11 +210,11 @@ def test_tensorboard_reads_the_journal_without_tensorflow(tmp_path):
 def test_the_loop_never_imports_tensorflow():
     program = """
 import sys
-import m1jax.curriculum.loader, m1jax.loading, m1jax.objectives.next_token, m1jax.train.checkpoint.emergency
+import m1jax.curriculum.loader, m1jax.loading, m1jax.objectives, m1jax.train.trainer, m1jax.evaluate.heldout
 import m1jax.train.hooks.journal, m1jax.train.hooks.progress, m1jax.train.loop, m1jax.verbs.train, pathlib, tempfile
-journal = m1jax.train.hooks.journal.Journal(pathlib.Path(tempfile.mkdtemp()), 0)
-journal.write(1, "a", {"loss": 1.0})
-journal.close()
+journal = m1jax.train.hooks.journal.Journal(pathlib.Path(tempfile.mkdtemp()))
+journal.begin(0)
+journal.end()
 assert not {"tensorflow", "seqio", "torch"} & set(sys.modules), sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", program], check=True)

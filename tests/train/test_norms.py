@@ -31,9 +31,9 @@ def test_a_skip_says_norm_mean_step_and_rows(tmp_path):
     assert skip_sentence(skipped).startswith("step 7 skipped: gradient norm nan, mean of accepted norms ")
     assert skip_sentence(skipped).endswith("global rows 24 to 27")
     np.testing.assert_allclose(skipped.norm_mean, np.mean([report.grad_norm for report in reports[:6]]), rtol=1e-5)
-    assert set(skipped.norms) == {
-        f"{what}_norm/{kind}" for what in ("grad", "update", "param") for kind in test_loop.AXES
+    assert set(skipped.values) == {
+        f"{what}_norm/{kind}" for what in ("grad", "update", "param") for kind in test_loop.Bigram().axes
     }
-    assert skipped.norms["update_norm/embed"] == 0
-    assert reports[5].norms["update_norm/embed"] > 0
+    assert skipped.values["update_norm/embed"] == 0
+    assert reports[5].values["update_norm/embed"] > 0
     assert reports[0].rows == (0, 3) and reports[-1].rows == (48, 49)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from m1jax.train import loop
+from m1jax.train import program as programs
 from tests.train import probe, test_loop
 
 
@@ -11,7 +12,7 @@ def reads_between(tmp_path, monkeypatch):
     """For every step but the first: was anything read after it was dispatched and before the next batch was placed?"""
     events = []
     config = test_loop.small_config(tmp_path, checkpoint_every=100)
-    build = loop.programs.build
+    build = programs.build
 
     class Watched:
         """A program that notes when a step is dispatched."""
@@ -27,7 +28,7 @@ def reads_between(tmp_path, monkeypatch):
             events.append("dispatched")
             return found
 
-    monkeypatch.setattr(loop.programs, "build", lambda *args, **kwargs: Watched(build(*args, **kwargs)))
+    monkeypatch.setattr(programs, "build", lambda *args, **kwargs: Watched(build(*args, **kwargs)))
     prepare = loop.Feed.prepare
 
     def prepared(self):

@@ -7,9 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from m1jax import model
+from m1jax import objectives
 from m1jax.config import MeshConfig
-from m1jax.objectives.next_token import next_token_loss
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import rules
 from tests.parallel import toy
@@ -98,15 +97,14 @@ def test_the_step_never_talks_to_the_host():
 
 
 def test_a_callback_in_the_loss_would_be_seen():
-    loss_fn = next_token_loss(toy.config(), single())
+    objective = objectives.make(toy.config(), single())
 
-    def talking(params, batch, rope_base):
-        loss = loss_fn(params, batch, rope_base)
-        jax.debug.callback(lambda x: None, loss[0])
-        return loss
+    def talking(params, batch):
+        terms = objective.terms(params, batch, toy.SCALARS)
+        jax.debug.callback(lambda x: None, terms.loss.sum)
+        return terms
 
-    abstract = model.abstract(toy.config().model)
-    text = jax.jit(talking).lower(abstract.shapes, BATCHES[0], toy.BASE).compile().as_text()
+    text = jax.jit(talking).lower(objective.shapes, BATCHES[0]).compile().as_text()
     assert [word for word in TALKS_TO_HOST if word in text]
 
 

@@ -6,7 +6,6 @@ $TOY_EMERGENCY names a folder for emergency checkpoints: those of FOLDER are rar
 """
 
 import dataclasses
-import functools
 import os
 import sys
 import time
@@ -15,15 +14,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from m1jax.config import to_dict
 from m1jax.errors import AGAIN, InterruptedRunError
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import processes
-from m1jax.train.checkpoint.checkpoints import Checkpoints, Meta
-from m1jax.train.checkpoint.emergency import EmergencyCheckpoints
 from m1jax.train.hooks.journal import Journal
 from m1jax.train.loop import fit
 from m1jax.train.run.liveness import Liveness
+from m1jax.train.trainer import Trainer
 from tests.train import test_loop
 
 
@@ -37,7 +34,9 @@ def main(folder, seconds, steps, silence, coordinator="", count="1", index="0"):
     if coordinator:
         processes.start(processes.Processes(coordinator, int(count), int(index)))
     emergency_folder = os.environ.get("TOY_EMERGENCY")
-    overrides = {"checkpoint_every": 20, "emergency_every": 3} if emergency_folder else {"checkpoint_every": 3}
+    overrides = {"checkpoint_every": 3}
+    if emergency_folder:
+        overrides = {"checkpoint_every": 20, "emergency_every": 3, "emergency_folder": emergency_folder}
     overrides["keep_checkpoints"] = 3
     config = test_loop.small_config(Path(folder), **overrides)
     # Two rows of the last stage are too few for four processes.
@@ -46,50 +45,22 @@ def main(folder, seconds, steps, silence, coordinator="", count="1", index="0"):
     )
     config = dataclasses.replace(config, stages=stages)
     mesh = meshes.make(config.mesh)
-    journals = []
 
     def batches(first):
         for batch in test_loop.batches_of(config)(first):
             time.sleep(float(seconds))
             yield share(batch, mesh)
 
-    def record(journal, report):
-        journal.write(report.step, report.stage, {"loss": report.loss})
-
     def say(sentence):
         sys.stderr.write(f"{sentence}\n")
 
-    def on_start(first, saved):
-        if jax.process_index():
-            return [watch]
-        journals.append(Journal(Path(folder) / "train", first))
-        return [watch, functools.partial(record, journals[0])]
-
+    watch = Liveness(Path(folder) / "train", float(silence))
+    hooks = [watch] if jax.process_index() else [watch, Journal(Path(folder) / "train")]
     try:
-        with Liveness(Path(folder) / "train", float(silence)) as watch:
-            checkpoints = Checkpoints(config.checkpoints, config.train.keep_checkpoints)
-            emergency = None
-            if emergency_folder:
-                emergency = EmergencyCheckpoints(Path(emergency_folder), checkpoints, say)
-            fit(
-                config,
-                mesh=mesh,
-                init_params=test_loop.init_params,
-                params_axes=test_loop.AXES,
-                loss_fn=test_loop.bigram_loss,
-                batches=batches,
-                checkpoints=checkpoints,
-                emergency=emergency,
-                meta=Meta(run=to_dict(config), curriculum={}, versions={}),
-                on_start=on_start,
-                say=say,
-            )
-            if emergency:
-                emergency.close()
-            checkpoints.close()
+        with watch, Trainer(config, test_loop.Bigram(), mesh, hooks=hooks, say=say) as trainer:
+            fit(trainer, trainer.restore(), batches)
     except InterruptedRunError as error:
-        sys.stderr.write(f"{error}\n")
-        checkpoints.close()
+        say(error)
         return AGAIN
     return 0
 

@@ -3,14 +3,16 @@
 import json
 import socket
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
+
+from m1jax.train.hooks.hook import Hook
+from m1jax.train.report import StepReport
 
 
 def hbm_bytes() -> int | None:
@@ -23,44 +25,53 @@ TIMING = ("time", "seconds", "tokens_per_second", "mfu", "data_wait", "hbm_bytes
 """Keys of a metrics line that differ between two runs of the same steps."""
 
 
-class Journal:
+class Journal(Hook):
     """The record of a run: metrics.jsonl, a line a step, and TensorBoard events, a run of TensorBoard's a stage.
 
-    Opened at a step, it drops the lines from that step on, which a killed run wrote after its last checkpoint, and
-    tells TensorBoard to do the same.
+    Where a run goes on, it drops the lines of later steps, which a killed run wrote after its last checkpoint, and
+    lets TensorBoard drop them too.
     """
 
-    def __init__(self, folder: Path, first_step: int):
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path):
+        """Nothing is written before `begin`."""
         self.path = folder / "metrics.jsonl"
-        lines = [line for line in read_journal(self.path) if line["step"] <= first_step]
+        self._folder = folder
+        self._events = folder / "tensorboard"
+        self._first = 0
+        self._file: IO[str] | None = None
+        self._stages: dict[str, RecordWriter] = {}
+
+    def begin(self, step: int) -> None:
+        """Opens the record after `step` steps."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lines = [line for line in read_journal(self.path) if line["step"] <= step]
         kept = "".join(json.dumps(line) + "\n" for line in lines)
         replacement = self.path.with_suffix(".partial")
         replacement.write_text(kept, encoding="utf-8")
         replacement.replace(self.path)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
-        self._events = folder / "tensorboard"
-        self._first = first_step
-        self._stages: dict[str, RecordWriter] = {}
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by end())
+        self._first = step
         # Stages whose events a killed run wrote, and this one may not come to again, forget them too.
         for stage in self._events.glob("*/"):
             self._of(stage.name)
 
-    def write(self, step: int, stage: str, values: Mapping[str, float | int | list[int]]) -> None:
-        """Records the values of one step (numbers go to TensorBoard too)."""
-        now = time.time()
-        self._file.write(json.dumps({"step": step, "stage": stage, "time": now, **values}) + "\n")
+    def report(self, report: StepReport) -> None:
+        """Records a step: its numbers go to TensorBoard too."""
+        assert self._file is not None, "a report before begin()"
+        now, values = time.time(), report.flat()
+        self._file.write(json.dumps({"step": report.step, "stage": report.stage, "time": now, **values}) + "\n")
         self._file.flush()
         numbers = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in values.items()
             if isinstance(value, float | int)
         ]
-        _event(self._of(stage), Event(step=step, wall_time=now, summary=Summary(value=numbers)))
+        _event(self._of(report.stage), Event(step=report.step, wall_time=now, summary=Summary(value=numbers)))
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Writes out what is buffered."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         for records in self._stages.values():
             records.close()
 
@@ -69,7 +80,7 @@ class Journal:
             # tensorboard's own file writer would import TensorFlow where it is installed; its record writer does not.
             path = self._events / stage / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            records = self._stages[stage] = RecordWriter(open(path, "wb"))  # noqa: SIM115 (closed by close())
+            records = self._stages[stage] = RecordWriter(open(path, "wb"))  # noqa: SIM115 (closed by end())
             now = time.time()
             _event(records, Event(wall_time=now, file_version="brain.Event:2"))
             start = SessionLog(status=SessionLog.START)

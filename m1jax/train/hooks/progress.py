@@ -1,16 +1,17 @@
 """What a person sees of a run: a live bar on a terminal, a line now and then elsewhere."""
 
 import datetime
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from m1jax.train.run.reports import StepReport
+from m1jax.train.hooks.hook import Hook
+from m1jax.train.hooks.validation import BITS, LOSS
+from m1jax.train.report import StepReport
 
 
-class ProgressBar:
-    """A callback of the loop, and a context: loss, tokens/s, MFU and time left.
+class ProgressBar(Hook):
+    """Loss, tokens/s, MFU and time left on a live bar; a sentence for each skipped step and each validation.
 
     Where the output is no terminal (a file, CI), a plain line every `every` steps takes the bar's place.
     """
@@ -25,18 +26,18 @@ class ProgressBar:
             console=console,
             disable=not console.is_terminal,
         )
+        self._heldout = ""
         self._task = self._bar.add_task("start", total=None, numbers="compiling")
 
-    def __enter__(self) -> "ProgressBar":
+    def begin(self, step: int) -> None:
+        """Shows the bar."""
         self._bar.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def end(self) -> None:
+        """Leaves the bar as it is."""
         self._bar.stop()
 
-    def __call__(self, report: StepReport) -> None:
+    def report(self, report: StepReport) -> None:
         """Moves the bar to the report's step."""
         left = datetime.timedelta(seconds=round(report.seconds_left))
         mfu = "n/a" if report.mfu is None else f"{report.mfu:.0%}"
@@ -44,11 +45,16 @@ class ProgressBar:
             f"loss {report.loss:.3f} · {report.tokens_per_second:,.0f} tokens/s · MFU {mfu} · "
             f"skipped {report.skipped_total} · {left} left"
         )
+        if LOSS in report.values:
+            self._heldout = f" · held-out {report.values[LOSS]:.3f}"
+        numbers += self._heldout
         self._bar.update(
             self._task, completed=report.step, total=report.total_steps, description=report.stage, numbers=numbers
         )
         if report.skipped:
             self._console.print(skip_sentence(report), soft_wrap=True, highlight=False)
+        if LOSS in report.values:
+            self._console.print(validation_sentence(report), soft_wrap=True, highlight=False)
         last = report.step == report.total_steps
         if not self._console.is_terminal and (report.step == 1 or report.step % self._every == 0 or last):
             self._console.print(
@@ -62,4 +68,12 @@ def skip_sentence(report: StepReport) -> str:
     return (
         f"step {report.step} skipped: gradient norm {report.grad_norm:.4g}, mean of accepted norms "
         f"{report.norm_mean:.4g}, global rows {first} to {last}"
+    )
+
+
+def validation_sentence(report: StepReport) -> str:
+    """What was measured on held-out text after a step, in words."""
+    return (
+        f"step {report.step} validated: held-out loss {report.values[LOSS]:.3f} nats a token, "
+        f"{report.values[BITS]:.3f} bits per byte"
     )

@@ -19,13 +19,15 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from m1jax.errors import AGAIN, FAILURE, USER_ERROR, InterruptedRunError, UserError
+from m1jax.train.hooks.hook import Hook
+from m1jax.train.report import StepReport
 
 SILENCE_SECONDS = 20.0
 """A process that is not heard of for so long is taken for dead; jax's own service waits HEARTBEAT_SECONDS."""
@@ -35,13 +37,8 @@ _BEATS = 10
 _ADDRESS_BYTES = 64
 
 
-class _Step(Protocol):
-    @property
-    def step(self) -> int: ...
-
-
-class Liveness:
-    """A context around a run; called with the report of every step. Does nothing in a run of one process.
+class Liveness(Hook):
+    """A context around a run, and a hook of it. Does nothing in a run of one process.
 
     When a process is lost, every other one writes `process-<i>.stopped.txt` into `folder` (who fell silent and after
     which step, its own last step, the stacks of its threads) and exits with AGAIN; when one ends by an error of its
@@ -55,7 +52,7 @@ class Liveness:
         self._ended = threading.Event()
         self._over = threading.Lock()
 
-    def __call__(self, report: _Step) -> None:
+    def report(self, report: StepReport) -> None:
         """Notes the last step, for the others to know."""
         self._step = report.step
 

@@ -1,10 +1,9 @@
-"""What is told of every step: numbers fetched from the devices once the next step is on its way."""
+"""Reports of the steps: numbers fetched from the devices once the next step is on its way."""
 
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -12,56 +11,15 @@ from jax.sharding import Mesh
 
 from m1jax.config import RunConfig, StageConfig
 from m1jax.errors import UserError
-from m1jax.model.flops import train_flops
 from m1jax.optim.schedules import learning_rate
 from m1jax.parallel import measure
 from m1jax.parallel import mesh as meshes
 from m1jax.train.hooks.journal import hbm_bytes
+from m1jax.train.objective import Objective
+from m1jax.train.report import StepReport
 
-NORMS = ("grad_norm/", "update_norm/", "param_norm/")
-"""How a step's metrics of one layer kind begin; the kind follows (train/norms.py)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class StepReport:
-    """One step as callbacks see it; `step` counts from 1."""
-
-    step: int
-    total_steps: int
-    stage: str
-    loss: float
-    """Mean over the step's targets, nats."""
-    log_z: float | None
-    """Mean log-sum-exp of the logits over the step's targets, nats; None where the loss does not tell it."""
-    grad_norm: float
-    norm_mean: float
-    """Mean of the accepted gradient norms before this step, 0 where there are none."""
-    skipped: bool
-    skipped_total: int
-    learning_rate: float
-    rows: tuple[int, int]
-    """Numbers of the step's first and last global row."""
-    tokens: int
-    """Tokens of the run so far, padding included."""
-    tokens_per_second: float
-    mfu: float | None
-    """Model FLOPs (model/flops.py) a second over the peak of all devices; None where the peak is not known."""
-    seconds: float
-    """From the report before (or the start) to this one."""
-    data_wait: float
-    """Seconds this step waited for its batch."""
-    hbm_bytes: int | None
-    """Most device memory in use so far, over this process's devices; None where the devices do not tell it."""
-    seconds_left: float
-    norms: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Norms of gradients, updates and parameters by layer kind, e.g. "grad_norm/window"."""
-
-
-class Callback(Protocol):
-    """Told of every step, in order, one step late."""
-
-    def __call__(self, report: StepReport) -> None:
-        """Takes the report of one step."""
+_OWN = ("loss", "denominator", "grad_norm", "norm_mean", "skipped", "skipped_total", "nonfinite_in_row")
+"""Metrics of every step; the others are the objective's quantities and norms."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +35,16 @@ class Taken:
 class Reporter:
     """Turns the metrics of a step into a report once the next step is on its way."""
 
-    def __init__(self, config: RunConfig, mesh: Mesh, first: int, callbacks: Sequence[Callback]):
-        self._config, self._callbacks = config, callbacks
+    def __init__(
+        self,
+        config: RunConfig,
+        objective: Objective,
+        mesh: Mesh,
+        first: int,
+        emit: Callable[[StepReport], None],
+    ):
+        """The run goes on after `first` steps; `emit` receives every report."""
+        self._config, self._objective, self._emit = config, objective, emit
         self._parts = meshes.row_share(mesh)[1]
         self._rate = learning_rate(config)
         peak = measure.peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
@@ -86,6 +52,8 @@ class Reporter:
         self._tokens = _before(config, first)[1]
         self._total = _before(config, config.total_steps)[1]
         self._pending: Taken | None = None
+        self._measured: dict[str, float] = {}
+        self._paused = 0.0
         self._recent: deque[tuple[float, int, float]] = deque([(time.perf_counter(), 0, 0.0)], maxlen=20)
 
     def add(self, taken: Taken) -> None:
@@ -100,13 +68,19 @@ class Reporter:
             self._report(self._pending)
             self._pending = None
 
+    def measured(self, values: Mapping[str, float], seconds: float) -> None:
+        """Adds what hooks measured on the state after the step added last; it took `seconds`, which are no step's."""
+        self._measured |= values
+        self._paused += seconds
+
     def _report(self, taken: Taken) -> None:
-        values = {name: float(value) for name, value in jax.device_get(dict(taken.metrics)).items()}
+        found = {name: float(value) for name, value in jax.device_get(dict(taken.metrics)).items()}
         stage, step_of_stage = stage_and_step(self._config, taken.step)
         first_row, rows = _before(self._config, taken.step)[0], stage.batch_of(step_of_stage)
         tokens = stage.row_length * rows
-        flops = train_flops(self._config.model, taken.positions) * self._parts
-        now = time.perf_counter()
+        flops = self._objective.flops(taken.positions) * self._parts
+        # The clock stands still while hooks read the state.
+        now = time.perf_counter() - self._paused
         seconds = now - self._recent[-1][0]
         self._recent.append((now, tokens, flops))
         span = now - self._recent[0][0]
@@ -116,12 +90,11 @@ class Reporter:
             step=taken.step + 1,
             total_steps=self._config.total_steps,
             stage=stage.name,
-            loss=values["loss"],
-            log_z=values.get("log_z"),
-            grad_norm=values["grad_norm"],
-            norm_mean=values["norm_mean"],
-            skipped=bool(values["skipped"]),
-            skipped_total=int(values["skipped_total"]),
+            loss=found["loss"],
+            grad_norm=found["grad_norm"],
+            norm_mean=found["norm_mean"],
+            skipped=bool(found["skipped"]),
+            skipped_total=int(found["skipped_total"]),
             learning_rate=float(self._rate(taken.step)),
             rows=(first_row, first_row + rows - 1),
             tokens=self._tokens,
@@ -131,11 +104,11 @@ class Reporter:
             data_wait=taken.waited,
             hbm_bytes=hbm_bytes(),
             seconds_left=(self._total - self._tokens) / speed,
-            norms={name: value for name, value in values.items() if name.startswith(NORMS)},
+            values={name: value for name, value in found.items() if name not in _OWN} | self._measured,
         )
-        for callback in self._callbacks:
-            callback(report)
-        self._stop_where_nothing_is_finite(report, int(values["nonfinite_in_row"]))
+        self._measured = {}
+        self._emit(report)
+        self._stop_where_nothing_is_finite(report, int(found["nonfinite_in_row"]))
 
     def _stop_where_nothing_is_finite(self, report: StepReport, in_row: int) -> None:
         if in_row < self._config.train.max_nonfinite:

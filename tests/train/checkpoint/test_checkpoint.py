@@ -17,7 +17,6 @@ from m1jax.parallel import mesh as meshes
 from m1jax.parallel import rules
 from m1jax.train.checkpoint.checkpoints import Checkpoints
 from m1jax.train.checkpoint.checksums import checksums
-from tests.train import test_loop
 from tests.train.test_loop import run, same, small_config
 
 # The text of `Meta` is one line in Orbax's JSON file; arrays lie in files of OCDBT.
@@ -251,4 +250,3 @@ def test_the_description_is_json_with_a_checksum(trained):
     found = json.loads((config.checkpoints / "15" / "meta" / "metadata").read_text())
     assert set(found) == {"text", "crc32"}
     assert json.loads(found["text"])["row"] == 20 + 20 + 10
-    assert test_loop.META.row == 0

@@ -1,5 +1,6 @@
 """Emergency checkpoints of one process: taken where they are newer, never where they belong to another past."""
 
+import contextlib
 import dataclasses
 import shutil
 import threading
@@ -8,12 +9,10 @@ import types
 import jax
 import pytest
 
-from m1jax.config import to_dict
 from m1jax.errors import UserError
 from m1jax.parallel import mesh as meshes
-from m1jax.train.checkpoint.checkpoints import Checkpoints, Meta
-from m1jax.train.checkpoint.emergency import EmergencyCheckpoints
 from m1jax.train.loop import fit
+from m1jax.train.trainer import Trainer
 from tests.train import test_loop
 
 
@@ -26,7 +25,13 @@ class Run:
 
     def __init__(self, folder):
         self.folder = folder
-        config = test_loop.small_config(folder / "run", checkpoint_every=10, emergency_every=2)
+        config = test_loop.small_config(
+            folder / "run",
+            checkpoint_every=10,
+            emergency_every=2,
+            keep_checkpoints=9,
+            emergency_folder=folder / "local",
+        )
         stages = (
             dataclasses.replace(stage, tokens=10 * stage.global_batch * stage.row_length) for stage in config.stages
         )
@@ -36,36 +41,20 @@ class Run:
         """From where it stands, to the end or until the process is lost in step `until`."""
         self.said, self.losses = [], {}
         mesh = meshes.make(self.config.mesh, jax.devices()[:1])
-        self.checkpoints = checkpoints = Checkpoints(self.config.checkpoints, 9)
-        self.emergency = emergency = EmergencyCheckpoints(self.folder / "local", checkpoints, self.said.append)
+        record = test_loop.Call(lambda report: self.losses.update({report.step: report.loss}))
+        trainer = Trainer(self.config, test_loop.Bigram(), mesh, hooks=[record], say=self.said.append)
+        self.trainer, self.emergency = trainer, trainer.emergency
 
         def batches(first):
             for step, batch in enumerate(test_loop.batches_of(self.config)(first), first):
                 before(step)
                 if step == until:
-                    emergency.close()  # what was begun gets to its end: which steps are there is no matter of luck
+                    trainer.emergency.close()  # what was begun gets to its end: the steps there do not depend on luck
                     raise LostError
                 yield batch
 
-        try:
-            fit(
-                self.config,
-                mesh=mesh,
-                init_params=test_loop.init_params,
-                params_axes=test_loop.AXES,
-                loss_fn=test_loop.bigram_loss,
-                batches=batches,
-                checkpoints=checkpoints,
-                emergency=emergency,
-                meta=Meta(run=to_dict(self.config), curriculum={}, versions={}),
-                on_start=lambda step, saved: [lambda report: self.losses.update({report.step: report.loss})],
-                say=self.said.append,
-            )
-        except LostError:
-            pass
-        finally:
-            emergency.close()
-            checkpoints.close()
+        with trainer, contextlib.suppress(LostError):
+            fit(trainer, trainer.restore(), batches)
         return self
 
     @property
@@ -115,7 +104,7 @@ def test_one_made_while_the_folders_was_written_counts(tmp_path, whole, monkeypa
 
     def unfinished(step):
         if step == 11:
-            monkeypatch.setattr(run.checkpoints, "latest_step", lambda: None)
+            monkeypatch.setattr(run.trainer.checkpoints, "latest_step", lambda: None)
 
     run.train(until=13, before=unfinished).train()
     assert run.first == 13
