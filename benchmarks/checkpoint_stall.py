@@ -8,7 +8,6 @@ saving (ours, with saving) as a ratio; 1.00 is no cost, the aim is at least 0.95
 """
 
 import argparse
-import functools
 import os
 import statistics
 import sys
@@ -22,10 +21,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import table
-from m1jax import model
+from m1jax import objectives
 from m1jax.config import file as config_file
 from m1jax.config import to_dict
-from m1jax.objectives.next_token import next_token_loss
 from m1jax.parallel import jax_setup, rules
 from m1jax.parallel import mesh as meshes
 from m1jax.train import program as programs
@@ -55,15 +53,8 @@ def main() -> None:
     config = config_file.load(args.config)
     every, stage = args.every or config.train.checkpoint_every, config.stages[0]
     mesh = meshes.make(config.mesh)
-    init = functools.partial(model.initialise, config.model, config.seed)
-    program = programs.build(
-        config,
-        mesh,
-        loss_fn=next_token_loss(config, mesh),
-        params=jax.eval_shape(init),
-        params_axes=model.abstract(config.model).axes,
-    )
-    state = program.create(init)
+    program = programs.build(config, objectives.make(config, mesh), mesh)
+    state = program.create()
     host = batch_of(stage.global_batch, stage.row_length, config.model.vocab_size)
     batch = jax.device_put(host, rules.batch_sharding(mesh))
     scalars = programs.stage_scalars(stage)
@@ -79,7 +70,7 @@ def main() -> None:
                     saved = time.perf_counter() - begun
                 begun = time.perf_counter()
                 for _ in range(args.steps):
-                    state, metrics = program.step(state, batch, *scalars)
+                    state, metrics = program.step(state, batch, scalars)
                 jax.block_until_ready(metrics)
                 seconds = time.perf_counter() - begun
                 checkpoints.wait()

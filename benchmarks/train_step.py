@@ -185,11 +185,11 @@ def open_m1jax(side: str, cell: dict[str, Any]) -> Callable[[], float]:
     """Our step, as `m1 train` runs it; writes the parameters it starts from."""
     import jax
 
-    from m1jax import model
+    from m1jax import model, objectives
     from m1jax.config import file as config_file
-    from m1jax.objectives.next_token import next_token_loss
     from m1jax.parallel import mesh as meshes
     from m1jax.train import program
+    from m1jax.train.objective import StageScalars
 
     settings = {**cell["settings"], "compute_dtype": cell["dtype"]}
     folder = Path(cell["folder"])
@@ -204,10 +204,7 @@ def open_m1jax(side: str, cell: dict[str, Any]) -> Callable[[], float]:
         ],
     )
     mesh = meshes.make(config.mesh)
-    abstract = model.abstract(config.model)
-    built = program.build(
-        config, mesh, loss_fn=next_token_loss(config, mesh), params=abstract.shapes, params_axes=abstract.axes
-    )
+    built = program.build(config, objectives.make(config, mesh), mesh)
     params = model.create(config.model, 0)[1]
     flat = jax.tree.leaves_with_path(model.unrolled(config.model, params)[1])
     np.savez(
@@ -226,7 +223,7 @@ def open_m1jax(side: str, cell: dict[str, Any]) -> Callable[[], float]:
 
     def step() -> float:
         nonlocal state
-        state, metrics = built.step(state, batch, np.float32(BASE), np.bool_(True))
+        state, metrics = built.step(state, batch, StageScalars(np.float32(BASE), np.bool_(True)))
         loss = float(metrics["loss"])
         jax.block_until_ready(state)
         return loss
