@@ -62,19 +62,6 @@ def require(path: Path, kind: str, verb: str) -> dict[str, Any]:
     return found
 
 
-def check_room(target: Path, needed: int) -> None:
-    """Raises UserError where the disk of `target` has less than `needed` bytes free; call it before writing."""
-    place = target.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise UserError(
-            f"the disk that holds {place} is full: free some space ({target} needs {needed / 1e6:.1f} MB, "
-            f"{free / 1e6:.1f} MB are free) and run the same command again."
-        )
-
-
 @contextlib.contextmanager
 def building(path: Path, kind: str, of: str, details: dict[str, Any] | None = None) -> Iterator[Path]:
     """Yields an empty folder; when the block ends well it becomes `path` in one rename, else it is removed.

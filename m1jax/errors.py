@@ -9,6 +9,15 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C (128 + SIGINT, as shells count)."""
 
 
+def first_line(error: BaseException | str, limit: int = 200) -> str:
+    """The first line of an error's message without its full stop, at most `limit` characters; else the error's type.
+
+    What a library said, short enough for a sentence of ours.
+    """
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)[:limit].rstrip(".")
+
+
 class UserError(Exception):
     """A mistake of input or surroundings; the command prints its message and exits with status 2.
 

@@ -19,7 +19,7 @@ import tensorstore as ts
 
 from m1jax.convert import table
 from m1jax.convert.tensor_files import DTYPES, Array
-from m1jax.errors import UserError
+from m1jax.errors import UserError, first_line
 
 ROOT = "params"
 # What a damaged checkpoint raises inside Orbax and tensorstore.
@@ -110,8 +110,9 @@ class OnDisk:
         return self._arrays[path]
 
     def _damaged(self, error: BaseException) -> UserError:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        return UserError(f"the parameters in {self.place} cannot be read ({reason}): make or copy the folder again.")
+        return UserError(
+            f"the parameters in {self.place} cannot be read ({first_line(error)}): make or copy the folder again."
+        )
 
 
 @dataclass(frozen=True)
@@ -238,8 +239,9 @@ def restore(folder: Path, target: Any) -> Any:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_zarr3=True, restore_concurrent_gb=1)) as checkpointer:
             return checkpointer.restore(folder.absolute(), args=arguments)[ROOT]
     except DAMAGE as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(f"the parameters in {folder} cannot be read ({reason}): make the folder again.") from error
+        raise UserError(
+            f"the parameters in {folder} cannot be read ({first_line(error)}): make the folder again."
+        ) from error
 
 
 def itemsize(dtype: str) -> int:

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from m1jax.errors import UserError
+from m1jax.errors import UserError, first_line
 
 Array = np.ndarray
 DTYPES: dict[str, Any] = {
@@ -102,8 +102,7 @@ class TorchFile:
                 f"{path} holds more than tensors, or is damaged, and was not unpickled: save model.state_dict() only."
             ) from error
         except (RuntimeError, OSError, ValueError, KeyError, TypeError, EOFError, IndexError, AttributeError) as error:
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise UserError(f"{path} is damaged or of the old format ({reason}): save it again.") from error
+            raise UserError(f"{path} is damaged or of the old format ({first_line(error)}): save it again.") from error
         if not isinstance(state, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
             raise UserError(f"{path} holds no state dict (tensors by name): save model.state_dict() only.")
         self._state: Mapping[str, Any] = state

@@ -7,7 +7,7 @@ import threading
 
 import jax
 
-from m1jax.errors import AGAIN, UserError
+from m1jax.errors import AGAIN, UserError, first_line
 
 HEARTBEAT_SECONDS = 40
 """How long jax's own service waits for a silent process: under a minute, above what train/run/liveness.py waits."""
@@ -56,9 +56,9 @@ def start(given: Processes | None = None) -> None:
         )
     except (RuntimeError, ValueError, OSError) as error:
         where = f"the coordinator at {given.coordinator}" if given else "the coordinator that jax found"
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"process could not join {where} ({reason}): start all processes, and give the same --coordinator to each."
+            f"process could not join {where} ({first_line(error)}): start all processes, and give the same "
+            f"--coordinator to each."
         ) from error
     finally:
         late.cancel()

@@ -10,9 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m1jax.errors import UserError
+from m1jax.errors import UserError, first_line
 from m1jax.rows.store import RowStore
-from m1jax.text.documents import first_line
 
 FILE = "manifest.json"
 FORMAT = 3

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorstore
 
-from m1jax.errors import UserError
+from m1jax.errors import UserError, first_line
 
 DEADLINE = 25.0
 """Seconds after which a read is given up, its repetitions included."""
@@ -49,7 +49,7 @@ class Storage:
             context = tensorstore.Context(_CONTEXT)
             self._store = tensorstore.KvStore.open(self.url + "/", context=context).result(timeout=deadline)
         except (ValueError, TimeoutError) as error:
-            raise UserError(f"{url} cannot be opened ({_first_line(error)}): write gs://BUCKET/FOLDER.") from error
+            raise UserError(f"{url} cannot be opened ({first_line(error, 300)}): write gs://BUCKET/FOLDER.") from error
 
     def read(self, name: str, first: int | None = None, last: int | None = None) -> bytes:
         """Bytes `first` to `last`, that one excluded, of an object; by default all of it.
@@ -65,13 +65,9 @@ class Storage:
                 f"bucket, then run the same command again."
             ) from error
         except ValueError as error:
-            line = _first_line(error)
+            line = first_line(error, 300)
             reason = _TOO_MANY if "'429'" in line else _REASONS.get(line.partition(":")[0], line)
             raise UserError(f"{where} cannot be read: {reason}.") from error
         if found.state != "value":
             raise UserError(f"{where} is missing: run `m1 pack` and copy its folder there, or give the right address.")
         return found.value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

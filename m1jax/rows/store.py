@@ -7,8 +7,8 @@ from pathlib import Path
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from m1jax import artefact
-from m1jax.errors import UserError
+from m1jax import artefact, disk
+from m1jax.errors import UserError, first_line
 from m1jax.rows.record import Row, decode_row, encode_row
 
 
@@ -40,11 +40,10 @@ class RowWriter:
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:
         try:
-            yield
+            with disk.refusals(self._path):
+                yield
         except RuntimeError as error:
-            raise UserError(
-                f"{self._path} cannot be written ({error}): check the disk's space and permissions."
-            ) from error
+            raise UserError(f"{self._path} cannot be written ({first_line(error)}): check its disk.") from error
 
 
 class RowStore:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m1jax.errors import UserError
+from m1jax.errors import UserError, first_line
 
 _BATCH = 1024
 _ROW_GROUP_BYTES = 2 << 20
@@ -212,8 +212,3 @@ def _columns_cell(columns: Mapping[str, int | float]) -> list[dict[str, Any]] | 
 
 _CELLS: Mapping[str, Callable[[Any], Any]] = {"parts": _parts_cell, "columns": _columns_cell}
 """Values of a document as Parquet keeps them."""
-
-
-def first_line(error: Exception) -> str:
-    """What a library said, short enough for one sentence."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160].rstrip(".")

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
+from m1jax import disk
 from m1jax.artefact import checksum
 from m1jax.errors import UserError
 
@@ -110,7 +111,7 @@ def _download(package: Package, folder: Path) -> Path:
         result = _run(package, _command(package), folder)
     if "No module named pip" in result.stderr:
         raise FetchError(f"{package.label} needs pip, which {sys.executable} lacks: run `python -m ensurepip` first.")
-    if re.search("no space left|ENOSPC", result.stderr, re.IGNORECASE):
+    if disk.refused(result.stderr) == errno.ENOSPC:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     archives = sorted(folder.glob(f"*{_SUFFIX[package.registry]}"))
     if result.returncode != 0 or not archives:

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m1jax.errors import UserError
-from m1jax.text.documents import Document, Rejected, first_line
+from m1jax.errors import UserError, first_line
+from m1jax.text.documents import Document, Rejected
 
 DOMAINS = ("general", "medical")
 KINDS = (".txt", ".jsonl", ".parquet")

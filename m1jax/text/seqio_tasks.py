@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from m1jax import artefact
-from m1jax.errors import UserError
-from m1jax.text.documents import Document, Rejected, document_files, first_line, read_documents
+from m1jax.errors import UserError, first_line
+from m1jax.text.documents import Document, Rejected, document_files, read_documents
 from m1jax.text.folder import DOMAINS, source_name
 from m1jax.tokenizer.seqio_vocabulary import import_seqio
 
@@ -108,7 +108,7 @@ def read_task(task: Any, domain: str, split: str = "train") -> Iterator[Document
         for number, example in enumerate(dataset.as_numpy_iterator()):
             yield _document(task.name, name, domain, number, example, feature)
     except tf.errors.OpError as error:
-        raise UserError(f"seqio task {task.name!r} failed ({first_line(error)}): mend the task.") from error
+        raise UserError(f"seqio task {task.name!r} failed ({first_line(error)}): fix the task.") from error
 
 
 def _document(

@@ -2,14 +2,13 @@
 
 import argparse
 import difflib
-import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from m1jax import __version__
+from m1jax import __version__, disk
 from m1jax.errors import AGAIN, FAILURE, INTERRUPTED, USER_ERROR, InterruptedRunError, UserError
 
 VERBS = {
@@ -124,14 +123,9 @@ def _check_spelling(top: Parser, argv: Sequence[str]) -> None:
 def _surroundings(error: Exception) -> str | None:
     """One sentence where the machine refused something; None where the fault is m1jax's own."""
     where = getattr(error, "filename", None) or "the run's folder"
-    # Writers in C++ (ArrayRecord, tensorstore, safetensors) report a full disk as errors of their own kinds.
-    if getattr(error, "errno", None) == errno.ENOSPC or "no space left on device" in str(error).lower():
-        return f"the disk that holds {where} is full: free some space and run the same command again."
-    if not isinstance(error, OSError):
-        return None
-    if error.errno in (errno.EACCES, errno.EROFS):
-        return f"{where} cannot be written or read ({error.strerror}): fix its permissions or choose another folder."
-    return f"{where}: {error.strerror or error}: check the path."
+    if sentence := disk.refusal(error, where):
+        return sentence
+    return f"{where}: {error.strerror or error}: check the path." if isinstance(error, OSError) else None
 
 
 def _refuse(message: str, status: int, debug: bool) -> int:

@@ -24,9 +24,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.table import Table
 
-from m1jax import __version__, hardware, kernels
+from m1jax import __version__, disk, hardware, kernels
 from m1jax.config import RunConfig
-from m1jax.errors import UserError
+from m1jax.errors import UserError, first_line
 from m1jax.parallel import jax_setup, measure, processes
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel.processes import Processes
@@ -121,8 +121,7 @@ def _guarded(name: str, check: Callable[[], Sequence[Finding]]) -> Callable[[], 
         except UserError as error:
             return [Finding(name, BROKEN, str(error))]
         except Exception as error:  # noqa: BLE001 (whatever fails on a sick machine is what is looked for)
-            reason = (str(error).splitlines() or [""])[0][:200]
-            return [Finding(name, BROKEN, f"{type(error).__name__}: {reason}")]
+            return [Finding(name, BROKEN, f"{type(error).__name__}: {first_line(error)}")]
 
     return call
 
@@ -273,7 +272,7 @@ def _folder(name: str, folder: Path, slow: float) -> Finding:
     finally:
         for left in folder.glob(f"{place.name}*"):
             shutil.rmtree(left, ignore_errors=True)
-    free = shutil.disk_usage(folder).free
+    free = disk.free(folder)
     found = f"{rate / MIB:,.0f} MiB/s written to {folder}, {free / (1 << 30):,.0f} GiB free"
     if not same:
         return Finding(name, BROKEN, found, "what was read is not what was written")
@@ -298,7 +297,7 @@ def _address(address: str) -> Finding:
         same = store.read(key).result(timeout=25).value == data
         store.delete_range(tensorstore.KvStore.KeyRange(key, f"{key}\0")).result(timeout=25)
     except (ValueError, TimeoutError) as error:
-        reason = (str(error).splitlines() or ["no answer"])[0][:200]
+        reason = first_line(error) if str(error) else "no answer"
         advice = "give this machine's account roles/storage.objectUser on the bucket"
         return Finding("bucket", BROKEN, f"{address}: {reason}", advice)
     took = time.perf_counter() - start

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from m1jax import artefact
+from m1jax import artefact, disk
 from m1jax.config import ModelConfig
 from m1jax.errors import UserError
 from m1jax.show import console as consoles
@@ -66,7 +66,7 @@ def export(
     own = hf.tensor_dtypes(on_disk, source.config) | dict(source.dtypes)
     dtypes = dict.fromkeys(own, dtype) if dtype else own
     total = _size(source.config, dtypes)
-    artefact.check_room(target, total + (min(total, shard_bytes) if form == "torch" else 0))
+    disk.check_room(target, total + (min(total, shard_bytes) if form == "torch" else 0))
     details: dict[str, Any] = {} if source.step is None else {"step": source.step}
     with ByteBar(console) as bar, artefact.building(target, "export", of, details) as folder:
         files = hf.export(

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m1jax import artefact
+from m1jax import artefact, disk
 from m1jax.errors import UserError
 from m1jax.show import console as consoles
 from m1jax.show.progress import ByteBar
@@ -50,7 +50,7 @@ def import_checkpoint(source: str, out: str, dtype: str | None, verify: bool, pr
     if artefact.is_whole(target, model_folder.KIND, of):
         console.print(f"{target} is whole already.")
         return
-    artefact.check_room(target, model_folder.nbytes(checkpoint, config, dtype))
+    disk.check_room(target, model_folder.nbytes(checkpoint, config, dtype))
     with ByteBar(console) as bar, artefact.building(target, model_folder.KIND, of) as folder:
         advance = bar.line("importing", checkpoint.nbytes)
         record = model_folder.build(checkpoint, config, rope_base, folder, dtype, advance)

@@ -5,12 +5,11 @@ written one layer a chunk, so that a conversion can read it layer by layer.
 """
 
 import dataclasses
-import errno
 import json
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,20 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from m1jax import disk
 from m1jax.config import RunConfig, to_dict
-from m1jax.errors import UserError
+from m1jax.errors import UserError, first_line
 from m1jax.train.checkpoint.checksums import checksums, names
 from m1jax.train.state import TrainState
 
 _CHUNK_BYTES = 64 << 20
-_REFUSALS = {
-    errno.ENOSPC: ("no space left", "is full: free some space"),
-    errno.EROFS: ("read-only file system", "is read-only: make it writable"),
-    errno.EACCES: ("permission denied", "may not be written to: mend its permissions"),
-}
 
 
 class DamagedError(UserError):
     """A checkpoint that cannot be read back as it was written; `what` says which and why."""
 
     def __init__(self, folder: Path, error: BaseException | str) -> None:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        self.what = f"checkpoint {folder} cannot be read ({reason})"
+        self.what = f"checkpoint {folder} cannot be read ({first_line(error)})"
         super().__init__(f"{self.what}: remove that folder to go on from an earlier one, or give another.")
 
 
@@ -124,12 +118,7 @@ class Checkpoints:
         if step in self.steps():
             return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise UserError(
-                f"the disk that holds {self.folder} is full: free some space (a checkpoint needs {needed / 1e6:.1f} MB,"
-                f" {free / 1e6:.1f} MB are free) and run the same command again."
-            )
+        disk.check_room(self.folder, needed)
         self._write(state, dataclasses.replace(meta, arrays=described(state)))
 
     def _write(self, state: TrainState, meta: Meta) -> None:
@@ -255,22 +244,9 @@ class Checkpoints:
         except Exception as error:  # among theirs are bare Exceptions
             raise DamagedError(self.folder / str(step), error) from error
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turns what a disk refuses, now or behind the steps, into UserError."""
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:
-            text = str(error).lower()
-            for number, (words, advice) in _REFUSALS.items():
-                if getattr(error, "errno", None) == number or words in text:
-                    raise UserError(
-                        f"the disk or folder that holds {self.folder} {advice}, and run the same command again: "
-                        f"it goes on from the newest whole checkpoint."
-                    ) from error
-            raise
+    def _writing(self) -> AbstractContextManager[None]:
+        """Raises UserError for what a disk refuses inside the block, now or behind the steps."""
+        return disk.refusals(self.folder, ": training continues from the newest complete checkpoint")
 
     def _newest(self) -> int:
         step = self.latest_step()

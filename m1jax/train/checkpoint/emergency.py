@@ -20,7 +20,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import type_handlers
 from orbax.checkpoint.type_handlers import create_type_handler_registry
 
-from m1jax.errors import UserError
+from m1jax import disk
+from m1jax.errors import UserError, first_line
 from m1jax.train.checkpoint.checkpoints import Checkpoints, DamagedError, Meta, described
 from m1jax.train.state import TrainState
 
@@ -134,15 +135,14 @@ class EmergencyCheckpoints(Checkpoints):
         with tempfile.TemporaryFile(dir=self.folder):
             pass
         needed = sum(_own_bytes(leaf) for leaf in jax.tree.leaves(state))
-        if (free := shutil.disk_usage(self.folder).free) < needed:
-            raise OSError(f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
+        if missing := disk.missing_room(self.folder, needed):
+            raise OSError(missing)
 
     def _stop(self, error: Exception) -> None:
         if self._broken:  # one failed save can raise twice: at the next one, and on closing
             return
         self._broken = True
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        self._say(f"No emergency checkpoints any more, the run goes on without ({self.folder}: {reason}).")
+        self._say(f"No emergency checkpoints any more, the run goes on without ({self.folder}: {first_line(error)}).")
 
 
 def _own_bytes(array: jax.Array) -> int:
