@@ -15,12 +15,14 @@ from typing import Any
 
 from m1jax import artefact
 from m1jax.errors import UserError, first_line
-from m1jax.text.documents import Document, Rejected, document_files, read_documents
+from m1jax.text.documents import Document, Part, Rejected, document_files, read_documents
 from m1jax.text.folder import DOMAINS, source_name
 from m1jax.tokenizer.seqio_vocabulary import import_seqio
 
 TEXT_FEATURES = ("text", "targets_pretokenized", "targets")
 """Where an example's text is looked for, in this order; a feature of token ids is no text."""
+INPUT_FEATURES = ("inputs_pretokenized", "inputs")
+"""Where the text before the targets is looked for, in this order; it is read and not learned."""
 LANGUAGE = "und"
 """ISO 639 for undetermined: a task does not say its language."""
 SPLITS = {"train": "documents", "validation": "heldout"}
@@ -88,9 +90,10 @@ def module_state(module: str) -> str:
 def read_task(task: Any, domain: str, split: str = "train") -> Iterator[Document | Rejected]:
     """Documents of a seqio.Task's split, in its own order, after its preprocessors and without shuffling.
 
-    The text is the first string among TEXT_FEATURES; `id`, `language` and `difficulty` are taken where an example has
-    them. Bytes that are no UTF-8 are yielded as Rejected. Raises UserError where the task has no such split or feature,
-    has inputs beside its targets, or fails.
+    The text is the first string among TEXT_FEATURES. Where targets have inputs, the document has two parts: the inputs
+    with weight 0, then the targets with weight 1, and nothing between them. `id`, `language` and `difficulty` are taken
+    where an example has them. Bytes that are no UTF-8 are yielded as Rejected. Raises UserError where the task has no
+    such split or feature, gives its inputs as token ids only, or fails.
     """
     _, tf = import_seqio()
     if split not in task.splits:
@@ -99,42 +102,44 @@ def read_task(task: Any, domain: str, split: str = "train") -> Iterator[Document
     try:
         dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False)
         spec = dataset.element_spec
-        feature = next((f for f in TEXT_FEATURES if f in spec and spec[f].dtype == tf.string), None)
-        if feature is None:
+        strings = {feature for feature, tensor in spec.items() if tensor.dtype == tf.string}
+        text, inputs = (
+            next((feature for feature in features if feature in strings), None)
+            for features in (TEXT_FEATURES, INPUT_FEATURES)
+        )
+        lacking = TEXT_FEATURES if text is None else INPUT_FEATURES
+        if text is None or (text != "text" and inputs is None and "inputs" in spec):
             raise UserError(
-                f"seqio task {task.name!r} gives no string feature {' or '.join(TEXT_FEATURES)} (it has: "
+                f"seqio task {task.name!r} gives no string feature {' or '.join(lacking)} (it has: "
                 f"{', '.join(sorted(spec))}): leave tokenising to `m1 pack`, or tokenise with copy_pretokenized=True."
             )
         for number, example in enumerate(dataset.as_numpy_iterator()):
-            yield _document(task.name, name, domain, number, example, feature)
+            yield _document(name, domain, number, example, text, None if text == "text" else inputs)
     except tf.errors.OpError as error:
         raise UserError(f"seqio task {task.name!r} failed ({first_line(error)}): fix the task.") from error
 
 
 def _document(
-    task: str, source: str, domain: str, number: int, example: Mapping[str, Any], feature: str
+    source: str, domain: str, number: int, example: Mapping[str, Any], feature: str, inputs: str | None
 ) -> Document | Rejected:
-    inputs = example.get("inputs_pretokenized", example.get("inputs", b""))
-    if len(inputs):
-        raise UserError(
-            f"seqio task {task!r} has inputs beside its targets: rows hold plain text, join both into the feature text."
-        )
-    raw = example[feature]
+    raw = (example[inputs] if inputs else b"") + example[feature]
     place = f"{source}/{number}"
     try:
         identifier = example["id"].decode() if isinstance(example.get("id"), bytes) else place
-        text = raw.decode()
+        prompt = example[inputs].decode() if inputs else ""
+        target = example[feature].decode()
     except UnicodeDecodeError:
         return Rejected(place, "undecodable bytes (not UTF-8)", raw[:1000].decode(errors="backslashreplace"), source)
     language = example.get("language")
     difficulty = example.get("difficulty")
     return Document(
         id=identifier or place,
-        text=text,
+        text=prompt + target,
         source=source,
         language=language.decode(errors="replace") if isinstance(language, bytes) else LANGUAGE,
         domain=domain,
         difficulty=None if difficulty is None else float(difficulty),
+        parts=(Part(prompt, weight=0.0), Part(target)) if prompt else (),
     )
 
 

@@ -2,13 +2,13 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.console import Console
 from rich.text import Text
 
@@ -17,6 +17,7 @@ from m1jax.config import RunConfig
 from m1jax.curriculum.curriculum import Curriculum
 from m1jax.curriculum.opening import open_curriculum
 from m1jax.errors import UserError
+from m1jax.rows.expand import expand
 from m1jax.rows.manifest import document_ids, index_path
 from m1jax.rows.storage import Storage, is_remote
 from m1jax.show import console as consoles
@@ -84,7 +85,9 @@ def show(config: RunConfig, *, examples: int = 1, plot_path: str = "", as_json: 
     console.print(f"Shares are met within {worst:.2%} of each (weights are quantised to whole rows of a period).")
     if shown:
         console.print(
-            "[document from its token …] text {last token of the piece: it has no target, weight 0}", markup=False
+            "[document from its token …] text that is learned {text that is only read, and the first token of a piece} "
+            "{weight: text of another weight than 1}",
+            markup=False,
         )
     for name, described in shown:
         for row in described:
@@ -130,31 +133,46 @@ def _tokenizer(config: RunConfig, curriculum: Curriculum) -> Tokenizer:
 def _described(
     config: RunConfig, curriculum: Curriculum, tokenizer: Tokenizer, rows: Sequence["Served"]
 ) -> list[dict[str, Any]]:
-    """Rows with the identifiers and the text of their pieces; `no_target` is the text of the last token."""
+    """Rows with the identifiers and the text of their pieces.
+
+    `spans` divides a piece by the weight that its tokens have as targets: 0 for those that are no target, as the first
+    token of a piece always is.
+    """
     ids: dict[str, dict[int, str]] = {}
     for name in {served.place.source for served in rows}:
         numbers = {document for served in rows if served.place.source == name for document, _, _ in served.pieces}
         ids[name] = _document_ids(config, curriculum.manifest.sources[name].of or name, numbers)
     described = []
     for served in rows:
-        starts = np.cumsum([0, *(length for _, _, length in served.pieces)]).tolist()
-        pieces = []
-        for start, (document, offset, length) in zip(starts, served.pieces, strict=False):
+        # The weight at a token is that of the target which follows it; the last token of a piece has weight 0.
+        weights = [0.0, *expand([served.row])["weights"][0].tolist()]
+        pieces, start = [], 0
+        for document, offset, length in served.pieces:
             tokens = served.row.tokens[start : start + length].tolist()
             pieces.append(
                 {
                     "document": ids[served.place.source][document],
                     "offset": offset,
                     "tokens": length,
-                    "text": _text(tokenizer, tokens[:-1]),
-                    "no_target": _text(tokenizer, tokens[-1:]),
+                    "text": _text(tokenizer, tokens),
+                    "spans": _spans(tokenizer, tokens, weights[start : start + length]),
                 }
             )
+            start += length
         padding = served.row.row_length - len(served.row.tokens)
         described.append(
             {"number": served.number, **dataclasses.asdict(served.place), "padding": padding, "pieces": pieces}
         )
     return described
+
+
+def _spans(tokenizer: Tokenizer, tokens: Sequence[int], weights: Sequence[float]) -> list[dict[str, Any]]:
+    """Runs of tokens of an equal weight."""
+    found = []
+    for weight, run in itertools.groupby(zip(weights, tokens, strict=True), key=lambda pair: pair[0]):
+        ids = [token for _, token in run]
+        found.append({"tokens": len(ids), "weight": weight, "text": _text(tokenizer, ids)})
+    return found
 
 
 def _text(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
@@ -181,20 +199,28 @@ def _place(row: dict[str, Any]) -> str:
 
 
 def _print_pieces(console: Console, row: dict[str, Any], limit: int = _EXAMPLE_PIECES) -> None:
-    """The pieces of a row: a colour each in a terminal, brackets in plain text; {tokens} that are no target's input."""
+    """The pieces of a row, each in its colour; braces around what is not a target or has another weight than 1."""
     for i, piece in enumerate(row["pieces"][:limit]):
-        style = _STYLES[i % len(_STYLES)]
-        text = piece["text"]
-        if len(text) > _EXAMPLE_CHARACTERS:
+        body = Text.assemble(*(_marked(span, _STYLES[i % len(_STYLES)]) for span in piece["spans"]))
+        if len(body) > _EXAMPLE_CHARACTERS:
             half = _EXAMPLE_CHARACTERS // 2
-            text = f"{text[:half]} […] {text[-half:]}"
+            body = body[:half] + Text(" […] ", style="dim") + body[-half:]
         head = f"[{piece['document']} from token {piece['offset']:,}, {piece['tokens']:,} tokens] "
-        line = Text(head, style="dim") + Text(_visible(text), style=style)
-        console.print(line + Text("{" + _visible(piece["no_target"]) + "}", style="reverse"), soft_wrap=True)
+        console.print(Text(head, style="dim") + body, soft_wrap=True)
     if (more := len(row["pieces"]) - limit) > 0:
         console.print(Text(f"… and {more} more pieces", style="dim"))
     if row["padding"]:
         console.print(Text(f"and {row['padding']:,} tokens of padding, weight 0", style="dim"))
+
+
+def _marked(span: dict[str, Any], style: str) -> tuple[str, str]:
+    """A span's text and its style."""
+    text = _visible(span["text"])
+    if span["weight"] == 1:
+        return text, style
+    if span["weight"] == 0:
+        return "{" + text + "}", "reverse"
+    return f"{{{span['weight']:g}: {text}}}", f"{style} underline"
 
 
 def _visible(text: str) -> str:

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from m1jax.config import RampConfig
 from m1jax.curriculum.curriculum import Curriculum
 from m1jax.errors import UserError
+from m1jax.rows.packing import pack
+from m1jax.text.documents import Part
 from tests.rows import toy_rows
 
 MANIFEST = toy_rows.manifest({"a": {8: [9, 9], 32: [3, 3]}, "b": {8: [4], 32: [2]}, "c": {8: [1], 32: [1]}})
@@ -126,3 +128,21 @@ def test_a_source_that_is_gone():
     stages = (STAGES[0], toy_rows.stage("two", 8, 4, 5, {"a": 1.0}))
     with pytest.raises(UserError, match="source 'b' is gone"):
         check(stages, dataclasses.replace(MANIFEST, sources=sources), step=7)
+
+
+def test_other_weights_of_the_same_tokens_are_other_data(tmp_path):
+    """A run that has read a span with one weight does not go on with another one."""
+
+    def packed(weight):
+        plain = [toy_rows.document(i, 6) for i in range(8)]
+        parts = Part("prompt", weight=0.0), Part("answer", weight=weight)
+        documents = [toy_rows.with_parts(document, *parts) for document in plain]
+        folder = tmp_path / str(weight)
+        folder.mkdir(exist_ok=True)
+        manifest = pack({"a": lambda: iter(documents)}, toy_rows.ToyTokenizer(), folder, [16], 8, 0)
+        return Curriculum((toy_rows.stage("one", 16, 2, 4, {"a": 1.0}),), manifest, 0)
+
+    saved = packed(1.0).record()
+    assert packed(1.0).check(saved, 2) == []
+    with pytest.raises(UserError, match="the rows of 16 tokens of source 'a' have changed"):
+        packed(0.5).check(saved, 2)

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,8 @@ from m1jax.curriculum.loader import Loader
 from m1jax.errors import UserError
 from m1jax.rows.expand import expand
 from m1jax.rows.manifest import Manifest, open_stores, row_path
+from m1jax.rows.packing import pack
+from m1jax.text.documents import BATCH_ARRAYS
 from tests.rows import toy_rows
 
 LENGTHS = {"a": [(i * 37) % 90 + 1 for i in range(60)], "b": [5] * 30, "c": [200, 3]}
@@ -104,6 +107,38 @@ def test_a_batch_that_processes_do_not_divide(folder):
 def test_a_column_that_a_source_lacks(folder):
     with pytest.raises(UserError, match=r"source 'a' has no column 'pair' \(it has: none\).*run `m1 pack` again"):
         make(folder, columns=["pair"])
+
+
+def numbered(folder, kinds):
+    """Rows of two sources whose documents carry their number as `pair`, and a `side` of a kind for each source."""
+    sources = {}
+    for name, kind in kinds.items():
+        documents = [
+            dataclasses.replace(toy_rows.document(i, 5, name), columns={"pair": i // 2, "side": kind(i % 2)})
+            for i in range(40)
+        ]
+        sources[name] = lambda some=documents: iter(some)
+    pack(sources, toy_rows.ToyTokenizer(), folder, [16], 20, 0)
+    return (toy_rows.stage("s", 16, 4, 6, {"a": 0.5, "b": 0.5}),)
+
+
+def test_both_sides_of_a_pair_are_in_one_row_of_the_batch(tmp_path):
+    stages = numbered(tmp_path, {"a": int, "b": int})
+    plain, loader = make(tmp_path, stages=stages), make(tmp_path, stages=stages, columns=["side", "pair"])
+    for step, batch in enumerate(loader.batches(0, 6)):
+        assert batch["pair"].dtype == batch["side"].dtype == np.int32
+        equal({name: batch[name] for name in BATCH_ARRAYS}, plain.batch(step))
+        for ids, pairs, sides in zip(batch["segment_ids"], batch["pair"], batch["side"], strict=True):
+            pieces = {(int(pair), int(side)) for segment, pair, side in zip(ids, pairs, sides, strict=True) if segment}
+            assert pieces == {(pair, side) for pair, _ in pieces for side in (0, 1)}
+            assert not pairs[ids == 0].any() and not sides[ids == 0].any()
+
+
+def test_a_column_of_two_kinds(tmp_path):
+    stages = numbered(tmp_path, {"a": int, "b": float})
+    assert make(tmp_path, stages=stages, columns=["pair"]).batch(0)["pair"].any()
+    with pytest.raises(UserError, match="column 'side' is float32 in source 'b' and int32 in source 'a'"):
+        make(tmp_path, stages=stages, columns=["side"])
 
 
 def test_every_target_of_an_epoch_reaches_a_batch_once(folder):

@@ -8,11 +8,12 @@ import pytest
 
 from m1jax.curriculum import seqio_mixtures
 from m1jax.errors import UserError
+from m1jax.rows.expand import expand
 from m1jax.rows.manifest import Manifest, document_ids, open_stores
 from m1jax.rows.packing import pack
 from m1jax.text import seqio_tasks as tasks
 from m1jax.text.corpus import write_corpus
-from m1jax.text.documents import Document, Rejected, read_documents
+from m1jax.text.documents import Document, Part, Rejected, read_documents
 from m1jax.tokenizer import train
 from m1jax.tokenizer.seqio_vocabulary import import_seqio
 from m1jax.verbs import main
@@ -50,12 +51,15 @@ for name, pretokenized in (("users_kept", True), ("users_ids", False)):
         ],
         output_features={"targets": ids},
     )
-seqio.TaskRegistry.add(
-    "users_pairs",
-    source=source,
-    preprocessors=[lambda dataset: dataset.map(lambda e: {"inputs": e["text"], "targets": e["text"]})],
-    output_features={"targets": text},
-)
+for name, inputs in (("users_pairs", lambda text: "Q: " + text), ("users_input_ids", lambda text: [3, 4])):
+    seqio.TaskRegistry.add(
+        name,
+        source=source,
+        preprocessors=[
+            lambda dataset, make=inputs: dataset.map(lambda e: {"inputs": make(e["text"]), "targets": e["text"]})
+        ],
+        output_features={"targets": text},
+    )
 seqio.MixtureRegistry.add("users_mixture", [("users_ids", 1.0), ("users_kept", 2.0)])
 """
 
@@ -87,6 +91,24 @@ def test_a_registered_task_is_packed_as_it_reads(module, tmp_path):
     assert found == {f"users_text/{i}": read[i].text for i in (0, 1, 3)}
 
 
+def test_inputs_are_read_and_targets_are_learned(module, tmp_path):
+    sources = tasks.sources({"users_pairs": "general"}, module)
+    read = list(sources["users_pairs"]())
+    assert read[0].text == "Q: first textfirst text"
+    assert read[0].parts == (Part("Q: first text", weight=0.0), Part("first text"))
+    manifest = pack(sources, toy_rows.ToyTokenizer(), tmp_path, [64], 4, 0)
+    source = manifest.sources["users_pairs"]
+    texts = ["first text", "second text, 急性", "  ", "third"]
+    assert source.documents == 4 and source.trained_tokens == sum(len(text) + 1 for text in texts)
+    (store,) = open_stores(tmp_path, manifest, [(64, "users_pairs")]).values()
+    learned = []
+    for row in (store[i] for i in range(len(store))):
+        arrays = {name: array[0] for name, array in expand([row]).items()}
+        ids = np.where(arrays["weights"] > 0, arrays["targets"], ord("|")).tolist()
+        learned += filter(None, "".join(chr(i) if i != toy_rows.EOS else "$" for i in ids).split("|"))
+    assert sorted(learned) == sorted(f"{text}$" for text in texts)
+
+
 def test_a_mixture_stands_for_its_tasks(module):
     sources = tasks.sources({"users_mixture": "general"}, module)
     assert sorted(sources) == ["users_ids", "users_kept"]
@@ -96,8 +118,8 @@ def test_a_mixture_stands_for_its_tasks(module):
 def test_tasks_that_cannot_be_packed(module, tmp_path):
     with pytest.raises(UserError, match=r"users_ids.* gives no string feature .*copy_pretokenized=True"):
         list(tasks.sources({"users_ids": "general"}, module)["users_ids"]())
-    with pytest.raises(UserError, match="'users_pairs' has inputs beside its targets"):
-        list(tasks.sources({"users_pairs": "general"}, module)["users_pairs"]())
+    with pytest.raises(UserError, match=r"users_input_ids.* gives no string feature inputs_pretokenized or inputs"):
+        list(tasks.sources({"users_input_ids": "general"}, module)["users_input_ids"]())
     with pytest.raises(UserError, match=r"'users_txt' is not registered \(there are: .*users_text"):
         tasks.sources({"users_txt": "general"}, module)
     with pytest.raises(UserError, match="domain is 'poems', which must be general or medical"):

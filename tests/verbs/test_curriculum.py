@@ -1,13 +1,16 @@
 """`m1 curriculum`, its replay, and a run whose stages are amended on the way."""
 
+import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 
+from m1jax import artefact
 from m1jax import tokenizer as tokenizers
 from m1jax.curriculum.loader import Loader
-from m1jax.text.documents import read_documents
+from m1jax.text.documents import DOCUMENT_SCHEMA, Document, Part, Table, read_documents
 from m1jax.train.run import history
 from m1jax.verbs import main
 from tests.verbs.conftest import TINY
@@ -69,7 +72,10 @@ def test_replay_names_what_training_really_read(road, trained, documents, capsys
                 own = encoded[piece["document"]][piece["offset"] : piece["offset"] + piece["tokens"]]
                 assert line[at : at + piece["tokens"]].tolist() == own
                 assert weights[at : at + piece["tokens"]].tolist() == [1] * (len(own) - 1) + [0]
-                assert piece["text"] == tokenizer.decode_bytes(own[:-1]).decode(errors="replace")
+                end = "<eos>" if own[-1] == tokenizer.eos_id else ""
+                assert piece["text"] == tokenizer.decode_bytes(own).decode(errors="replace") + end
+                assert [(span["tokens"], span["weight"]) for span in piece["spans"]] == [(1, 0), (len(own) - 1, 1)]
+                assert piece["spans"][0]["text"] == tokenizer.decode_bytes(own[:1]).decode(errors="replace")
                 at += piece["tokens"]
             assert row["padding"] == len(line) - at and not weights[at:].any()
             assert row["step"] == step - 1
@@ -77,28 +83,74 @@ def test_replay_names_what_training_really_read(road, trained, documents, capsys
     assert numbers == list(range(5 * 8, 6 * 8))
 
 
-def test_the_plan_before_it_runs(road, documents, capsys, tmp_path):
+def test_what_will_be_read_is_shown_before_it_runs(road, documents, capsys, tmp_path):
     _, encoded = documents
-    plan = told(capsys, command(["curriculum", "--examples", "2"], road))
-    assert [(s["first_step"], s["last_step"], s["first_row"], s["last_row"]) for s in plan["stages"]] == [
+    shown = told(capsys, command(["curriculum", "--examples", "2"], road))
+    assert [(s["first_step"], s["last_step"], s["first_row"], s["last_row"]) for s in shown["stages"]] == [
         (1, 6, 0, 47),
         (7, 12, 48, 95),
         (13, 18, 96, 143),
     ]
-    for use in plan["uses"]:
+    for use in shown["uses"]:
         assert use["read"] >= use["epochs"] and (use["rows"] == 0 or use["last"]["row_length"] in (64, 128))
-    assert [len(plan["examples"][name]) for name in ("general", "medical", "annealing")] == [2, 2, 2]
-    for rows in plan["examples"].values():
+    assert [len(shown["examples"][name]) for name in ("general", "medical", "annealing")] == [2, 2, 2]
+    for rows in shown["examples"].values():
         assert all(piece["document"] in encoded for row in rows for piece in row["pieces"])
     picture = tmp_path / "mixture.png"
     assert main([*command(["curriculum"], road), "--plot", str(picture)]) == 0
     out = capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "{<eos>}" in out and "from token 0" in out and "144 rows" in out
+    assert "<eos>" in out and "from token 0" in out and "144 rows" in out
     assert main([*command(["curriculum"], road), "--examples", "0"]) == 0
     assert "from token" not in capsys.readouterr().out
     assert main([*command(["curriculum"], road), "--plot", str(tmp_path / "no" / "x.png")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def chats(road, tmp_path_factory):
+    """A run's settings over a corpus of conversations and plain notes, of which only parts are learned."""
+    folder = tmp_path_factory.mktemp("chats")
+    prompt = Part(ids=(71,), weight=0.0), Part("Which organ? ", weight=0.0)
+    parts = {"chats": [*prompt, Part("The heart."), Part("!", weight=0.5)], "notes": []}
+    details = {"sources": {source: {"bytes": 1} for source in parts}}
+    with artefact.building(folder / "corpus", "corpus", "key", details) as corpus:
+        for source, some in parts.items():
+            with Table(corpus / "documents" / f"{source}.parquet", DOCUMENT_SCHEMA) as table:
+                for i in range(60):
+                    document = Document.of_parts(f"{source}/{i}", some, source, "en", "general")
+                    table.write(document if some else dataclasses.replace(document, text=f"A note of {i}."), 1)
+    stages = (f"stages.{i}.mixture={{'chats': 0.5, 'notes': 0.5}}" for i in range(3))
+    return (f"data.corpus={folder}/corpus", f"data.rows={folder}/rows", *stages)
+
+
+def test_the_share_of_tokens_that_are_targets(road, chats, capsys):
+    assert main(command(["pack"], road)) == 0
+    assert "targets" not in capsys.readouterr().out
+    assert main(command(["pack"], road, *chats)) == 0
+    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.split()}
+    assert lines["source"][4:6] == ["tokens", "targets"]
+    tokenizer = tokenizers.load(road / "tokenizer")
+    before, *after = (len(tokenizer.encode(text)) for text in ("Which organ? ", "The heart.", "!"))
+    learned = sum(after) + 1
+    assert lines["chats"][4] == f"{learned / (before + learned):.1%}"
+    assert lines["notes"][4] == "100.0%"
+    assert float(lines["chats"][4][:-1]) < float(lines["all"][3][:-1]) < 100
+
+
+def test_decoded_rows_show_what_is_a_target(road, chats, capsys):
+    assert main(command(["curriculum", "--examples", "2"], road, *chats)) == 0
+    out = capsys.readouterr().out
+    assert "{Which organ? }The heart.{0.5: !<eos>}" in out
+    assert re.search(r"\{A[^{}]{,5}\}[^{}]*\d\.<eos>\n", out)
+    for row in told(capsys, command(["curriculum", "replay", "--step", "2"], road, *chats))["rows"]:
+        for piece in row["pieces"]:
+            spans = [(span["weight"], span["text"]) for span in piece["spans"]]
+            assert "".join(text for _, text in spans) == piece["text"]
+            if row["source"] == "chats":
+                assert spans == [(0, "Which organ? "), (1, "The heart."), (0.5, "!<eos>")]
+            else:
+                assert [weight for weight, _ in spans] == [0, 1]
 
 
 def test_rows_behind_an_address_are_the_same_rows(road, capsys):
