@@ -109,15 +109,15 @@ def _sentence(summary: str) -> str:
 def _check_spelling(top: Parser, argv: Sequence[str]) -> None:
     """Ends with a sentence that names the nearest verb or action where there is none of this name."""
     verb, action, *_ = [*(word for word in argv if not word.startswith("-")), "", ""]
-    known = list(dict.fromkeys(words.partition(" ")[0] for words in VERBS))
-    wrong = verb
+    kind, word, known = "verb", verb, list(dict.fromkeys(words.partition(" ")[0] for words in VERBS))
     if verb in ACTIONS:
+        kind, word = f"action of {verb}", action
         known = [words.partition(" ")[2] for words in VERBS if words.startswith(f"{verb} ")]
-        wrong = action
-    if wrong and wrong not in known:
-        kind = f"action of {verb}" if verb in ACTIONS else "verb"
-        near = difflib.get_close_matches(wrong, known, n=1)
-        top.error(f"{wrong!r} is no {kind}" + (f", the nearest is {near[0]!r}" if near else ""))
+    if word and word not in known:
+        near = difflib.get_close_matches(word, known, n=1)
+        top.error(
+            f"unknown {kind} {word!r}, " + (f"did you mean {near[0]!r}" if near else f"known are {', '.join(known)}")
+        )
 
 
 def _surroundings(error: Exception) -> str | None:

@@ -12,6 +12,10 @@ from m1jax.errors import InterruptedRunError, UserError
 from m1jax.verbs import command, main
 from tests.verbs.conftest import TINY
 
+NAMES = (
+    *("quickstart", "corpus", "tokenizer", "pack", "curriculum", "train", "eval", "report"),
+    *("plan", "generate", "chat", "import", "export", "doctor"),
+)
 HEAVY = ("jax", "tensorflow", "torch", "seqio", "grain")
 
 
@@ -75,16 +79,16 @@ def test_the_file_of_every_verb_is_in_the_table():
 
 
 def test_the_files_of_verbs_load_no_jax():
-    files = sorted({module for module, _ in command.VERBS.values()} - {"doctor"})
+    files = sorted({module for module, _ in command.VERBS.values()})
     assert loaded("import " + ", ".join(f"m1jax.verbs.{file}" for file in files), *HEAVY) == []
 
 
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (["trian"], "'trian' is no verb, the nearest is 'train': see `m1 --help`."),
-        (["xyzzy"], "'xyzzy' is no verb: see `m1 --help`."),
-        (["tokenizer", "repot"], "'repot' is no action of tokenizer, the nearest is 'report': see `m1 --help`."),
+        (["trian"], "unknown verb 'trian', did you mean 'train': see `m1 --help`."),
+        (["xyzzy"], f"unknown verb 'xyzzy', known are {', '.join(NAMES)}: see `m1 --help`."),
+        (["tokenizer", "repot"], "unknown action of tokenizer 'repot', did you mean 'report': see `m1 --help`."),
         (["tokenizer"], "the following arguments are required: ACTION: see `m1 tokenizer --help`."),
         ([], "the following arguments are required: VERB: see `m1 --help`."),
         (["train", "--confg", "x"], "the following arguments are required: --config: see `m1 train --help`."),
@@ -105,7 +109,8 @@ def test_wrong_words_get_one_sentence(capsys, words, answer):
         (
             PermissionError(13, "Permission denied", "x"),
             2,
-            "m1: x cannot be written or read (Permission denied): fix its permissions or choose another folder.\n",
+            "m1: x cannot be read or written (permission denied): change its permissions and run the same command "
+            "again.\n",
         ),
         (
             RuntimeError("No space left on device"),
