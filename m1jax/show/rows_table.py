@@ -19,7 +19,7 @@ def table(manifest: Manifest) -> Table:
     shown = Table(title="Packed rows (cut: documents in several pieces)", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in ("source", "domain"):
         shown.add_column(column)
-    for column in ("documents", "M tokens", *(["targets"] if partial else []), "B/token", "packing windows"):
+    for column in ("documents", "M tokens", *(["targets"] if partial else []), "B/token", "packing\nwindows"):
         shown.add_column(column, justify="right")
     for length in manifest.row_lengths:
         for column in (f"of {length:,}", "fill", "cut"):
