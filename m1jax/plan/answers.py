@@ -65,15 +65,18 @@ def train_step(config: RunConfig, stage: StageConfig, topology: Topology, compil
     if found is None:
         found = compile_it(
             f"{config.name}, stage {stage.name}, {topology.name}",
-            lambda: compiling.facts(lowered, mark, mesh, topology, built.state.params),
+            lambda: compiling.facts(lowered, mark, mesh, topology, built.params),
         )
     shape = dict(mesh.shape)
     tokens = stage.global_batch * stage.row_length
     per_token = flops.per_token(config.model, stage.row_length, config.train.remat)
-    state = {
-        "parameters": jax.tree.leaves(built.state.params),
-        "optimiser": jax.tree.leaves(built.state.opt_state),
+    parts_of_state = {
+        "parameters": built.state.params,
+        "frozen parameters": built.state.frozen,
+        "optimiser": built.state.opt_state,
+        **{f"{name} of hooks": tree for name, tree in built.state.hooks.items()},
     }
+    state = {name: leaves for name, tree in parts_of_state.items() if (leaves := jax.tree.leaves(tree))}
     parts = memory.by_part(state, found, config, stage, shape)
     times = roofline.step_times(
         tokens * per_token.hardware / mesh.size, _train_traffic(config, parts, shape), found.collectives, topology

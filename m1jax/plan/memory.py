@@ -147,16 +147,19 @@ def _itemsize(dtype: str) -> int:
 
 
 def by_part(state: Any, facts: Any, config: RunConfig, stage: StageConfig, mesh: Mapping[str, int]) -> dict[str, float]:
-    """The compiler's total, split: what is given exactly, gradients and kept activations by formula, the rest."""
+    """The compiler's total, split: parts of the state exactly, gradients and kept activations by formula, the rest.
+
+    `state` has the abstract leaves of each part by name; "parameters" are the trained ones.
+    """
     sizes = {name: sum(map(_on_device, leaves)) for name, leaves in state.items()}
     estimated = estimate(config, stage, mesh)
     temporaries = facts.temporaries
-    gradients = min(estimated.gradients, temporaries)
+    trained = sizes["parameters"] / (sizes["parameters"] + sizes.get("frozen parameters", 0))
+    gradients = min(estimated.gradients * trained, temporaries)
     activations = min(estimated.activations, temporaries - gradients)
     return {
-        "parameters": sizes["parameters"],
-        "optimiser": sizes["optimiser"],
-        "batch and outputs": facts.arguments + facts.outputs - facts.aliased - sizes["parameters"] - sizes["optimiser"],
+        **sizes,
+        "batch and outputs": facts.arguments + facts.outputs - facts.aliased - sum(sizes.values()),
         "gradients (formula)": gradients,
         "activations kept (formula)": activations,
         "temporaries": temporaries - gradients - activations,

@@ -10,6 +10,8 @@ import pytest
 
 from m1jax import hardware
 from m1jax.config import file as config_file
+from m1jax.objectives import OBJECTIVES
+from m1jax.objectives.next_token import NextToken
 from m1jax.plan import compiling, topologies
 from m1jax.train import program as programs
 from m1jax.verbs import main
@@ -26,9 +28,20 @@ def digest(lowered):
     return hashlib.sha256(lowered.as_text().encode()).hexdigest()
 
 
-def test_plan_lowers_the_program_that_train_runs(tmp_path, monkeypatch):
+class Norms(NextToken):
+    """Trains the norms and freezes the rest."""
+
+    def trained(self, path):
+        return "norm" in path
+
+
+@pytest.mark.parametrize("objective", ["next_token", "norms"])
+def test_plan_lowers_the_program_that_train_runs(tmp_path, monkeypatch, objective):
     pytest.importorskip("libtpu")
+    monkeypatch.setitem(OBJECTIVES, "norms", Norms)
     settings = [f"folder={tmp_path}", "mesh.fsdp=4", "train.accumulation=2", "train.remat=block"]
+    if objective == "norms":
+        settings += ["objective=norms", "train.average_decay=0.9"]
     config = config_file.load(TINY, [*settings, *(f"stages.{i}.global_batch=16" for i in range(3))])
     build = programs.build
 
@@ -36,17 +49,18 @@ def test_plan_lowers_the_program_that_train_runs(tmp_path, monkeypatch):
         raise BuiltError(build(*args, **settings))
 
     # The program depends on no row: training is followed up to where it has built it.
-    monkeypatch.setattr("m1jax.train.loop.programs.build", caught)
+    monkeypatch.setattr("m1jax.train.trainer.programs.build", caught)
     opened = types.SimpleNamespace(record=dict), None
     monkeypatch.setattr("m1jax.curriculum.opening.open_curriculum", lambda config: opened)
-    monkeypatch.setattr("m1jax.curriculum.loader.Loader", lambda *_: None)
+    monkeypatch.setattr("m1jax.curriculum.loader.Loader", lambda *_, **__: None)
     with pytest.raises(BuiltError) as built:
         train(config)
-    monkeypatch.undo()
+    monkeypatch.setattr("m1jax.train.trainer.programs.build", build)
     trained = built.value.args[0]
     mesh = compiling.mesh_for(config, topologies.parse("v5e:2x4"))
     assert dict(mesh.shape) == dict(trained.mesh.shape)
     planned = compiling.train_program(config, mesh)
+    assert (set(planned.state.hooks) == {"average"}) == (objective == "norms") == bool(planned.state.frozen)
     for stage in config.stages[1:]:
         with compiling.lowering(mesh):
             assert digest(planned.lower(stage)) == digest(trained.lower(stage)), stage.name
@@ -133,3 +147,18 @@ def test_a_search_writes_a_setting_that_the_config_takes(tmp_path, capsys):
     assert (config.train.accumulation, config.train.remat) == (found[0]["accumulation"], found[0]["remat"])
     costs = [entry["cost"] for entry in found]
     assert costs == sorted(costs) and len(costs) > 50
+
+
+def test_what_is_frozen_and_what_hooks_keep_are_parts_of_the_memory(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(OBJECTIVES, "norms", Norms)
+    settings = ("objective=norms", "train.average_decay=0.9")
+    arguments = ["plan", "--config", TINY, "--topology", "v5e:1x1", "--stage", "general", "--json", "-"]
+    assert main([*arguments, *(part for setting in settings for part in ("--set", setting))]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    parts, config = answer["parts"], config_file.load(TINY).model
+    norms = (2 * config.num_layers + 1) * config.hidden * 4
+    assert parts["parameters"] == parts["average of hooks"] == norms
+    assert parts["frozen parameters"] == config.num_parameters * 4 - norms
+    assert parts["optimiser"] < 2 * norms + 1000
