@@ -118,17 +118,11 @@ def _bits(
     """Bits of the model and, once it is trained, of what stands beside it, by source."""
     from m1jax.curriculum.loader import Loader
     from m1jax.curriculum.opening import open_curriculum
-    from m1jax.evaluate import bits, ngram
+    from m1jax.evaluate import bits, heldout, ngram
     from m1jax.evaluate.trained import zero_attention
-    from m1jax.text.documents import read_documents
 
-    texts: dict[str, list[str]] = {}
-    for document in read_documents(config.corpus / "heldout"):
-        if document.source in domains:
-            texts.setdefault(document.source, []).append(document.text)
-    documents = {
-        source: [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(some)] for source, some in texts.items()
-    }
+    found = heldout.tokenized(config.corpus / "heldout", tokenizer)
+    documents = {source: some for source, some in found.items() if source in domains}
     scorers: dict[str, TargetLogprobs] = {"model": _scorer(trained)}
     if trained.step:
         scorers["no attention"] = _scorer(trained, zero_attention)
