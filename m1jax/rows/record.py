@@ -94,16 +94,17 @@ def decode_row(record: bytes) -> Row:
         raise ValueError(f"format {version} with {width} bytes a token is not format {FORMAT}")
     if len(record) < (end := _HEADER.size + width * tokens + 12 * pieces):
         raise ValueError(f"{len(record)} bytes do not hold {tokens} tokens in {pieces} pieces")
-    reader = _Reader(record, _HEADER.size)
-    ids = reader.take(f"<u{width}", tokens)
-    lengths, documents, offsets = reader.take("<u4", 3 * pieces).reshape(3, pieces)
-    if lengths.sum(dtype=np.int64) != tokens or tokens > row_length:
-        raise ValueError(f"pieces of {lengths.sum(dtype=np.int64)} tokens do not make up {tokens} of {row_length}")
-    spans, named = NO_SPANS, {}
-    if len(record) > end:
-        spans = _spans(reader, tokens) if has_spans else NO_SPANS
-        named = dict(_columns(reader, columns, pieces))
-    if reader.at != len(record) or len(named) != columns or bool(len(spans)) != has_spans:
+    ids = np.frombuffer(record, f"<u{width}", tokens, _HEADER.size)
+    parts = np.frombuffer(record, "<u4", 3 * pieces, _HEADER.size + width * tokens).reshape(3, pieces)
+    lengths, documents, offsets = parts
+    if (found := lengths.sum(dtype=np.int64)) != tokens or tokens > row_length:
+        raise ValueError(f"pieces of {found} tokens do not make up {tokens} of {row_length}")
+    if len(record) == end and not columns and not has_spans:
+        return Row(row_length, ids, lengths, documents, offsets)
+    reader = _Reader(record, end)
+    spans = _spans(reader, tokens) if has_spans else NO_SPANS
+    named = dict(_columns(reader, columns, pieces))
+    if reader.at != len(record) or bool(len(spans)) != has_spans:
         raise ValueError(f"{len(record)} bytes are not those of {tokens} tokens, {pieces} pieces, {columns} columns")
     return Row(row_length, ids, lengths, documents, offsets, spans, named)
 
