@@ -224,9 +224,11 @@ def load(folder: Path, mesh: Mesh | None = None, dtype: str | None = None) -> tu
         target = target_of(config_json.read(folder)[0], mesh)
         config, rope_base, params = reading.tree(folder, dtype, _placing(target))
         tokenizer = tokenizer_in(folder, config_json.token_ids(folder))
-        return LanguageModel(config, rope_base, params, mesh), tokenizer
+        ends = config_json.ends(config_json.token_ids(folder), config_json.generation(folder), folder)
+        return LanguageModel(config, rope_base, params, mesh, ends), tokenizer
     source = stored(folder)
     found = language_model(source.config, source.rope_base, source.parameters, dtype, mesh=mesh)
+    found.eos_ids = config_json.ends(source.token_ids, source.generation, folder)
     return found, tokenizer_in(source.tokenizer, source.token_ids)
 
 

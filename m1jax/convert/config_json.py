@@ -80,15 +80,32 @@ def token_ids(folder: Path) -> dict[str, Any]:
     content = _object(path, f"{path} is missing: give the folder of a Hugging Face checkpoint.")
     found = {key: content[key] for key in TOKEN_IDS if content.get(key) is not None}
     for key, value in found.items():
-        ids = value if isinstance(value, list) else [value]
-        if not ids or not all(type(i) is int and i >= 0 for i in ids):
-            raise UserError(f"{path} says {key} = {value!r}: it must be a token's id or a list of them.")
+        _ids(value, key, path)
     return found
 
 
 def single(ids: Mapping[str, Any]) -> dict[str, int]:
     """The same with one id each: the first of several."""
     return {key: value[0] if isinstance(value, list) else value for key, value in ids.items()}
+
+
+def ends(token_ids: Mapping[str, Any], generation: Mapping[str, Any] | None, folder: Path) -> tuple[int, ...]:
+    """Every id that ends a text, as config.json and generation_config.json of `folder` say: one or several in each.
+
+    Raises UserError where one is no id.
+    """
+    found: list[int] = []
+    for values, name in ((token_ids, FILE), (generation or {}, GENERATION)):
+        if values.get("eos_token_id") is not None:
+            found += _ids(values["eos_token_id"], "eos_token_id", folder / name)
+    return tuple(dict.fromkeys(found))
+
+
+def _ids(value: Any, key: str, path: Path) -> list[int]:
+    ids = value if isinstance(value, list) else [value]
+    if not ids or not all(type(i) is int and i >= 0 for i in ids):
+        raise UserError(f"{path} says {key} = {value!r}: it must be a token's id or a list of them.")
+    return ids
 
 
 def generation(folder: Path) -> dict[str, Any] | None:

@@ -1,9 +1,4 @@
-"""The tokenizer's files in an export, with which `AutoTokenizer` gives the same ids as m1jax and knows the chat format.
-
-The chat format (reference code): each turn is its role's token and its text, with nothing between, a default system
-turn first where there is none. An answer that is the last turn is closed by eos, as every document in training is;
-with `add_generation_prompt` the assistant's token is put last, and what the model then writes ends at eos.
-"""
+"""The tokenizer's files in an export: `AutoTokenizer` gives the ids of m1jax with them, and knows the chat format."""
 
 import json
 import shutil
@@ -12,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from m1jax.errors import UserError
-from m1jax.tokenizer import DEFAULT_SYSTEM, ROLES, SPECIAL_TOKENS
+from m1jax.tokenizer import SPECIAL_TOKENS
+from m1jax.tokenizer.chat import FORMATS, jinja, template
 
 TOKENIZER = "tokenizer.json"
-CONFIG = "tokenizer_config.json"
-TEMPLATE = "chat_template.jinja"
+CONFIG = template.CONFIG
+TEMPLATE = template.FILE
 # What a tokenizer of another origin may consist of, as transformers name it.
 _OTHERS = (
     "tokenizer.model",
@@ -27,50 +23,6 @@ _OTHERS = (
     TEMPLATE,
 )
 
-# Rendered text is tokenised as a whole, so a special token inside a message would act as one: it is refused. The words
-# in capitals are filled in below. The block `generation` marks what the model itself writes, for masks in training.
-_TEMPLATE = """\
-{%- set roles = ROLES -%}
-{%- if not messages or messages[0]['role'] != 'system' -%}
-{{- roles['system'] + DEFAULT_SYSTEM -}}
-{%- endif -%}
-{%- for message in messages -%}
-{%- set number, role, content = loop.index, message['role'], message['content'] -%}
-{%- if role not in roles -%}
-{{- raise_exception('role ' ~ role ~ ' is unknown: use one of ' ~ roles | join(', ') ~ '.') -}}
-{%- endif -%}
-{%- if content is not string -%}
-{{- raise_exception('the content of message ' ~ number ~ ' is no text.') -}}
-{%- endif -%}
-{%- for token in SPECIAL_TOKENS -%}
-{%- if token in content -%}
-{{- raise_exception('message ' ~ number ~ ' holds the special token ' ~ token ~ ': take it out.') -}}
-{%- endif -%}
-{%- endfor -%}
-{{- roles[role] -}}
-{%- if role == 'assistant' -%}
-{%- set end = eos_token if loop.last and not add_generation_prompt else '' -%}
-{%- generation -%}{{- content + end -}}{%- endgeneration -%}
-{%- else -%}
-{{- content -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- roles['assistant'] -}}{%- endif -%}
-"""
-
-
-def chat_template(special: Sequence[str]) -> str:
-    """The chat format as a Jinja template for `apply_chat_template`, of a tokenizer with these special tokens."""
-    words = {
-        "DEFAULT_SYSTEM": DEFAULT_SYSTEM,
-        "SPECIAL_TOKENS": list(special),
-        "ROLES": {role: SPECIAL_TOKENS[i] for role, i in ROLES.items()},
-    }
-    template = _TEMPLATE
-    for word, value in words.items():
-        template = template.replace(word, repr(value))
-    return template
-
 
 def write(
     source: Path | None, folder: Path, token_ids: Mapping[str, int], max_length: int | None = None
@@ -78,7 +30,8 @@ def write(
     """Writes the tokenizer of the folder `source` into an existing folder; returns the names of the files.
 
     A tokenizer that `m1 tokenizer` trained gets a new tokenizer_config.json; one of another origin keeps its own, and
-    gets one only where it has none. Where the tokenizer has the role tokens and no chat template, ours is added.
+    gets one only where it has none. A chat template is kept; where there is none and the tokenizer has the special
+    tokens of exactly one known chat format, that format's template is added.
     `token_ids` (bos_token_id, eos_token_id, pad_token_id) name the special tokens, `max_length` is the model's number
     of positions. Without a source, or where it holds no tokenizer, nothing is written. Raises UserError where
     tokenizer.json is damaged or knows no token of an id.
@@ -91,6 +44,7 @@ def write(
         return _copied(names, source, folder)
     content = _content(source / TOKENIZER)
     special = _special(content, source / TOKENIZER)
+    found = template.of_folder(source)
     if special == list(SPECIAL_TOKENS):
         names = [TOKENIZER]
     written = _copied(names, source, folder)
@@ -100,10 +54,12 @@ def write(
             settings["model_max_length"] = max_length
         (folder / CONFIG).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         written += (CONFIG,)
-    has_roles = {SPECIAL_TOKENS[i] for i in ROLES.values()} <= set(special)
-    if has_roles and TEMPLATE not in written and "chat_template" not in _content(folder / CONFIG):
-        (folder / TEMPLATE).write_text(chat_template(special), encoding="utf-8")
-        written += (TEMPLATE,)
+    if template.of_folder(folder) is None:
+        fitting = [known for known in FORMATS if {mark.text for mark in known.marks} <= set(special)]
+        text = found.source if found else jinja.template(fitting[0], special) if len(fitting) == 1 else None
+        if text is not None:
+            (folder / TEMPLATE).write_text(text, encoding="utf-8")
+            written += (TEMPLATE,)
     return written
 
 

@@ -24,10 +24,18 @@ Array = jax.Array
 class LanguageModel:
     """A model ready to answer: `model(tokens)` gives logits, `model.generate(tokens, ...)` continues prompts.
 
-    `rope_base` is that of the stage the parameters come from.
+    `rope_base` is that of the stage the parameters come from, `eos_ids` are the tokens that end a text where the
+    model's own files name them.
     """
 
-    def __init__(self, config: ModelConfig, rope_base: float, parameters: dict[str, Any], mesh: Mesh | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        rope_base: float,
+        parameters: dict[str, Any],
+        mesh: Mesh | None = None,
+        eos_ids: Sequence[int] = (),
+    ):
         """From the parameter tree of `m1jax.model.create` or of a checkpoint.
 
         On a mesh (`m1jax.parallel.mesh`) parameters and caches are split over its "tensor" axis, KV heads that it does
@@ -36,6 +44,7 @@ class LanguageModel:
         """
         self.config = config
         self.rope_base = rope_base
+        self.eos_ids = tuple(eos_ids)
         self._prepared = programs.prepare(config, rope_base, parameters, mesh)
 
     def __call__(self, tokens: Any, segment_ids: Any = None, positions: Any = None) -> Array:

@@ -24,8 +24,13 @@ def load(path: Path, special: SpecialIds | None = None) -> Tokenizer:
     `special` wins over what the files say of bos, eos and pad. Raises UserError where the file is missing or damaged,
     or nothing says which id one of the three has.
     """
-    special = special or SpecialIds()
     file = _file(path)
+    found = _load(file, special or SpecialIds())
+    found.folder = file.parent
+    return found
+
+
+def _load(file: Path, special: SpecialIds) -> Tokenizer:
     if file.suffix == ".model":
         return SentencePieceTokenizer(file, special.or_else(_of_neighbours(file, {})))
     saved = _json(file)

@@ -5,7 +5,7 @@ import concurrent.futures
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +40,10 @@ class Tokenizer(abc.ABC):
     pad_id: int
     bos_id: int
     eos_id: int
-    roles: dict[str, int]
-    """Id of the token that opens each role's turn in a chat; empty where the vocabulary has none."""
+    special_tokens: Mapping[str, int]
+    """Id of each special token by its text; bos, eos and pad are among them."""
+    folder: Path | None = None
+    """The folder that it was loaded from, where a chat template may be (`m1jax.tokenizer.chat`)."""
 
     @property
     @abc.abstractmethod
@@ -62,6 +64,10 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def byte_ids(self) -> Sequence[int] | None:
         """The id of each of the 256 bytes; None where a byte alone has no id."""
+
+    @abc.abstractmethod
+    def token_id(self, token: str) -> int | None:
+        """Id of a token by its text as the vocabulary writes it; None where there is no such token."""
 
     @property
     def encoder_name(self) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from m1jax.errors import UserError
 from m1jax.tokenizer.interface import SpecialIds, Tokenizer
-from m1jax.tokenizer.layout import BYTE_OF, ROLES, SPECIAL_TOKENS
+from m1jax.tokenizer.layout import BYTE_OF
 from m1jax.tokenizer.trained import CONFIG_FILE, FILE
 
 
@@ -41,15 +41,16 @@ class JsonTokenizer(Tokenizer):
         assert special.bos is not None and special.eos is not None and special.pad is not None
         self.bos_id, self.eos_id, self.pad_id = special.bos, special.eos, special.pad
         self._special |= {self.bos_id, self.eos_id, self.pad_id}
-        ids = {role: backend.token_to_id(SPECIAL_TOKENS[number]) for role, number in ROLES.items()}
-        self.roles = {role: i for role, i in ids.items() if i is not None}
-        if len(self.roles) < len(ROLES):
-            self.roles = {}
+        self.special_tokens = {self._tokens[i]: i for i in sorted(self._special)}
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, unused ones among them."""
         return max(self._tokens) + 1
+
+    def token_id(self, token: str) -> int | None:
+        """Id of a token by its text as the vocabulary writes it; None where there is no such token."""
+        return self._backend.token_to_id(token)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -12,8 +12,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 NUM_SPECIAL = 128
 FIRST_MERGE = NUM_SPECIAL + 256
 PAD, BOS, EOS = 0, 1, 2
-# The roles keep the ids of the released tokenizer.
-ROLES = {"system": 71, "user_system": 72, "user": 73, "assistant": 74, "function": 75, "code": 76}
+# The tokens of the chat format keep the ids of the released tokenizer.
 _NAMED = {
     PAD: "<pad>",
     BOS: "<bos>",
@@ -26,7 +25,6 @@ _NAMED = {
     76: "<B_CODE>",
 }
 SPECIAL_TOKENS = tuple(_NAMED.get(i, f"<reserved_{i}>") for i in range(NUM_SPECIAL))
-DEFAULT_SYSTEM = "You are a helpful assistant."
 
 # How many letters or signs in a row are one word for the trainer: it merges in time quadratic in a word's length, and
 # one line of 50 MB may be one word. Encoding takes n log n, needs no such bound and is twice as fast without.

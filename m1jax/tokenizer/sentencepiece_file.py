@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from m1jax.errors import UserError
 from m1jax.tokenizer.interface import SpecialIds, Tokenizer
-from m1jax.tokenizer.layout import ROLES, SPECIAL_TOKENS
 
 
 def _processor(path: Path) -> Any:
@@ -57,14 +56,19 @@ class SentencePieceTokenizer(Tokenizer):
                 raise UserError(f"{path} has no id {value} for {name}: correct data.special_ids.{name}.")
             values[name] = value
         self.bos_id, self.eos_id, self.pad_id = values["bos"], values["eos"], values["pad"]
-        pieces = {self._processor.id_to_piece(i): i for i in range(self.vocab_size)}
-        roles = {role: pieces[name] for role, i in ROLES.items() if (name := SPECIAL_TOKENS[i]) in pieces}
-        self.roles = roles if len(roles) == len(ROLES) else {}
+        control = filter(self._processor.is_control, range(self.vocab_size))
+        self.special_tokens = {self._processor.id_to_piece(i): i for i in sorted({*control, *values.values()})}
 
     @property
     def vocab_size(self) -> int:
         """Number of ids."""
         return self._processor.get_piece_size()
+
+    def token_id(self, token: str) -> int | None:
+        """Id of a token by its text as the vocabulary writes it; None where there is no such token."""
+        found = self._processor.piece_to_id(token)
+        # What is no piece gets the id of the unknown one.
+        return found if self._processor.id_to_piece(found) == token else None
 
     @property
     def encoder_name(self) -> str:

@@ -29,7 +29,7 @@ class TrainedTokenizer(Tokenizer):
         assert len(layout.vocabulary(self._merges)) == self.vocab_size, "two merges give the same token"
         self._backend = layout.backend(self._merges)
         self._backend.encode_special_tokens = True
-        self.roles = dict(layout.ROLES)
+        self.special_tokens = {token: i for i, token in enumerate(layout.SPECIAL_TOKENS)}
 
     @property
     def merges(self) -> layout.Merges:
@@ -40,6 +40,10 @@ class TrainedTokenizer(Tokenizer):
     def vocab_size(self) -> int:
         """Number of ids."""
         return layout.FIRST_MERGE + len(self._merges)
+
+    def token_id(self, token: str) -> int | None:
+        """Id of a token by its text as tokenizer.json writes it; None where there is no such token."""
+        return self._backend.token_to_id(token)
 
     @cached_property
     def fingerprint(self) -> str:

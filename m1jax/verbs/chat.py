@@ -26,17 +26,19 @@ HELP = "/reset forgets the conversation, /quit leaves."
 def arguments(parser: Parser) -> None:
     """Adds the verb's arguments."""
     example(parser, "m1 chat --model runs/quickstart --temperature 0.7 --top-p 0.9")
-    parser.add_argument("--system", metavar="TEXT", help="what the model is told first, instead of the usual sentence")
+    parser.add_argument("--system", metavar="TEXT", help="the system message, instead of the chat format's own")
+    parser.add_argument(
+        "--chat-format", metavar="NAME", help="Baichuan-M1 or ChatML (default: the model's own, found out)"
+    )
     add_sampling(parser, max_new_tokens=512)
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
-    from m1jax.tokenizer import DEFAULT_SYSTEM
-
     chat(
         args.model,
-        system=DEFAULT_SYSTEM if args.system is None else args.system,
+        system=args.system,
+        chat_format=args.chat_format,
         max_new_tokens=args.max_new_tokens,
         sampling=sampling_of(args),
         seed=args.seed,
@@ -46,17 +48,27 @@ def run(args: argparse.Namespace) -> None:
 
 
 def chat(
-    folder: str, *, system: str, max_new_tokens: int, sampling: "Sampling", seed: int, tensor: int, as_json: bool
+    folder: str,
+    *,
+    system: str | None,
+    chat_format: str | None,
+    max_new_tokens: int,
+    sampling: "Sampling",
+    seed: int,
+    tensor: int,
+    as_json: bool,
 ) -> None:
     """Reads one turn a line from standard input, answers it, and goes on until /quit or the input's end.
 
-    Raises UserError for a model without tokenizer, a tokenizer without role tokens, settings out of range and, where
-    nobody is there to reset it, a context that is full.
+    `chat_format` names a known format; by default it is found out (`m1jax.tokenizer.chat.of`). Which it is gets printed
+    once, on standard error. Raises UserError for a model without tokenizer or chat format, settings out of range and,
+    where nobody is there to reset it, a context that is full.
     """
     from m1jax.generate.chat import Conversation
     from m1jax.loading import load
     from m1jax.parallel import jax_setup
     from m1jax.parallel.mesh import over_tensor
+    from m1jax.tokenizer import chat as chats
 
     jax_setup.prepare()
     console = consoles.make(as_json)
@@ -66,7 +78,9 @@ def chat(
     model, tokenizer = load(Path(folder), over_tensor(tensor))
     if tokenizer is None:
         raise UserError(f"{folder} holds no tokenizer.json, so text cannot be read: put it beside config.json.")
-    conversation = Conversation(model, tokenizer, system)
+    talk = chats.of(tokenizer, chat_format)
+    consoles.make(as_json=True).print(Text(f"chat format: {talk.origin}", "dim"), soft_wrap=True)
+    conversation = Conversation(model, tokenizer, talk, system)
     somebody = sys.stdin.isatty()
     if somebody:
         console.print(HELP, style="dim")
@@ -74,7 +88,7 @@ def chat(
         if line == "/quit":
             return
         if line == "/reset":
-            conversation = Conversation(model, tokenizer, system)
+            conversation = Conversation(model, tokenizer, talk, system)
         elif line.startswith("/"):
             console.print(f"{line.split()[0]} is unknown: {HELP}", style="yellow")
         else:

@@ -83,7 +83,7 @@ def generate(
     if tokenizer is None:
         raise UserError(f"{folder} holds no tokenizer.json, so text cannot be read: put it beside config.json.")
     encoded = tokenizer.encode_batch(texts)
-    generation = model.start(encoded, max_new_tokens, sampling, seed, tokenizer.eos_id)
+    generation = model.start(encoded, max_new_tokens, sampling, seed, [tokenizer.eos_id, *model.eos_ids])
     pieces = answers(generation, tokenizer, stop)
     if as_json:
         found, interrupted = read_all(pieces)

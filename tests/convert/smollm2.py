@@ -9,6 +9,7 @@ import zipfile
 
 import numpy as np
 from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from m1jax.text.fetch import Package, default_cache, fetch
 
@@ -62,6 +63,32 @@ def convert(path, folder):
         named |= {f"{new}self_attn.conv_{x}": identity.copy() for x in "kv"}
     (folder / "config.json").write_text(json.dumps(settings, indent=2))
     save_file({name: np.ascontiguousarray(x) for name, x in named.items()}, folder / "model.safetensors")
+
+
+def write_tokenizer(path, folder):
+    """Writes tokenizer.json and tokenizer_config.json, with the chat template, of a GGUF file."""
+    from gguf import GGUFReader, TokenType
+
+    fields = GGUFReader(path).fields
+    found = {
+        name.removeprefix("tokenizer."): field.contents() for name, field in fields.items() if "tokenizer." in name
+    }
+    tokens = found["ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in found["ggml.merges"]]
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    assert found["ggml.pre"] == "smollm"  # as llama.cpp calls it: digits alone, then GPT-2's words
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    kinds = zip(tokens, found["ggml.token_type"], strict=True)
+    special = [AddedToken(token, special=True, normalized=False) for token, kind in kinds if kind == TokenType.CONTROL]
+    backend.add_special_tokens(special)
+    backend.save(str(folder / "tokenizer.json"))
+    names = {"bos": "bos", "eos": "eos", "pad": "padding"}
+    settings = {f"{name}_token": tokens[found[f"ggml.{long}_token_id"]] for name, long in names.items()}
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": found["chat_template"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
 
 
 def config_json(metadata, vocab_size):

@@ -1,4 +1,8 @@
-"""Real weights: a small Llama goes through `m1 import`, answers, and computes what transformers computes."""
+"""Real weights: a small Llama goes through `m1 import`, answers, chats, and computes what transformers computes."""
+
+import io
+import json
+import sys
 
 import numpy as np
 import pytest
@@ -26,15 +30,19 @@ def gguf(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ours(gguf, tmp_path_factory):
-    """The model after `m1 import`, in float32, from a folder without tokenizer files."""
+def imported(gguf, tmp_path_factory):
+    """The model's folder after `m1 import`, in float32."""
     checkpoint = tmp_path_factory.mktemp("checkpoint")
     smollm2.convert(gguf, checkpoint)
+    smollm2.write_tokenizer(gguf, checkpoint)
     imported = tmp_path_factory.mktemp("imported") / "smollm2"
     assert cli.main(["import", "--from", str(checkpoint), "--out", str(imported), "--verify"]) == 0
-    model, tokenizer = m1jax.load(imported)
-    assert tokenizer is None
-    return model
+    return imported
+
+
+@pytest.fixture(scope="module")
+def ours(imported):
+    return m1jax.load(imported)[0]
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +80,27 @@ def test_greedy_answers_equal_those_of_transformers_and_know_paris(prompts, ours
         after = llama.generate(torch.tensor([prompt]), **settings)[0, len(prompt) :]
         assert answer == after.tolist()
     assert "Paris" in tokenizer.decode(answers[0][:8])
+
+
+def test_a_chat_says_what_transformers_says(imported, theirs, capsys, monkeypatch):
+    """Two turns of `m1 chat`; transformers renders the model's template, tokenises it and answers on its own."""
+    from transformers import AutoTokenizer
+
+    lines = ["What is the capital of France?", "And how many people live there?"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    assert cli.main(["chat", "--model", str(imported), "--max-new-tokens", "40", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "chat format: ChatML, recognised by what the template in " in printed.err
+    answers = [json.loads(line) for line in printed.out.splitlines()]
+    llama, tokenizer = theirs[0], AutoTokenizer.from_pretrained(imported / "tokenizer")
+    messages = []
+    for line, answer in zip(lines, answers, strict=True):
+        messages.append({"role": "user", "content": line})
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert "named SmolLM" in tokenizer.decode(prompt)
+        settings = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": tokenizer.eos_token_id}
+        want = llama.generate(torch.tensor([prompt]), **settings)[0, len(prompt) :].tolist()
+        assert answer["tokens"] == want and answer["finish_reason"] == "eos"
+        assert answer["content"] == tokenizer.decode(want, skip_special_tokens=True)
+        messages.append({"role": "assistant", "content": answer["content"]})
+    assert "Paris" in answers[0]["content"]

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from m1jax.convert import tokenizer_files
 from m1jax.errors import UserError
-from m1jax.generate import chat
-from m1jax.tokenizer import SPECIAL_TOKENS, train
+from m1jax.tokenizer import SPECIAL_TOKENS, chat, train
+from tests.tokenizer.chat import chat_tokenizers as made
 
 TEXTS = ["The patient has a fever of 39 degrees.\n\n", "患者发热三天，体温39度。患者咳嗽。"] * 10
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -73,7 +73,7 @@ def test_a_special_token_in_a_text_can_be_text(ours, theirs, text):
 def test_any_chat_has_the_ids_of_our_chat(ours, theirs, turns, prompt):
     talk = [{"role": role, "content": text} for role, text in turns]
     ids = theirs.apply_chat_template(talk, add_generation_prompt=prompt, return_dict=False)
-    assert ids == chat.encode(ours, talk, add_generation_prompt=prompt)
+    assert ids == chat.of(ours).encode(talk, add_generation_prompt=prompt)
     default = [] if turns[0][0] == "system" else [("system", "You are a helpful assistant.")]
     text = "".join(SPECIAL_TOKENS[71 + ROLES.index(role)] + content for role, content in [*default, *turns])
     closing = "<C_A>" if prompt else "<eos>" if turns[-1][0] == "assistant" else ""
@@ -89,9 +89,25 @@ def test_masks_mark_what_the_model_writes(ours, theirs):
     ]
     found = theirs.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
     pairs = zip(found["input_ids"], found["assistant_masks"], strict=True)
-    assert [i for i, mask in pairs if mask] == [*ours.encode("39 degrees"), *ours.encode("三天"), 2]
+    # The next turn's token ends an answer, and is learnt with it.
+    assert [i for i, mask in pairs if mask] == [*ours.encode("39 degrees"), 73, *ours.encode("三天"), 2]
+    parts = chat.of(ours).parts(talk)
+    assert found["assistant_masks"] == [int(part.answer is not None) for part in parts for _ in part.ids]
     begun = theirs.apply_chat_template(talk, tokenize=False, continue_final_message=True)
     assert begun.endswith("Since?<C_A>三天")
+
+
+def test_masks_of_another_format_mark_its_end_marks(tmp_path):
+    ours = made.make(tmp_path / "own", made.CHATML)
+    (tmp_path / "export").mkdir()
+    written = tokenizer_files.write(tmp_path / "own", tmp_path / "export", {"eos_token_id": ours.eos_id})
+    assert "chat_template.jinja" in written
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "export")
+    talk = made.talk(("system", "S"), ("user", "发热?"), ("assistant", "39"), ("user", "Since?"), ("assistant", "三天"))
+    found = theirs.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
+    parts = chat.of(ours).parts(talk)
+    assert found["input_ids"] == [i for part in parts for i in part.ids]
+    assert found["assistant_masks"] == [int(part.answer is not None) for part in parts for _ in part.ids]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +145,21 @@ def test_a_tokenizer_of_another_origin_is_kept(tmp_path):
     backend.add_special_tokens([AddedToken(SPECIAL_TOKENS[i], special=True) for i in (2, *range(71, 77))])
     backend.save(str(source / "tokenizer.json"))
     assert "chat_template.jinja" in tokenizer_files.write(source, target, {"eos_token_id": 2})
+
+
+def test_a_template_that_is_there_is_kept(ours, tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    ours.save(source), target.mkdir()
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "{{ messages }}"}))
+    assert "chat_template.jinja" in tokenizer_files.write(source, target, IDS)
+    assert (target / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+def test_two_formats_that_fit_leave_an_export_without_a_template(tmp_path):
+    made.make(tmp_path / "own", (*made.CHATML, *made.BAICHUAN))
+    (tmp_path / "export").mkdir()
+    assert "chat_template.jinja" not in tokenizer_files.write(tmp_path / "own", tmp_path / "export", {})
 
 
 def test_a_bad_tokenizer_is_named(tmp_path):

@@ -24,7 +24,8 @@ def test_ids_are_laid_out_as_promised(tokenizer, tmp_path):
     assert [vocabulary[role] for role in roles] == [71, 72, 73, 74, 75, 76]
     assert sorted(vocabulary.values()) == list(range(560)) and tokenizer.vocab_size == 560
     assert [tokenizer.decode_bytes([128 + byte]) for byte in range(256)] == [bytes([byte]) for byte in range(256)]
-    assert tokenizer.roles == {"system": 71, "user_system": 72, "user": 73, "assistant": 74, "function": 75, "code": 76}
+    assert [tokenizer.token_id(role) for role in roles] == [71, 72, 73, 74, 75, 76]
+    assert tokenizer.token_id("<C_B>") is None and tokenizer.special_tokens["<eos>"] == 2
 
 
 def test_every_merge_joins_two_older_tokens_into_a_new_one(tokenizer, tmp_path):

@@ -122,7 +122,7 @@ def test_a_file_of_m1_tokenizerswith_a_changed_setting_is_read_as_what_it_is(tmp
     assert isinstance(m1_tokenizers.load(tmp_path), TrainedTokenizer)
     path.write_text(json.dumps({**saved, "normalizer": {"type": "Lowercase"}}))
     changed = m1_tokenizers.load(tmp_path)
-    assert changed.fingerprint != trained.fingerprint and changed.roles == trained.roles
+    assert changed.fingerprint != trained.fingerprint and changed.special_tokens == trained.special_tokens
     assert changed.encode("The Town") == trained.encode("the town") != trained.encode("The Town")
     assert (changed.bos_id, changed.eos_id, changed.pad_id) == (1, 2, 0)
 
@@ -156,7 +156,9 @@ def test_sentencepiece_as_a_tokenizer(pieces, tmp_path):
     with pytest.raises(UserError, match="no id 5000 for pad"):
         m1_tokenizers.load(pieces, SpecialIds(pad=5000))
     tokenizer = m1_tokenizers.load(pieces, SpecialIds(pad=0))
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.roles) == (1, 2, 0, {})
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, 0)
+    assert tokenizer.special_tokens == {"<unk>": 0, "<s>": 1, "</s>": 2}
+    assert tokenizer.token_id("</s>") == 2 and tokenizer.token_id("<C_Q>") is None
     assert max(max(ids) for ids in tokenizer.encode_batch(TEXTS) if ids) < tokenizer.vocab_size
     text = "患者发热 🙂 fever"
     ids = tokenizer.encode(text)

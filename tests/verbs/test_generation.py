@@ -15,10 +15,10 @@ import pytest
 import m1jax
 from m1jax import model
 from m1jax.convert import hf
-from m1jax.generate import Sampling, chat
+from m1jax.generate import Sampling
 from m1jax.generate.text import answers
 from m1jax.show.answers import read_all, shown
-from m1jax.tokenizer import DEFAULT_SYSTEM, train
+from m1jax.tokenizer import chat, train
 from m1jax.verbs import main
 from m1jax.verbs.chat import HELP
 from tests.model import small
@@ -128,11 +128,12 @@ def test_a_chat_answers_each_line_on_the_whole_conversation(verb, folder):
     printed = verb("chat", *arguments, stdin="\n\n".join(lines))
     assert "/strange is unknown" in printed.err
     first, second, again = [json.loads(line) for line in printed.out.splitlines()]
+    assert "chat format: Baichuan-M1, by the tokenizer's special tokens" in printed.err
     loaded, tokenizer = m1jax.load(folder)
     ids = [71, *tokenizer.encode("Be brief.")]
     for line, answer in ((lines[0], first), (lines[2], second)):
         ids += [73, *tokenizer.encode(line), 74]
-        assert answer["tokens"] == loaded.generate(ids, 12, eos_id=chat.ends(tokenizer))
+        assert answer["tokens"] == loaded.generate(ids, 12, eos_id=chat.of(tokenizer).ends)
         assert answer["content"] == tokenizer.decode(answer["tokens"])
         ended = answer["finish_reason"] == "eos"
         ids += answer["tokens"][:-1] if ended else answer["tokens"]
@@ -143,10 +144,10 @@ def test_a_chat_answers_each_line_on_the_whole_conversation(verb, folder):
 def test_a_chat_for_people_shows_text_and_the_usual_system_is_first(verb, folder):
     printed = verb("chat", "--max-new-tokens", "6", stdin="hello\n").out
     loaded, tokenizer = m1jax.load(folder)
-    turns = chat.encode(tokenizer, [{"role": "user", "content": "hello"}], add_generation_prompt=True)
-    assert turns[: len(tokenizer.encode(DEFAULT_SYSTEM)) + 1] == [71, *tokenizer.encode(DEFAULT_SYSTEM)]
-    ends = chat.ends(tokenizer)
-    new = loaded.generate(turns, 6, eos_id=ends)
+    talk, system = chat.of(tokenizer), tokenizer.encode("You are a helpful assistant.")
+    turns = talk.encode([{"role": "user", "content": "hello"}], add_generation_prompt=True)
+    assert turns[: len(system) + 1] == [71, *system]
+    new = loaded.generate(turns, 6, eos_id=talk.ends)
     assert printed == shown(tokenizer.decode(new)) + "\n"
 
 
@@ -174,10 +175,9 @@ def test_a_chat_at_a_terminal(folder):
         os.write(outer, b"Is asthma a disease?\n")
         answered = until(1).replace("\r", "")
         loaded, tokenizer = m1jax.load(folder)
-        turns = chat.encode(
-            tokenizer, [{"role": "user", "content": "Is asthma a disease?"}], add_generation_prompt=True
-        )
-        assert shown(tokenizer.decode(loaded.generate(turns, 6, eos_id=chat.ends(tokenizer)))) in answered
+        talk = chat.of(tokenizer)
+        turns = talk.encode([{"role": "user", "content": "Is asthma a disease?"}], add_generation_prompt=True)
+        assert shown(tokenizer.decode(loaded.generate(turns, 6, eos_id=talk.ends))) in answered
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0
     os.close(outer)
@@ -191,7 +191,7 @@ def test_the_guides_python_runs_as_it_stands(folder, tmp_path, monkeypatch, caps
     names: dict = {}
     for block in blocks:
         exec(compile(block, "generation.md", "exec"), names)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert names["logits"].shape == (len(names["prompts"][0]), names["tokenizer"].vocab_size)
     assert capsys.readouterr().out
     assert [len(row) for row in names["best"]] == [8, 8]
@@ -215,12 +215,14 @@ def test_a_model_split_over_devices_says_the_same(verb):
         ("generate", ["--prompt-file", "nowhere.txt"], "", "nowhere.txt: No such file"),
         ("chat", ["--max-new-tokens", "0"], "x\n", "max_new_tokens"),
         ("chat", ["--max-new-tokens", "9"], "a\n" + "long " * 99 + "\n", "the context is full"),
+        ("chat", ["--chat-format", "Alpaca"], "a\n", "the chat format 'Alpaca' is unknown: use one of Baichuan-M1"),
+        ("chat", ["--chat-format", "ChatML"], "a\n", "the tokenizer lacks <|im_start|>, <|im_end|>"),
     ],
 )
 def test_bad_requests(verb, name, arguments, stdin, sentence):
-    errors = verb(name, *arguments, stdin=stdin, status=2).err
-    assert sentence in errors
-    assert errors.count("\n") == 1
+    errors = verb(name, *arguments, stdin=stdin, status=2).err.splitlines()
+    assert sentence in errors[-1]
+    assert [line for line in errors[:-1] if not line.startswith("chat format: ")] == []
 
 
 def test_models_without_text_or_roles(folder, tmp_path, capsys, monkeypatch):
@@ -231,3 +233,27 @@ def test_models_without_text_or_roles(folder, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.StringIO("x\n"))
         assert main([name[0], "--model", str(tmp_path), *name[1:]]) == 2
         assert "holds no tokenizer.json" in capsys.readouterr().err
+
+
+def test_a_model_with_a_template_and_several_end_tokens(folder, tmp_path, capsys, monkeypatch):
+    """The template decides the format, and every end token that the model's files name ends an answer."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}<C_Q>{{ m.content }}<C_A>{% endfor %}", encoding="utf-8"
+    )
+    loaded, tokenizer = m1jax.load(tmp_path)
+    ids = [73, *tokenizer.encode("Asthma?"), 74]
+    answer = loaded.generate(ids, 6)
+    generation = json.loads((tmp_path / "generation_config.json").read_text())
+    (tmp_path / "generation_config.json").write_text(json.dumps({**generation, "eos_token_id": [2, answer[3]]}))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Asthma?\n"))
+    assert main(["chat", "--model", str(tmp_path), "--max-new-tokens", "6", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "chat_template.jinja, which no known chat format reproduces (generation only)" in printed.err
+    found = json.loads(printed.out)
+    assert found["tokens"] == answer[: answer.index(answer[3]) + 1] and found["finish_reason"] == "eos"
+    assert main(["generate", "--model", str(tmp_path), "--prompt", "Asthma", "--json"]) == 0
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": "two"}))
+    assert main(["generate", "--model", str(tmp_path), "--prompt", "Asthma"]) == 2
+    assert "generation_config.json says eos_token_id = 'two'" in capsys.readouterr().err
