@@ -37,7 +37,7 @@ from m1jax.model import remat as remats
 from m1jax.model.attention import Attention, Place
 from m1jax.model.cache import Cache
 from m1jax.model.layers import MLP, Initializer, RMSNorm
-from m1jax.model.layout import LayerPath, Layout, layout
+from m1jax.model.layout import GROUPS, PREFIX, LayerPath, Layout, layout
 
 Array = jax.Array
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
@@ -282,8 +282,8 @@ def create(
 def unrolled(config: ModelConfig, parameters: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """(graphdef, parameters) of the same model with every layer by itself under prefix/<layer>, as generation needs."""
     cut = layout(config)
-    tree = {name: value for name, value in parameters.items() if name not in ("prefix", "periods", "suffix")}
-    tree["prefix"] = {str(i): block_of(parameters, cut.path(i)) for i in range(config.num_layers)}
+    tree = {name: value for name, value in parameters.items() if name not in GROUPS}
+    tree[PREFIX] = {str(i): block_of(parameters, cut.path(i)) for i in range(config.num_layers)}
     return abstract(config, cut=Layout(config.layer_kinds, (), 0, ())).graphdef, tree
 
 

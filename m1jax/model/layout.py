@@ -1,13 +1,30 @@
-"""Where each layer of a model lies in its parameter tree: prefix, scanned periods, suffix.
+"""The place of each layer in a model's parameter tree: prefix, scanned periods, suffix.
 
 The layer list is cut into prefix + n x period + suffix so that the fewest distinct blocks are compiled. Parameters of
-the periods carry a leading axis of length n. This module needs no JAX.
+the periods carry a leading axis of length n. Everything that depends on these names asks this module.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 from m1jax.config import ModelConfig
+
+PREFIX, PERIODS, SUFFIX = GROUPS = ("prefix", "periods", "suffix")
+"""Keys at the root of a parameter tree under which the layers are; other keys there are parameters of no layer."""
+
+
+def stacked(path: tuple[Any, ...]) -> bool:
+    """True where the first axis of a leaf is the layers of a slot: parameters, gradients, and moments of these.
+
+    `path` is JAX's key path of the leaf, in any tree that holds a parameter tree.
+    """
+    return PERIODS in _names(path)
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    return jax.tree_util.keystr(path, simple=True, separator="/").split("/")
 
 
 class LayerPath(NamedTuple):
@@ -33,14 +50,23 @@ class Layout:
         return len(self.prefix) + self.repeats * len(self.period) + len(self.suffix)
 
     def path(self, layer: int) -> LayerPath:
-        """Where layer number `layer` (from 0) lies; the only mapping between layer numbers and tree paths."""
+        """The place of layer number `layer` (from 0): the only mapping between layer numbers and tree paths."""
         assert 0 <= layer < self.num_layers
         inside = layer - len(self.prefix)
         if inside < 0:
-            return LayerPath("prefix", str(layer), None)
+            return LayerPath(PREFIX, str(layer), None)
         if inside < self.repeats * len(self.period):
-            return LayerPath("periods", str(inside % len(self.period)), inside // len(self.period))
-        return LayerPath("suffix", str(inside - self.repeats * len(self.period)), None)
+            return LayerPath(PERIODS, str(inside % len(self.period)), inside // len(self.period))
+        return LayerPath(SUFFIX, str(inside - self.repeats * len(self.period)), None)
+
+    def kind_of(self, path: tuple[Any, ...]) -> str:
+        """Layer kind of a parameter, such as "window"; the name at the tree's root for a parameter of no layer.
+
+        `path` is JAX's key path of the leaf, in the parameter tree itself.
+        """
+        group, *rest = _names(path)
+        kinds = {PREFIX: self.prefix, PERIODS: self.period, SUFFIX: self.suffix}
+        return kinds[group][int(rest[0])] if group in kinds else group
 
     def layers_of_slot(self, slot: int) -> tuple[int, ...]:
         """Layer numbers stacked in a slot of the period, in order."""

@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 from m1jax import model
 from m1jax.config import RunConfig
 from m1jax.model.flops import train_flops
+from m1jax.model.layout import layout
 from m1jax.parallel import rules
 from m1jax.parallel.attention import partitioned
-from m1jax.train.norms import kinds_of
 from m1jax.train.objective import Batch, Objective, Ratio, StageScalars, Terms
 
 
@@ -25,7 +25,7 @@ class NextToken(Objective):
     def __init__(self, config: RunConfig, mesh: Mesh):
         """`mesh` is that of the step, whose devices need not exist."""
         self._config = config
-        self._kind_of = kinds_of(config.model)
+        self._kind_of = layout(config.model).kind_of
         abstract = model.abstract(config.model, partitioned(mesh), rules.activation_constraint(mesh))
         self._graphdef, self._shapes, self._axes = abstract.graphdef, abstract.shapes, abstract.axes
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from m1jax.config import ClipConfig
+from m1jax.model.layout import stacked
 
 
 class NormHistory(NamedTuple):
@@ -127,8 +128,7 @@ def _adaptive(max_ratio: float) -> optax.GradientTransformation:
         return clip.update(grad, optax.EmptyState(), param)[0]
 
     def leaf(path: tuple[Any, ...], grad: jax.Array, param: jax.Array) -> jax.Array:
-        stacked = "periods" in jax.tree_util.keystr(path)
-        return (jax.vmap(one) if stacked else one)(grad, param)
+        return (jax.vmap(one) if stacked(path) else one)(grad, param)
 
     def update(
         grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None

@@ -23,6 +23,7 @@ import jax
 from m1jax import objectives
 from m1jax.config import RunConfig, StageConfig
 from m1jax.errors import UserError
+from m1jax.model.layout import PERIODS
 from m1jax.parallel import mesh as meshes
 from m1jax.plan import buffers, hlo
 from m1jax.plan.buffers import Buffer
@@ -159,10 +160,10 @@ def read(
 ) -> Facts:
     """What the compiler says: its memory statistics, and its dump (HloProto: module 1, buffer assignment 3).
 
-    `params` is the tree of parameters, of which those under `periods` are stacked.
+    `params` is the tree of parameters; collectives that gather all layers of a stacked one at once are looked for.
     """
     module = hlo.read(dump[1][0])
-    stacked = [leaf.shape for leaf in jax.tree.leaves(params.get("periods", {}))]
+    stacked = [leaf.shape for leaf in jax.tree.leaves(params.get(PERIODS, {}))]
     return Facts(
         arguments=stats.argument_size_in_bytes,
         outputs=stats.output_size_in_bytes,

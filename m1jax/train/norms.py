@@ -6,23 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from m1jax.config import ModelConfig
-from m1jax.model.layout import layout
-
 KindOf = Callable[[tuple[Any, ...]], str]
 """A parameter's path in its tree to its layer kind."""
-
-
-def kinds_of(config: ModelConfig) -> KindOf:
-    """Layer kinds of a model's parameters: "global" and "window" for layers, else the name at the tree's root."""
-    cut = layout(config)
-    kinds = {"prefix": cut.prefix, "periods": cut.period, "suffix": cut.suffix}
-
-    def kind(path: tuple[Any, ...]) -> str:
-        group, *rest = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        return kinds[group][int(rest[0])] if group in kinds else group
-
-    return kind
 
 
 def by_kind(name: str, tree: Any, kind_of: KindOf) -> dict[str, jax.Array]:

@@ -1,9 +1,13 @@
+import jax
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m1jax import model
 from m1jax.config import ModelConfig
 from m1jax.model import LayerPath, Layout, layout
+from m1jax.model.layout import stacked
 
 
 def config_of(kinds):
@@ -44,3 +48,23 @@ def test_every_layer_has_its_own_place_of_its_kind(kinds):
         assert stacked == [LayerPath("periods", str(slot), n) for n in range(cut.repeats)]
     distinct = len(cut.prefix) + len(cut.period) + len(cut.suffix)
     assert distinct <= len(kinds) and (cut.repeats != 1)
+
+
+@pytest.mark.parametrize("kinds", [(GLOBAL, WINDOW, WINDOW) * 2 + (GLOBAL,), (GLOBAL,) + (WINDOW,) * 3, (WINDOW,)])
+def test_a_path_tells_kind_and_stack(kinds):
+    """Of a real tree, and of the moments of an optimiser over it: the leading axis is there or is not."""
+    config = config_of(kinds)
+    cut = layout(config)
+    params = model.initialise(config, 0)
+    alone = {kind: model.initialise(config_of((kind,)), 0)["prefix"] for kind in set(kinds)}
+    shapes = {kind: {leaf.shape for leaf in jax.tree.leaves(tree)} for kind, tree in alone.items()}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        kind = cut.kind_of(path)
+        assert kind == path[0].key if path[0].key in ("embed", "head", "norm") else kind in kinds
+        if kind in shapes:
+            assert (leaf.shape[1:] if stacked(path) else leaf.shape) in shapes[kind]
+        assert not stacked(path) or leaf.shape[0] == cut.repeats
+    state = optax.adam(1e-3).init(params)
+    moments = [stacked(path) for path, _ in jax.tree_util.tree_leaves_with_path(state[0].mu)]
+    assert moments == [stacked(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert any(moments) == bool(cut.period)

@@ -7,6 +7,7 @@ import numpy as np
 
 from m1jax import model
 from m1jax.config import file as config_file
+from m1jax.model.layout import layout
 from m1jax.train import norms
 from m1jax.train.hooks.progress import skip_sentence
 from tests.train import test_loop
@@ -16,7 +17,7 @@ from tests.train.test_loop import TINY
 def test_norms_of_kinds_make_up_the_whole():
     config = config_file.load(TINY)
     params = jax.tree.map(np.asarray, jax.jit(functools.partial(model.initialise, config.model, 0))())
-    found = norms.by_kind("param_norm", params, norms.kinds_of(config.model))
+    found = norms.by_kind("param_norm", params, layout(config.model).kind_of)
     assert set(found) == {f"param_norm/{kind}" for kind in ("embed", "head", "norm", "global", "window")}
     total = np.sqrt(sum(float(value) ** 2 for value in found.values()))
     np.testing.assert_allclose(total, np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(params))), rtol=1e-5)

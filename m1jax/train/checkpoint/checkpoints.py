@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from m1jax import disk
 from m1jax.config import RunConfig, to_dict
 from m1jax.errors import UserError, first_line
+from m1jax.model.layout import stacked
 from m1jax.train.checkpoint.checksums import checksums, names
 from m1jax.train.state import TrainState
 
@@ -51,10 +52,10 @@ class Meta:
 
 
 def _save_args(state: TrainState) -> Any:
-    """One chunk a layer for arrays stacked over layers (any path through `periods`), rows of 64 MiB for others."""
+    """One chunk a layer for arrays stacked over layers (model/layout.py), rows of 64 MiB for others."""
 
     def args(path: tuple[Any, ...], leaf: jax.Array) -> ocp.SaveArgs:
-        if "periods" in jax.tree_util.keystr(path) and leaf.ndim > 1:
+        if stacked(path) and leaf.ndim > 1:
             return ocp.SaveArgs(chunk_byte_size=max(leaf.nbytes // leaf.shape[0], 1), shard_axes=(0,))
         # No shard_axes here: Orbax would cut such an axis down to single rows before it looks at the bytes.
         return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) if leaf.ndim else ocp.SaveArgs()
