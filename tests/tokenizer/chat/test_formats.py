@@ -98,6 +98,15 @@ def test_the_mark_that_ends_an_answer_belongs_to_it(chatml):
     assert answered(chat.of(chatml).parts(messages), chatml) == want
 
 
+def test_text_before_the_mark_that_ends_an_answer_belongs_to_it_too():
+    user, assistant = chat.Turn((chat.Special("<C_Q>"), "U: ")), chat.Turn((chat.Special("<C_A>"),), ("\n",))
+    lines = chat.ChatFormat("Lines", {"user": user, "assistant": assistant}, closing=("END", chat.Own.EOS, "."))
+    messages = talk(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    b, d, line, end = (OURS.encode(text) for text in ("b", "d", "\n", "END"))
+    want = {1: [*b, *line, USER], 3: [*d, *line, *end, OURS.eos_id]}
+    assert answered(FormatChat(lines, OURS).parts(messages), OURS) == want
+
+
 def test_parts_know_their_messages(chatml):
     for found in (chat.of(OURS), chat.of(chatml)):
         parts = found.parts(CHAT, add_generation_prompt=True)

@@ -77,6 +77,11 @@ CHANGED = {
     "another prompt": ("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}"),
     "another role": ("message['role'] +", "message['role'] | upper +"),
     "no end": ("message['content'] + '<|im_end|>' + '\n'", "message['content'] + '\n'"),
+    "last answer left open": (
+        "'<|im_end|>' + '\n'}}",
+        "('<|im_end|>\n' if not loop.last or add_generation_prompt else '')}}",
+    ),
+    "more at the end": ("{% endfor %}", "{% endfor %}{% if not add_generation_prompt %}Bye.{% endif %}"),
     "system dropped": ("{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"),
     "another system": ("message['content'] +", "message['content'] + ('!' if message.role == 'system' else '') +"),
 }
