@@ -156,21 +156,19 @@ def jax_sides(arrays: list[NDArray[np.float32]], ids: NDArray[np.int32], whole: 
 
     q, k, v, d_out = (jnp.asarray(x, jnp.bfloat16) for x in arrays)
     K, D = k.shape[2:]
-    segments = jnp.asarray(ids)[None]
     chip, scale = gpu.compute_capability(), D**-0.5
+    ones, inv_freq = jnp.ones((K, 2), jnp.float32), 1e-5 ** (jnp.arange(D // 2) * 2 / D)
+    layer = kernels.AttentionLayer(conv_k=ones, conv_v=ones, inv_freq=inv_freq, window=window, scale=scale, impl="gpu")
+    rows = kernels.Rows(positions=jnp.arange(len(ids))[None], segment_ids=None if whole else jnp.asarray(ids)[None])
 
     def pallas(q: Any, k: Any, v: Any) -> Any:
-        return gpu.pallas(q, k, v, segments, 0, chip=chip, window=window, scale=scale)[0]
+        return gpu.pallas(q, k, v, layer, rows, chip=chip)[0]
 
     def by(implementation: Any) -> Callable[..., Any]:
         return lambda q, k, v: gpu.cudnn(q, k, v, window=window, scale=scale, implementation=implementation)
 
     def all_of_it(q: Any, k: Any, v: Any) -> Any:
-        ones = jnp.ones((K, 2), jnp.float32)
-        return kernels.attention(
-            q, k, v, conv_k=ones, conv_v=ones, inv_freq=1e-5 ** (jnp.arange(D // 2) * 2 / D), scale=scale,
-            positions=jnp.arange(len(ids))[None], segment_ids=None if whole else segments, window=window, impl="gpu",
-        )  # fmt: skip
+        return kernels.attention(q, k, v, layer, rows)
 
     def starting(attend: Callable[..., Any]) -> Callable[[str], Any]:
         def start(which: str) -> Any:

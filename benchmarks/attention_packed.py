@@ -19,8 +19,9 @@ import table
 from numpy.typing import NDArray
 
 from m1jax import hardware
+from m1jax.kernels import AttentionLayer, Rows
 from m1jax.kernels.tpu import attention as tpu
-from m1jax.kernels.tpu import tuning
+from m1jax.kernels.tpu import schedule, tuning
 from m1jax.rows.expand import expand
 from m1jax.rows.manifest import Manifest, row_path
 from m1jax.rows.store import RowStore
@@ -43,16 +44,17 @@ def real_rows(folder: Path, row_length: int, count: int) -> tuple[NDArray[np.int
     return arrays["segment_ids"], arrays["positions"]
 
 
-def visited(segments: NDArray[np.int32], positions: NDArray[np.int32], window: int | None, plan: object) -> list[int]:
+def visited(
+    segments: NDArray[np.int32], positions: NDArray[np.int32], window: int | None, tiling: schedule.Tiling
+) -> list[int]:
     """Blocks that the forward and the backward kernel count, of all rows together."""
     B, S = segments.shape
     shape = jax.ShapeDtypeStruct((B, S, 1, HEAD_DIM), jnp.bfloat16)
     x = [jnp.ones(shape.shape, shape.dtype)] * 3
-    static, arrays = tpu.operands(
-        *x, conv_k=jnp.ones((1, 2)), conv_v=jnp.ones((1, 2)), inv_freq=jnp.ones(HEAD_DIM // 2),
-        positions=jnp.asarray(positions), segment_ids=jnp.asarray(segments), window=window, scale=1.0, chip="v5p",
-        plan=plan, counted=True, interpret=True,
-    )  # fmt: skip
+    ones = jnp.ones((1, 2))
+    layer = AttentionLayer(conv_k=ones, conv_v=ones, inv_freq=jnp.ones(HEAD_DIM // 2), window=window, scale=1.0)
+    rows = Rows(positions=jnp.asarray(positions), segment_ids=jnp.asarray(segments))
+    static, arrays = tpu.operands(*x, layer, rows, chip="v5p", tiling=tiling, counted=True, interpret=True)
     out, lse, keys, values, forward = jax.jit(lambda *x: tpu.run_forward(static, x, save=True))(*arrays)
     counts = jax.jit(lambda *x: tpu.run_backward(static, x[:-4], *x[-4:], (x[-4], x[-3]))[-1])(
         *arrays, out, lse, keys, values
@@ -60,17 +62,17 @@ def visited(segments: NDArray[np.int32], positions: NDArray[np.int32], window: i
     return [int(forward.sum()), int(sum(count.sum() for count in counts))]
 
 
-def least(segments: NDArray[np.int32], window: int | None, rows: int) -> tuple[int, int, int]:
-    """Blocks that must be visited, blocks of the mask without documents, and scores that are seen."""
+def least(segments: NDArray[np.int32], window: int | None, height: int) -> tuple[int, int, int]:
+    """Blocks (of `height` tokens) that must be visited, blocks of the mask without documents, and scores seen."""
     B, S = segments.shape
     must = triangle = seen = 0
     key = np.arange(S)
-    for start in range(0, S, rows):
-        query = np.arange(start, min(start + rows, S))[:, None]
+    for start in range(0, S, height):
+        query = np.arange(start, min(start + height, S))[:, None]
         mask = key <= query
         if window is not None:
             mask &= query - key < window
-        width = np.arange(0, S, rows)
+        width = np.arange(0, S, height)
         triangle += B * int(np.logical_or.reduceat(mask.any(0), width).sum())
         for row in segments:
             pairs = mask & (row[query] == row) & (row > 0)
@@ -95,12 +97,13 @@ def main() -> None:
         documents = [int(row.max()) for row in segments]
         print(f"{args.count} rows of {row_length}: {documents} documents, fill {(segments > 0).mean():.3f}")
         for kind, (head_dim, window) in KINDS.items():
-            plan = tuning.plan(args.chip, head_dim, row_length, args.count, jnp.bfloat16)
-            must, triangle, seen = least(segments, window, plan.forward.rows)
-            counts = visited(segments, positions, window, plan)
+            tiling = tuning.tiling(args.chip, head_dim, row_length, args.count, jnp.bfloat16)
+            height = tiling.forward.height
+            must, triangle, seen = least(segments, window, height)
+            counts = visited(segments, positions, window, tiling)
             for name, count in zip(("forward", "backward"), counts, strict=True):
-                what = f"{name} {kind}/{row_length}, blocks of {plan.forward.rows}"
-                print(f"{what}: {count} visited, {must} must be, {seen / count / plan.forward.rows**2:.1%} seen")
+                what = f"{name} {kind}/{row_length}, blocks of {height}"
+                print(f"{what}: {count} visited, {must} must be, {seen / count / height**2:.1%} seen")
                 rows.append(table.row(what, count, must, "must", "blocks", less_is_better=True))
                 rows.append(table.row(what, count, triangle, "triangle", "blocks", less_is_better=True))
     table.show(rows)

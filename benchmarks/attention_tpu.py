@@ -165,23 +165,23 @@ def compile_ours(chip: str, shape: str, which: str, tiles: str) -> tuple[Any, An
     import jax
     import jax.numpy as jnp
 
+    from m1jax.kernels import AttentionLayer, Rows
     from m1jax.kernels.tpu import attention as tpu
     from m1jax.kernels.tpu import tuning
     from m1jax.kernels.tpu.backward import backward
     from m1jax.kernels.tpu.schedule import Blocks
 
     H, K, D, window, S = map(int, shape.split(":"))
-    plan = tuning.plan(chip, D, S, K, jnp.bfloat16)
+    tiling = tuning.tiling(chip, D, S, K, jnp.bfloat16)
     if tiles:
         blocks = Blocks(*map(int, tiles.split(":")))
-        plan = dataclasses.replace(plan, forward=blocks, backward=dataclasses.replace(blocks, heads=1))
+        tiling = dataclasses.replace(tiling, forward=blocks, backward=dataclasses.replace(blocks, heads=1))
     static = []
 
     def prepare(x, conv, inv_freq, ids):
-        one, arrays = tpu.operands(
-            *x, conv_k=conv, conv_v=conv, inv_freq=inv_freq, positions=ids, segment_ids=ids, window=window or None,
-            scale=D**-0.5, chip=chip, plan=plan, packed=False,
-        )  # fmt: skip
+        settings = {"conv_k": conv, "conv_v": conv, "inv_freq": inv_freq, "window": window or None, "scale": D**-0.5}
+        layer, rows = AttentionLayer(**settings), Rows(positions=ids, segment_ids=ids)
+        one, arrays = tpu.operands(*x, layer, rows, chip=chip, tiling=tiling, packed=False)
         static.append(one)
         return arrays
 
@@ -192,12 +192,12 @@ def compile_ours(chip: str, shape: str, which: str, tiles: str) -> tuple[Any, An
     if which == "forward":
         return build(chip, lambda *x: tpu.run_forward(static[0], x, save=False), arrays), arrays
     # The kernel alone: the profiler cannot follow the small XLA sums after it.
-    q, k, v, weights, _, _, visits, offset, table, token_rows = arrays
+    q, k, v, weights, _, _, visits, offset, table, per_token = arrays
     out, lse, keys, values = jax.eval_shape(lambda *x: tpu.run_forward(static[0], x, save=True), *arrays)
-    groups = k.shape[1] // (plan.backward.rows * plan.cores)
-    call = static[0].call(plan.backward, 0, groups, groups)
+    panels = static[0].total_panels
+    call = static[0].call(tiling.backward, 0, panels, panels)
     weights = jax.ShapeDtypeStruct((weights.size,), f32)
-    given = visits, offset, weights, q, q, out, lse, lse, keys, values, k, v, table, token_rows
+    given = visits, offset, weights, q, q, out, lse, lse, keys, values, k, v, table, per_token
     return build(chip, lambda *x: backward(call, *x, None), given), given
 
 
@@ -217,7 +217,7 @@ def seconds(chip: str, shape: str, which: str, tiles: str) -> float:
 
 
 def tune(chips: Sequence[str], shapes: Sequence[str], candidates: Sequence[str]) -> None:
-    """Prints lines of tuning.py's table: of each chip and head_dim the rows whose two passes together are fastest."""
+    """Prints lines of tuning.py's table: of each chip and head_dim the height whose two passes together are fastest."""
     for chip, shape in itertools.product(chips, shapes):
         best: dict[tuple[int, str], tuple[float, str]] = {}
         for which, tiles in itertools.product(PRODUCTS, candidates):
@@ -237,9 +237,9 @@ def tune(chips: Sequence[str], shapes: Sequence[str], candidates: Sequence[str])
             print(f"{chip} {shape} {which} {tiles}: {cost:,}", flush=True)
             key = numbers[0], which
             best[key] = min(best.get(key, (cost, tiles)), (cost, tiles))
-        whole = {rows for rows, _ in best if all((rows, which) in best for which in PRODUCTS)}
-        rows = min(whole, key=lambda rows: sum(best[rows, which][0] for which in PRODUCTS))
-        blocks = [f"Blocks({best[rows, which][1].replace(':', ', ')})" for which in PRODUCTS]
+        whole = {height for height, _ in best if all((height, which) in best for which in PRODUCTS)}
+        height = min(whole, key=lambda height: sum(best[height, which][0] for which in PRODUCTS))
+        blocks = [f"Blocks({best[height, which][1].replace(':', ', ')})" for which in PRODUCTS]
         print(f'("{chip}", {shape.split(":")[2]}): ({", ".join(blocks)}),', flush=True)
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from m1jax.kernels.arguments import AttentionLayer, NewTokens
 from m1jax.kernels.matmul import matmul_precision
 from m1jax.kernels.reference import convolve, rotate
 
@@ -19,7 +20,7 @@ _MASKED = -1e30
 class LayerCache(NamedTuple):
     """What one layer remembers of each row: keys and values of past tokens, and the last raw pair.
 
-    The token at position p lies in slot p mod T, so T slots hold the last T tokens: a ring for a window layer, and a
+    The token at position p is in slot p mod T, so T slots hold the last T tokens: a ring for a window layer, and a
     plain array for a global layer whose T is never exceeded.
     """
 
@@ -33,11 +34,9 @@ class LayerCache(NamedTuple):
     """(B, K, D), the last token's V before convolution."""
 
 
-class Arriving(NamedTuple):
+class Prepared(NamedTuple):
     """New tokens after convolution and RoPE."""
 
-    positions: Array
-    """(B, S) int32, of real tokens."""
     q: Array
     """(B, K, G, S, D)."""
     k: Array
@@ -45,23 +44,13 @@ class Arriving(NamedTuple):
     v: Array
     """(B, K, S, D)."""
     last_k: Array
-    """(B, K, D), the raw pair for the cache."""
+    """(B, K, D), for the cache: the last real token's K before convolution and RoPE."""
     last_v: Array
+    """(B, K, D), the same of V."""
 
 
 def attention(
-    q_BSHD: Array,
-    k_BSKD: Array,
-    v_BSKD: Array,
-    cache: LayerCache,
-    *,
-    conv_k: Array,
-    conv_v: Array,
-    inv_freq: Array,
-    lengths: Array,
-    real: Array,
-    window: int | None,
-    scale: float,
+    q_BSHD: Array, k_BSKD: Array, v_BSKD: Array, cache: LayerCache, layer: AttentionLayer, new: NewTokens
 ) -> tuple[Array, LayerCache]:
     """`kernels.decode_attention`: scores against the cache and against the new tokens share one softmax.
 
@@ -70,15 +59,11 @@ def attention(
     """
     B, S, H, D = q_BSHD.shape
     K, T = cache.k.shape[1:3]
-    new = arriving(
-        q_BSHD, k_BSKD, v_BSKD, cache, conv_k=conv_k, conv_v=conv_v, inv_freq=inv_freq, lengths=lengths, real=real
-    )
-    positions_BS, q, k, v = new.positions, new.q, new.k, new.v
-    written = LayerCache(
-        _write(cache.k, k, positions_BS, real), _write(cache.v, v, positions_BS, real), new.last_k, new.last_v
-    )
+    positions_BS, real, window = new.positions, new.real, layer.window
+    q, k, v, last_k, last_v = prepared(q_BSHD, k_BSKD, v_BSKD, cache, layer, new)
+    written = LayerCache(_write(cache.k, k, positions_BS, real), _write(cache.v, v, positions_BS, real), last_k, last_v)
     slots = written if S == 1 else cache
-    last_B1 = positions_BS if S == 1 else lengths[:, None] - 1
+    last_B1 = positions_BS if S == 1 else new.lengths[:, None] - 1
     slot_positions_BT = last_B1 - (last_B1 - jnp.arange(T)) % T  # negative where the slot is empty
     pairs = [(slots.k, slots.v, _seen(positions_BS, slot_positions_BT, slot_positions_BT >= 0, window))]
     if S > 1:
@@ -88,7 +73,7 @@ def attention(
 
     def scores(keys: Array, seen: Array) -> Array:
         raw = jnp.einsum("bkmd,bktd->bkmt", q_BKMD, keys, precision=precision, preferred_element_type=jnp.float32)
-        return jnp.where(seen[:, None, None], raw.reshape(B, K, H // K, S, -1) * scale, _MASKED)
+        return jnp.where(seen[:, None, None], raw.reshape(B, K, H // K, S, -1) * layer.scale, _MASKED)
 
     weights = jax.nn.softmax(jnp.concatenate([scores(keys, seen) for keys, _, seen in pairs], axis=-1), axis=-1)
     parts = jnp.split(weights.astype(v.dtype).reshape(B, K, (H // K) * S, -1), [T][: len(pairs) - 1], axis=-1)
@@ -100,28 +85,17 @@ def attention(
     return jnp.where(real[:, :, None, None], out_BSHD, 0), written
 
 
-def arriving(
-    q_BSHD: Array,
-    k_BSKD: Array,
-    v_BSKD: Array,
-    cache: LayerCache,
-    *,
-    conv_k: Array,
-    conv_v: Array,
-    inv_freq: Array,
-    lengths: Array,
-    real: Array,
-) -> Arriving:
-    """What every implementation does to new tokens before the scores; arguments as of `attention`."""
+def prepared(
+    q_BSHD: Array, k_BSKD: Array, v_BSKD: Array, cache: LayerCache, layer: AttentionLayer, new: NewTokens
+) -> Prepared:
+    """The new tokens as every implementation reads them for the scores; arguments: see `kernels.decode_attention`."""
     B, S, H, D = q_BSHD.shape
-    K = k_BSKD.shape[2]
-    positions_BS = lengths[:, None] + jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
-    k = rotate(convolve(k_BSKD, _previous(k_BSKD, cache.last_k, real), conv_k), positions_BS, inv_freq).transpose(
-        0, 2, 1, 3
-    )
-    v = convolve(v_BSKD, _previous(v_BSKD, cache.last_v, real), conv_v).transpose(0, 2, 1, 3)
-    q = rotate(q_BSHD, positions_BS, inv_freq).reshape(B, S, K, H // K, D).transpose(0, 2, 3, 1, 4)
-    return Arriving(positions_BS, q, k, v, _last(k_BSKD, cache.last_k, real), _last(v_BSKD, cache.last_v, real))
+    K, positions_BS, real_BS = k_BSKD.shape[2], new.positions, new.real
+    mixed_BSKD = convolve(k_BSKD, _previous(k_BSKD, cache.last_k, real_BS), layer.conv_k)
+    k = rotate(mixed_BSKD, positions_BS, layer.inv_freq).transpose(0, 2, 1, 3)
+    v = convolve(v_BSKD, _previous(v_BSKD, cache.last_v, real_BS), layer.conv_v).transpose(0, 2, 1, 3)
+    q = rotate(q_BSHD, positions_BS, layer.inv_freq).reshape(B, S, K, H // K, D).transpose(0, 2, 3, 1, 4)
+    return Prepared(q, k, v, _last(k_BSKD, cache.last_k, real_BS), _last(v_BSKD, cache.last_v, real_BS))
 
 
 def to_bits(x: Array) -> Array:

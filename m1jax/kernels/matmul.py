@@ -1,5 +1,6 @@
 """Products of activations with weights, at the precision their dtype promises."""
 
+import functools
 import math
 from typing import Any
 
@@ -18,10 +19,10 @@ def einsum(subscripts: str, x: Array, weight: Array, *, dtype: Any) -> Array:
     """`jnp.einsum(subscripts, x, weight)` summed in float32, in `dtype`; x and weight share theirs.
 
     Sums over x's last axes, which are the weight's first or last ones; the result has those that x keeps, then those
-    that the weight keeps. Operands and contracted axes stay in the
-    order given (jnp.einsum swaps them as it sees fit, and the CPU backend then transposes whole weights). In bfloat16
-    that backend has a fast path for float32 results of two rows or more, and 2 to 25 times slower code for everything
-    else: there the result is rounded afterwards, and a lone row (a decoding step) gets a companion.
+    that the weight keeps. Operands and contracted axes stay in the order given (jnp.einsum swaps them as it sees fit,
+    and the CPU backend then transposes whole weights). In bfloat16 that backend has a fast path for float32 results of
+    two vectors or more, and 2 to 25 times slower code for everything else: there the result is rounded afterwards, and
+    a lone vector (a decoding step) gets a companion.
     """
     inputs, out = subscripts.split("->")
     of_x, of_weight = inputs.split(",")
@@ -40,12 +41,43 @@ def einsum(subscripts: str, x: Array, weight: Array, *, dtype: Any) -> Array:
         columns = tuple(size for i, size in enumerate(weight.shape) if i not in contracted[1])
         sum_first = contracted[1][0] == 0
         matrix = weight.reshape((-1, math.prod(columns)) if sum_first else (math.prod(columns), -1))
-        rows = x.reshape(math.prod(kept), -1)
-        padded = jnp.pad(rows, ((0, 1), (0, 0))) if len(rows) == 1 else rows
+        vectors = x.reshape(math.prod(kept), -1)
+        padded = jnp.pad(vectors, ((0, 1), (0, 0))) if len(vectors) == 1 else vectors
         dims = ((1,), (0 if sum_first else 1,)), ((), ())
         out = jax.lax.dot_general(padded, matrix, dims, preferred_element_type=jnp.float32)
-        return out[: len(rows)].astype(dtype).reshape(*kept, *columns)
+        return out[: len(vectors)].astype(dtype).reshape(*kept, *columns)
 
     if x.dtype != jnp.bfloat16:
         return plain(x, weight)
     return jax.lax.platform_dependent(x, weight, cpu=as_matrices, default=plain)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def linear(subscripts: str, x: Array, weight: Array) -> Array:
+    """`einsum(subscripts, x, weight)` in x's dtype, of a weight of any dtype, with a gradient that CPUs compute fast.
+
+    The gradient is the usual one; what its own rule fixes is how it is computed. The automatic rule forms the weight's
+    gradient with its axes in the order of the product's operands and transposes it, MEASURED; and
+    it rounds that gradient to x's dtype, where this one stays float32 until it is in the weight's own. x's gradient is
+    an `einsum` too. Other devices run the same products.
+    """
+    return einsum(subscripts, x, weight.astype(x.dtype), dtype=x.dtype)
+
+
+def _linear_forward(subscripts: str, x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
+    return linear(subscripts, x, weight), (x, weight)
+
+
+def _linear_backward(subscripts: str, saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
+    x, weight = saved
+    inputs, out = subscripts.split("->")
+    x_axes, weight_axes = inputs.split(",")
+    precision = matmul_precision(x.dtype)
+    d_x = einsum(f"{out},{weight_axes}->{x_axes}", d_out, weight.astype(x.dtype), dtype=x.dtype)
+    d_weight = jnp.einsum(
+        f"{x_axes},{out}->{weight_axes}", x, d_out, precision=precision, preferred_element_type=jnp.float32
+    )
+    return d_x, d_weight.astype(weight.dtype)
+
+
+linear.defvjp(_linear_forward, _linear_backward)

@@ -1,5 +1,7 @@
 """Attention in plain jax.numpy, for any device: exact, with memory and time bounded by causal and window spans.
 
+The formulas and their sources: see arguments.py.
+
 Legend: B batch, S queries, T keys, H query heads, K KV heads, G = H / K, D head_dim, M = G x queries of a block.
 """
 
@@ -9,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from m1jax.kernels.arguments import AttentionLayer, Rows
 from m1jax.kernels.matmul import matmul_precision
 
 Array = jax.Array
@@ -20,71 +23,31 @@ _MASKED = -1e30
 
 _Span = tuple[int, int, int, int]
 """A block's queries (from, up to) and the keys that its causal and window span can reach (from, up to)."""
-_Place = tuple[Array, Array, Array | None]
-"""Segment ids (B, T), the key at which the first query stands, the window."""
+_Mask = tuple[Array, Array, Array | None]
+"""What queries see: segment ids (B, T), the index of the first query's key, the window."""
 
 
-def attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    *,
-    conv_k: Array,
-    conv_v: Array,
-    inv_freq: Array,
-    positions: Array,
-    segment_ids: Array,
-    window: int | None,
-    scale: float,
-    prev_kv: tuple[Array, Array] | None = None,
-    q_offset: int | Array = 0,
-    return_lse: bool = False,
-) -> Any:
+def attention(q: Array, k: Array, v: Array, layer: AttentionLayer, rows: Rows, *, return_lse: bool = False) -> Any:
     """`kernels.attention` by blocks of queries, each against the keys that its causal and window span can reach."""
-    assert not isinstance(q_offset, int) or k.shape[1] >= q_offset + q.shape[1], "a query must stand at a key"
-    q, k, v = prepared(
-        q,
-        k,
-        v,
-        conv_k=conv_k,
-        conv_v=conv_v,
-        inv_freq=inv_freq,
-        positions=positions,
-        segment_ids=segment_ids,
-        prev_kv=prev_kv,
-        q_offset=q_offset,
-    )
-    out, lse = _blockwise(q, k, v, segment_ids, window, scale, q_offset)
+    offset = rows.q_offset
+    assert not isinstance(offset, int) or k.shape[1] >= offset + q.shape[1], "every query must have its key"
+    out, lse = _blockwise(*prepared(q, k, v, layer, rows), layer, rows)
     return (out, lse) if return_lse else out
 
 
-def prepared(
-    q: Array,
-    k: Array,
-    v: Array,
-    *,
-    conv_k: Array,
-    conv_v: Array,
-    inv_freq: Array,
-    positions: Array,
-    segment_ids: Array,
-    prev_kv: tuple[Array, Array] | None,
-    q_offset: int | Array,
-) -> tuple[Array, Array, Array]:
+def prepared(q: Array, k: Array, v: Array, layer: AttentionLayer, rows: Rows) -> tuple[Array, Array, Array]:
     """q, k and v as the scores and the weighted sum read them: after the convolution, then RoPE."""
-    starts = jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))
-    prev_k, prev_v = prev_kv if prev_kv is not None else (None, None)
-    k = rotate(convolve(k, _previous(k, starts, prev_k), conv_k), positions, inv_freq)
-    v = convolve(v, _previous(v, starts, prev_v), conv_v)
-    q = rotate(q, jax.lax.dynamic_slice_in_dim(positions, q_offset, q.shape[1], axis=1), inv_freq)
+    documents = rows.documents
+    starts = jnp.pad(documents[:, 1:] != documents[:, :-1], ((0, 0), (1, 0)))
+    prev_k, prev_v = rows.prev_kv if rows.prev_kv is not None else (None, None)
+    k = rotate(convolve(k, _previous(k, starts, prev_k), layer.conv_k), rows.positions, layer.inv_freq)
+    v = convolve(v, _previous(v, starts, prev_v), layer.conv_v)
+    q = rotate(q, rows.of_queries(rows.positions, q.shape[1]), layer.inv_freq)
     return q, k, v
 
 
 def convolve(x_BTKD: Array, before_BTKD: Array, weight_K2: Array) -> Array:
-    """`w[0] x_{t-1} + w[1] x_t` per KV head (KV Shifting Attention, arXiv 2411.19574), where `before` holds x_{t-1}.
-
-    Computed in float32, returned in x's dtype.
-    """
+    """`w[0] x_{t-1} + w[1] x_t` per KV head, where `before` holds x_{t-1}; in float32, returned in x's dtype."""
     weight = weight_K2.astype(jnp.float32)
     mixed = before_BTKD.astype(jnp.float32) * weight[:, :1] + x_BTKD.astype(jnp.float32) * weight[:, 1:]
     return mixed.astype(x_BTKD.dtype)
@@ -97,22 +60,15 @@ def _previous(x_BTKD: Array, starts_BT: Array, first_BKD: Array | None) -> Array
 
 
 def rotate(x_BSND: Array, positions_BS: Array, inv_freq: Array) -> Array:
-    """RoPE (arXiv 2104.09864) in half-split pairs, computed in float32, returned in x's dtype."""
+    """RoPE of x at its positions, computed in float32, returned in x's dtype."""
     angle = positions_BS[:, :, None, None].astype(jnp.float32) * inv_freq
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     low, high = jnp.split(x_BSND.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x_BSND.dtype)
 
 
-def _blockwise(
-    q_BSHD: Array,
-    k_BTKD: Array,
-    v_BTKD: Array,
-    segments_BT: Array,
-    window: int | None,
-    scale: float,
-    q_offset: int | Array,
-) -> tuple[Array, Array]:
+def _blockwise(q_BSHD: Array, k_BTKD: Array, v_BTKD: Array, layer: AttentionLayer, rows: Rows) -> tuple[Array, Array]:
+    segments_BT, q_offset, window = rows.documents, rows.q_offset, layer.window
     B, S, H, D = q_BSHD.shape
     T, K = k_BTKD.shape[1:3]
     spans = []
@@ -124,19 +80,19 @@ def _blockwise(
         else:  # known on the device only: all keys, masked
             spans.append((start, stop, 0, T))
     # These layouts make the products plain batched matrix products, which XLA's CPU backend runs fastest; the query
-    # group is folded into the rows of one matrix, so K and V are never repeated.
+    # heads of a KV head become one matrix with their queries, so K and V are never repeated.
     q_BKGSD = q_BSHD.reshape(B, S, K, H // K, D).transpose(0, 2, 3, 1, 4)
     k_BKTD, v_BKTD = k_BTKD.transpose(0, 2, 1, 3), v_BTKD.transpose(0, 2, 1, 3)
-    place = segments_BT, jnp.int32(q_offset), None if window is None else jnp.int32(window)
-    out_BKGSD, lse_BKGS = _attended(tuple(spans), scale, q_BKGSD, k_BKTD, v_BKTD, place)
-    real_BSH = (jax.lax.dynamic_slice_in_dim(segments_BT, q_offset, S, axis=1) > 0)[:, :, None]
+    mask = segments_BT, jnp.int32(q_offset), None if window is None else jnp.int32(window)
+    out_BKGSD, lse_BKGS = _attended(tuple(spans), layer.scale, q_BKGSD, k_BKTD, v_BKTD, mask)
+    real_BSH = (rows.of_queries(segments_BT, S) > 0)[:, :, None]
     out = jnp.where(real_BSH[..., None], out_BKGSD.transpose(0, 3, 1, 2, 4).reshape(B, S, H, D), 0)
     return out.astype(q_BSHD.dtype), jnp.where(real_BSH, lse_BKGS.transpose(0, 3, 1, 2).reshape(B, S, H), _MASKED)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attended(
-    spans: tuple[_Span, ...], scale: float, q_BKGSD: Array, k_BKTD: Array, v_BKTD: Array, place: _Place
+    spans: tuple[_Span, ...], scale: float, q_BKGSD: Array, k_BKTD: Array, v_BKTD: Array, mask: _Mask
 ) -> tuple[Array, Array]:
     """Output (B, K, G, S, D) and log-sum (B, K, G, S) of each block of queries over its span of keys, float32.
 
@@ -148,7 +104,7 @@ def _attended(
         start, stop, first, last = span
         q_BKMD = _folded(q_BKGSD[:, :, :, start:stop])
         scores_BKMT = _product("bkmd,bktd->bkmt", q_BKMD, k_BKTD[:, :, first:last]) * scale
-        scores_BKMT = jnp.where(_seen(span, q_BKGSD.shape[2], place), scores_BKMT, _MASKED)
+        scores_BKMT = jnp.where(_seen(span, q_BKGSD.shape[2], mask), scores_BKMT, _MASKED)
         top_BKM1 = scores_BKMT.max(axis=-1, keepdims=True)
         weights_BKMT = jnp.exp(scores_BKMT - top_BKM1)
         total_BKM1 = weights_BKMT.sum(axis=-1, keepdims=True)
@@ -160,14 +116,14 @@ def _attended(
 
 
 def _attended_forward(
-    spans: tuple[_Span, ...], scale: float, q_BKGSD: Array, k_BKTD: Array, v_BKTD: Array, place: _Place
+    spans: tuple[_Span, ...], scale: float, q_BKGSD: Array, k_BKTD: Array, v_BKTD: Array, mask: _Mask
 ) -> tuple[tuple[Array, Array], Any]:
-    out, lse = _attended(spans, scale, q_BKGSD, k_BKTD, v_BKTD, place)
-    return (out, lse), (q_BKGSD, k_BKTD, v_BKTD, lse, place)
+    out, lse = _attended(spans, scale, q_BKGSD, k_BKTD, v_BKTD, mask)
+    return (out, lse), (q_BKGSD, k_BKTD, v_BKTD, lse, mask)
 
 
 def _attended_backward(spans: tuple[_Span, ...], scale: float, saved: Any, cotangents: Any) -> Any:
-    q_BKGSD, k_BKTD, v_BKTD, lse_BKGS, place = saved
+    q_BKGSD, k_BKTD, v_BKTD, lse_BKGS, mask = saved
     d_out_BKGSD, d_lse_BKGS = cotangents
     dtype = q_BKGSD.dtype
     d_out_BKGSD = d_out_BKGSD.astype(dtype)
@@ -179,9 +135,9 @@ def _attended_backward(spans: tuple[_Span, ...], scale: float, saved: Any, cotan
         lse, d_lse = (_folded(x[:, :, :, start:stop])[..., None] for x in (lse_BKGS, d_lse_BKGS))
         k, v = k_BKTD[:, :, first:last], v_BKTD[:, :, first:last]
         scores_BKMT = _product("bkmd,bktd->bkmt", q, k) * scale
-        weights_BKMT = jnp.where(_seen(span, q_BKGSD.shape[2], place), jnp.exp(scores_BKMT - lse), 0)
+        weights_BKMT = jnp.where(_seen(span, q_BKGSD.shape[2], mask), jnp.exp(scores_BKMT - lse), 0)
         d_weights_BKMT = _product("bkmd,bktd->bkmt", d_out, v)
-        # Made of the same numbers as what it is taken from: where a query sees few keys, they cancel to nothing.
+        # The mean is a sum of the numbers from which it is subtracted: where a query sees few keys, they cancel.
         mean_BKM1 = jnp.sum(weights_BKMT * d_weights_BKMT, axis=-1, keepdims=True)
         d_scores_BKMT = (scale * weights_BKMT * (d_weights_BKMT - mean_BKM1 + d_lse)).astype(dtype)
         d_v = d_v.at[:, :, first:last].add(_product("bkmt,bkmd->bktd", weights_BKMT.astype(dtype), d_out))
@@ -205,10 +161,10 @@ def _folded(x_BKGS: Array) -> Array:
     return x_BKGS.reshape(B, K, -1, *rest)
 
 
-def _seen(span: _Span, group: int, place: _Place) -> Array:
+def _seen(span: _Span, group: int, mask: _Mask) -> Array:
     """(B, 1, M, T) bool: which keys of a span each query of its block sees; a query of padding sees padding."""
     start, stop, first, last = span
-    segments_BT, offset, window = place
+    segments_BT, offset, window = mask
     behind_ST = offset + jnp.arange(start, stop)[:, None] - jnp.arange(first, last)
     seen_ST = behind_ST >= 0 if window is None else (behind_ST >= 0) & (behind_ST < window)
     q_segments_BS = jax.lax.dynamic_slice_in_dim(segments_BT, start + offset, stop - start, axis=1)

@@ -3,29 +3,16 @@
 Legend: B batch, S sequence, H query heads, K KV heads, D head_dim, E hidden.
 """
 
-from dataclasses import dataclass
-from typing import Any
-
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from m1jax.config import ModelConfig
-from m1jax.kernels import AttentionFunction, LayerCache, decode_attention
+from m1jax.kernels import AttentionFunction, AttentionLayer, LayerCache, NewTokens, Rows, decode_attention
 from m1jax.kernels.names import ATTENTION
 from m1jax.model.layers import Initializer, project, rope_frequencies
 
 Array = jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Place:
-    """Where the tokens of a call stand: document and position of each, and the base of the rotary positions."""
-
-    segment_ids: Array | None
-    positions: Array
-    rope_base: float | Array
 
 
 class Attention(nnx.Module):
@@ -44,23 +31,16 @@ class Attention(nnx.Module):
         self.head_dim = head_dim
         self.impl = config.attention
 
-    def __call__(self, x_BSE: Array, place: Place, attention: AttentionFunction) -> Array:
+    def __call__(self, x_BSE: Array, rows: Rows, rope_base: float | Array, attention: AttentionFunction) -> Array:
         """(B, S, E) in x's dtype."""
-        out_BSHD = attention(
-            *self._projected(x_BSE),
-            **self._settings(place.rope_base),
-            positions=place.positions,
-            segment_ids=place.segment_ids,
-        )
+        out_BSHD = attention(*self._projected(x_BSE), self._layer(rope_base), rows)
         return project("bshd,hde->bse", checkpoint_name(out_BSHD, ATTENTION), self.o_proj)
 
     def extend(
-        self, x_BSE: Array, cache: LayerCache, lengths_B: Array, real_BS: Array, rope_base: float | Array
+        self, x_BSE: Array, cache: LayerCache, new: NewTokens, rope_base: float | Array
     ) -> tuple[Array, LayerCache]:
-        """(B, S, E) for new tokens on a cache, and the cache with them; arguments as of `kernels.decode_attention`."""
-        out_BSHD, cache = decode_attention(
-            *self._projected(x_BSE), cache, **self._settings(rope_base), lengths=lengths_B, real=real_BS
-        )
+        """(B, S, E) for new tokens on a cache, and the cache with them; see `kernels.decode_attention`."""
+        out_BSHD, cache = decode_attention(*self._projected(x_BSE), cache, self._layer(rope_base), new)
         return project("bshd,hde->bse", out_BSHD, self.o_proj), cache
 
     def _projected(self, x_BSE: Array) -> tuple[Array, Array, Array]:
@@ -68,12 +48,12 @@ class Attention(nnx.Module):
         k_BSKD = project("bse,ekd->bskd", x_BSE, self.k_proj)
         return q_BSHD, k_BSKD, project("bse,ekd->bskd", x_BSE, self.v_proj)
 
-    def _settings(self, rope_base: float | Array) -> dict[str, Any]:
-        return {
-            "conv_k": self.conv_k[...],
-            "conv_v": self.conv_v[...],
-            "inv_freq": rope_frequencies(self.head_dim, rope_base),
-            "window": self.window,
-            "scale": self.head_dim**-0.5,
-            "impl": self.impl,
-        }
+    def _layer(self, rope_base: float | Array) -> AttentionLayer:
+        return AttentionLayer(
+            conv_k=self.conv_k[...],
+            conv_v=self.conv_v[...],
+            inv_freq=rope_frequencies(self.head_dim, rope_base),
+            window=self.window,
+            scale=self.head_dim**-0.5,
+            impl=self.impl,
+        )

@@ -34,7 +34,7 @@ from m1jax import kernels
 from m1jax.config import ModelConfig
 from m1jax.model import head as heads
 from m1jax.model import remat as remats
-from m1jax.model.attention import Attention, Place
+from m1jax.model.attention import Attention
 from m1jax.model.cache import Cache
 from m1jax.model.layers import MLP, Initializer, RMSNorm
 from m1jax.model.layout import GROUPS, PREFIX, LayerPath, Layout, layout
@@ -65,16 +65,18 @@ class Block(nnx.Module):
         self.post_attention_norm = RMSNorm("post_attention_norm", config.hidden, config.norm_eps, init)
         self.mlp = MLP(config.hidden, config.ffn, config.init_std, residual_std, init)
 
-    def __call__(self, x_BSE: Array, place: Place, attention: kernels.AttentionFunction) -> Array:
+    def __call__(
+        self, x_BSE: Array, rows: kernels.Rows, rope_base: float | Array, attention: kernels.AttentionFunction
+    ) -> Array:
         """(B, S, E) in x's dtype."""
-        x_BSE = x_BSE + self.attention(self.input_norm(x_BSE), place, attention)
+        x_BSE = x_BSE + self.attention(self.input_norm(x_BSE), rows, rope_base, attention)
         return x_BSE + self.mlp(self.post_attention_norm(x_BSE))
 
     def extend(
-        self, x_BSE: Array, cache: kernels.LayerCache, lengths_B: Array, real_BS: Array, rope_base: float | Array
+        self, x_BSE: Array, cache: kernels.LayerCache, new: kernels.NewTokens, rope_base: float | Array
     ) -> tuple[Array, kernels.LayerCache]:
         """The block over new tokens on a cache, and the cache with them."""
-        out, cache = self.attention.extend(self.input_norm(x_BSE), cache, lengths_B, real_BS, rope_base)
+        out, cache = self.attention.extend(self.input_norm(x_BSE), cache, new, rope_base)
         x_BSE = x_BSE + out
         return x_BSE + self.mlp(self.post_attention_norm(x_BSE)), cache
 
@@ -91,7 +93,8 @@ class Decoder(nnx.Module):
 
     Matrices start normal with `config.init_std`, those that write into the residual divided by sqrt(2L); norms start
     at 1. `attention` is called as `kernels.attention` is; `constrain(x, axes)` returns x and may say how an activation
-    with these logical axes lies over devices; `cut` says how the layers lie in the tree, by default `layout(config)`.
+    with these logical axes is split over devices; `cut` is the layout of the layers in the tree, by default
+    `layout(config)`.
     """
 
     def __init__(
@@ -134,7 +137,7 @@ class Decoder(nnx.Module):
         *,
         rope_base: float | Array,
     ) -> Array:
-        """Logits (B, S, V) float32; arguments as of `hidden`."""
+        """Logits (B, S, V) float32; arguments: see `hidden`."""
         return self.logits(self.hidden(tokens, segment_ids, positions, rope_base=rope_base))
 
     def hidden(
@@ -160,7 +163,7 @@ class Decoder(nnx.Module):
             one = jnp.ones(tokens.shape, jnp.int32)
             positions = document_positions(one if segment_ids is None else segment_ids)
         embedded_BSE = self.constrain(self.embedded(tokens), HIDDEN)
-        return self.run(embedded_BSE, Place(segment_ids, positions, rope_base), remat)
+        return self.run(embedded_BSE, kernels.Rows(positions=positions, segment_ids=segment_ids), rope_base, remat)
 
     def extend(
         self, tokens: Array, cache: Cache, *, rope_base: float | Array, real: Array | None = None
@@ -173,13 +176,12 @@ class Decoder(nnx.Module):
         assert not self.periods, "generation needs an unrolled model"
         if real is None:
             real = jnp.ones(tokens.shape, bool)
-        x_BSE = self.embedded(tokens)
+        x_BSE, new = self.embedded(tokens), kernels.NewTokens(lengths=cache.lengths, real=real)
         layers = []
         for block, layer in zip(_in_order(self.prefix), cache.layers, strict=True):
-            x_BSE, layer = block.extend(x_BSE, layer, cache.lengths, real, rope_base)
+            x_BSE, layer = block.extend(x_BSE, layer, new, rope_base)
             layers.append(layer)
-        lengths = cache.lengths + jnp.sum(real, axis=1, dtype=jnp.int32)
-        return self.norm(x_BSE), Cache(tuple(layers), lengths)
+        return self.norm(x_BSE), Cache(tuple(layers), cache.lengths + new.counts)
 
     def embedded(self, tokens: Array) -> Array:
         """Embeddings of tokens, (B, S, E) in the compute dtype; the table may be given as bits (`kernels.to_bits`)."""
@@ -190,14 +192,14 @@ class Decoder(nnx.Module):
         return heads.logits(hidden_BSE, self._output_weight, normalize=self.config.normalize_head)
 
     def cross_entropy(self, hidden_BSE: Array, targets_BS: Array, weights_BS: Array, *, chunk: int) -> heads.Loss:
-        """Summed loss of targets (B, S); arguments as of `m1jax.model.head.cross_entropy`."""
+        """Summed loss of targets (B, S); arguments: see `m1jax.model.head.cross_entropy`."""
         normalize = self.config.normalize_head
         return heads.cross_entropy(
             hidden_BSE, self._output_weight, targets_BS, weights_BS, chunk=chunk, normalize=normalize
         )
 
     def log_likelihood(self, hidden_BSE: Array, targets_BS: Array, *, chunk: int) -> Array:
-        """Log p(target) (B, S) float32; arguments as of `m1jax.model.head.log_likelihood`."""
+        """Log p(target) (B, S) float32; arguments: see `m1jax.model.head.log_likelihood`."""
         normalize = self.config.normalize_head
         return heads.log_likelihood(hidden_BSE, self._output_weight, targets_BS, chunk=chunk, normalize=normalize)
 
@@ -205,16 +207,16 @@ class Decoder(nnx.Module):
     def _output_weight(self) -> Array:
         return (self.embed if self.config.tie_embeddings else self.head).weight[...]
 
-    def run(self, x_BSE: Array, place: Place, remat: str = "none") -> Array:
+    def run(self, x_BSE: Array, rows: kernels.Rows, rope_base: float | Array, remat: str = "none") -> Array:
         """All blocks and the final norm over embeddings (B, S, E)."""
 
         def apply(block: Block, x: Array, looped: bool = False) -> Array:
             graphdef, state = nnx.split(block)
 
-            def pure(state: Any, x: Array, place: Place) -> Array:
-                return self.constrain(nnx.merge(graphdef, state)(x, place, self.attention), HIDDEN)
+            def pure(state: Any, x: Array, rows: kernels.Rows, rope_base: float | Array) -> Array:
+                return self.constrain(nnx.merge(graphdef, state)(x, rows, rope_base, self.attention), HIDDEN)
 
-            return remats.block(pure, remat, looped=looped)(state, x, place)
+            return remats.block(pure, remat, looped=looped)(state, x, rows, rope_base)
 
         for block in _in_order(self.prefix):
             x_BSE = apply(block, x_BSE)

@@ -1,9 +1,8 @@
-"""Parameters with logical axes, and the layers around attention: RMSNorm, SwiGLU, rotary frequencies.
+"""Parameters with logical axes, and the layers around attention: projections, RMSNorm, SwiGLU, rotary frequencies.
 
 Legend: B batch, S sequence, E hidden, F FFN, D head_dim.
 """
 
-import functools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from m1jax.kernels.matmul import einsum, matmul_precision
+from m1jax.kernels.matmul import linear
 from m1jax.model.remat import PROJECTION
 
 Array = jax.Array
@@ -66,36 +65,8 @@ class Initializer:
 
 
 def project(subscripts: str, x: Array, weight: nnx.Param) -> Array:
-    """`einsum(subscripts, x, weight)` in x's dtype; float32 products are exact, the weight's gradient sums in float32.
-
-    The gradient has its own rule because the automatic one forms the weight's gradient transposed (half the speed of
-    a feed-forward layer on CPUs) and rounds it to x's dtype.
-    """
-    return checkpoint_name(_project(subscripts, x, weight[...]), PROJECTION)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _project(subscripts: str, x: Array, weight: Array) -> Array:
-    return einsum(subscripts, x, weight.astype(x.dtype), dtype=x.dtype)
-
-
-def _project_forward(subscripts: str, x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _project(subscripts, x, weight), (x, weight)
-
-
-def _project_backward(subscripts: str, saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
-    x, weight = saved
-    inputs, out = subscripts.split("->")
-    x_axes, weight_axes = inputs.split(",")
-    precision = matmul_precision(x.dtype)
-    d_x = einsum(f"{out},{weight_axes}->{x_axes}", d_out, weight.astype(x.dtype), dtype=x.dtype)
-    d_weight = jnp.einsum(
-        f"{x_axes},{out}->{weight_axes}", x, d_out, precision=precision, preferred_element_type=jnp.float32
-    )
-    return d_x, d_weight.astype(weight.dtype)
-
-
-_project.defvjp(_project_forward, _project_backward)
+    """The product of activations with a weight, in x's dtype; `m1jax.model.remat` knows its result by name."""
+    return checkpoint_name(linear(subscripts, x, weight[...]), PROJECTION)
 
 
 def rope_frequencies(head_dim: int, base: float | Array) -> Array:

@@ -1,7 +1,7 @@
 """`kernels.attention` over a mesh: heads over `tensor`, rows over `replica`, `data` and `fsdp`, tokens over `context`.
 
-A row of S tokens lies contiguously over C context shards of s = S / C tokens, as the batch arrives; every layer and the
-loss keep that order.
+A row of S tokens is split into C contiguous context shards of s = S / C tokens, as the batch arrives; every layer and
+the loss keep that order.
 
 - Window layers fetch a halo of W tokens from the shards before, in ceil(W / s) hops: the W - 1 keys that a shard's
   first query sees, and one raw token more, for the first key's convolution. The load is even from token W on.
@@ -13,8 +13,10 @@ loss keep that order.
 Legend: B rows, S queries, T keys, H query heads, K KV heads, D head_dim, of the whole; s, h, … of one shard.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,16 +26,20 @@ from jax.sharding import Mesh, PartitionSpec
 
 from m1jax import kernels
 from m1jax.errors import UserError
+from m1jax.kernels import AttentionLayer, Rows
+from m1jax.kernels.arguments import map_arrays
+from m1jax.parallel import rules
 from m1jax.parallel.mesh import BATCH_AXES
 
 Array = jax.Array
+_Axes = tuple[str | None, ...]
 
 
 def partitioned(mesh: Mesh, attention: kernels.AttentionFunction = kernels.attention) -> kernels.AttentionFunction:
     """`attention` under shard_map over `mesh`, with the arguments and results of `kernels.attention`.
 
-    Every array may lie anywhere; the result lies as `parallel.rules` lays activations. Differentiable in all that
-    `attention` is. KV heads that `tensor` does not divide are held by every device, which cuts out those that its query
+    Arrays may have any sharding; the result has that of activations in `parallel.rules`. Differentiable in all that
+    `attention` is. KV heads that `tensor` does not divide are on every device, which cuts out those that its query
     heads read. On a mesh of one device it is `attention` itself.
 
     Raises UserError (when called) where rows, tokens or heads do not divide over the mesh, and for `prev_kv`,
@@ -48,87 +54,85 @@ def _over_mesh(
     q: Array,
     k: Array,
     v: Array,
+    layer: AttentionLayer,
+    rows: Rows,
     *,
-    conv_k: Array,
-    conv_v: Array,
-    inv_freq: Array,
-    positions: Array,
-    segment_ids: Array | None,
-    window: int | None,
-    prev_kv: tuple[Array, Array] | None = None,
-    q_offset: int | Array = 0,
     return_lse: bool = False,
-    **settings: Any,
 ) -> Any:
-    (B, S, H, _), (T, K) = q.shape, k.shape[1:3]
+    _check(mesh, q, k, rows)
+    H, K = q.shape[2], k.shape[2]
     tensor, context = mesh.shape["tensor"], mesh.shape["context"]
-    rows = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    for size, what, parts, axes in (
-        (B, "rows", rows, "replica x data x fsdp"),
-        (S, "tokens of a row", context, "context"),
-        (H, "query heads", tensor, "tensor"),
-    ):
-        if size % parts:
-            raise UserError(
-                f"attention cannot cut {size} {what} over {parts} devices (mesh axes {axes}): choose a divisor."
-            )
-    whole = prev_kv is None and T == S and isinstance(q_offset, int) and q_offset == 0
-    if context > 1 and not whole:
-        raise UserError(
-            f"attention over mesh.context = {context} takes whole rows, not {S} queries at offset {q_offset} of {T} "
-            f"keys{'' if prev_kv is None else ' with prev_kv'}: set mesh.context = 1."
-        )
-    if context > 1 and segment_ids is None:  # a halo before the row is padding, which only ids can say
-        segment_ids = jnp.ones((B, S), jnp.int32)
-    heads = None if K % tensor else "tensor"
-    tokens, keys = PartitionSpec(BATCH_AXES, "context"), PartitionSpec(BATCH_AXES, "context", heads)
-    queries, before = PartitionSpec(BATCH_AXES, "context", "tensor"), PartitionSpec(BATCH_AXES, heads)
-    weights = PartitionSpec(heads)
+    if context > 1:  # a halo before the row is padding, which only ids can say
+        rows = dataclasses.replace(rows, segment_ids=rows.documents)
+    copied = K % tensor > 0
+    over = {**rules.ACTIVATIONS, **rules.PARAMETERS, "kv_heads": None if copied else "tensor"}
+    queries, keys = ("batch", "sequence", "heads"), ("batch", "sequence", "kv_heads")
 
-    def shard(q: Array, inv_freq: Array, ids: tuple[Array, Any], kv: Any) -> Any:
-        (k, v), conv, prev_kv = kv
-        if heads is None and tensor > 1:
+    def spec(_: Array, axes: _Axes) -> PartitionSpec:
+        return PartitionSpec(*(over[axis] if axis else None for axis in axes))
+
+    def shard(q: Array, k: Array, v: Array, layer: AttentionLayer, rows: Rows) -> Any:
+        if copied:
             own = functools.partial(_own_kv_heads, num_heads=H, num_kv_heads=K, parts=tensor)
-            k, v = own(k, axis=2), own(v, axis=2)
-            conv = tuple(own(weight, axis=0) for weight in conv)
-            prev_kv = prev_kv and tuple(own(x, axis=1) for x in prev_kv)
-        local = functools.partial(
-            attention,
-            conv_k=conv[0],
-            conv_v=conv[1],
-            inv_freq=inv_freq,
-            window=window,
-            return_lse=return_lse,
-            **settings,
-        )
+            k, v, layer, rows = own(k, keys), own(v, keys), map_arrays(own, layer), map_arrays(own, rows)
+        local = functools.partial(attention, return_lse=return_lse)
         if context == 1:
-            return local(q, k, v, positions=ids[0], segment_ids=ids[1], prev_kv=prev_kv, q_offset=q_offset)
-        if window is None or window > S - S // context:
-            positions, segment_ids = (lax.all_gather(x, "context", axis=1, tiled=True) for x in ids)
-            k, v = (_gathered(x) for x in (k, v))
-            return _mirrored(
-                functools.partial(local, k=k, v=v, positions=positions, segment_ids=segment_ids), q, context
-            )
-        k, v, positions, segment_ids = (_with_halo(x, window, context) for x in (k, v, *ids))
-        return local(q, k, v, positions=positions, segment_ids=segment_ids, q_offset=window)
+            return local(q, k, v, layer, rows)
+        return _over_context(local, q, k, v, layer, rows, context)
 
     # Replication is not tracked (check_vma), because Pallas calls do not declare it; the gradient of what several
     # devices read is summed over them either way.
     run = jax.shard_map(
         shard,
         mesh=mesh,
-        in_specs=(queries, PartitionSpec(), (tokens, tokens), ((keys, keys), (weights, weights), before)),
-        out_specs=(queries, queries) if return_lse else queries,
+        in_specs=(spec(q, queries), spec(k, keys), spec(v, keys), map_arrays(spec, layer), map_arrays(spec, rows)),
+        out_specs=(spec(q, queries),) * 2 if return_lse else spec(q, queries),
         check_vma=False,
     )
-    return run(q, inv_freq, (positions, segment_ids), ((k, v), (conv_k, conv_v), prev_kv))
+    return run(q, k, v, layer, rows)
 
 
-def _own_kv_heads(x: Array, *, axis: int, num_heads: int, num_kv_heads: int, parts: int) -> Array:
-    """Of all KV heads along `axis` those that this tensor shard's query heads read.
+def _check(mesh: Mesh, q: Array, k: Array, rows: Rows) -> None:
+    (B, S, H, _), T = q.shape, k.shape[1]
+    context = mesh.shape["context"]
+    for size, what, parts, axes in (
+        (B, "rows", math.prod(mesh.shape[axis] for axis in BATCH_AXES), "replica x data x fsdp"),
+        (S, "tokens of a row", context, "context"),
+        (H, "query heads", mesh.shape["tensor"], "tensor"),
+    ):
+        if size % parts:
+            raise UserError(
+                f"attention cannot cut {size} {what} over {parts} devices (mesh axes {axes}): choose a divisor."
+            )
+    q_offset, prev_kv = rows.q_offset, rows.prev_kv
+    whole = prev_kv is None and T == S and isinstance(q_offset, int) and q_offset == 0
+    if context > 1 and not whole:
+        raise UserError(
+            f"attention over mesh.context = {context} takes whole rows, not {S} queries at offset {q_offset} of {T} "
+            f"keys{'' if prev_kv is None else ' with prev_kv'}: set mesh.context = 1."
+        )
+
+
+def _over_context(
+    local: Callable[..., Any], q: Array, k: Array, v: Array, layer: AttentionLayer, rows: Rows, context: int
+) -> Any:
+    """Attention of a shard's queries, with the keys of the shards before it."""
+    s, window = q.shape[1], layer.window
+    if window is None or window > s * (context - 1):
+        gather = functools.partial(lax.all_gather, axis_name="context", axis=1, tiled=True)
+        return _mirrored(local, q, _gathered(k), _gathered(v), layer, jax.tree.map(gather, rows), context)
+    k, v, rows = jax.tree.map(lambda x: _with_halo(x, window, context), (k, v, rows))
+    return local(q, k, v, layer, dataclasses.replace(rows, q_offset=window))
+
+
+def _own_kv_heads(x: Array, axes: _Axes, *, num_heads: int, num_kv_heads: int, parts: int) -> Array:
+    """Of an array of all KV heads those that this tensor shard's query heads read; an array without them as it is.
 
     A head that serves several groups of its query heads, where the shard's border cuts a group, is there that often.
     """
+    if "kv_heads" not in axes:
+        return x
+    axis = axes.index("kv_heads")
     mine, group = num_heads // parts, num_heads // num_kv_heads
     each = math.gcd(mine, group)
     first = lax.axis_index("tensor") * mine
@@ -157,13 +161,25 @@ def _gathered(x_BsKD: Array) -> Array:
     return flat.reshape(*flat.shape[:2], *x_BsKD.shape[2:])
 
 
-def _mirrored(local: kernels.AttentionFunction, q_BsHD: Array, context: int) -> Any:
+def _mirrored(
+    local: Callable[..., Any],
+    q_BsHD: Array,
+    k_BSKD: Array,
+    v_BSKD: Array,
+    layer: AttentionLayer,
+    rows: Rows,
+    context: int,
+) -> Any:
     """`local` over gathered keys: each shard does the first half of its queries and the second half of its mirror's."""
     s = q_BsHD.shape[1]
     kept, mine = s - s // 2, lax.axis_index("context")
-    first = local(q_BsHD[:, :kept], q_offset=mine * s)
+
+    def part(q: Array, q_offset: Array) -> Any:
+        return local(q, k_BSKD, v_BSKD, layer, dataclasses.replace(rows, q_offset=q_offset))
+
+    first = part(q_BsHD[:, :kept], mine * s)
     if kept == s:
         return first
     swap = functools.partial(lax.ppermute, axis_name="context", perm=[(i, context - 1 - i) for i in range(context)])
-    second = local(swap(q_BsHD[:, kept:]), q_offset=(context - 1 - mine) * s + kept)
+    second = part(swap(q_BsHD[:, kept:]), (context - 1 - mine) * s + kept)
     return jax.tree.map(lambda a, b: jnp.concatenate([a, swap(b)], axis=1), first, second)

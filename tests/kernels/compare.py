@@ -41,7 +41,7 @@ def bfloat16_stays_near_float32(attention, lengths):
     narrow = {n: v.astype(jnp.bfloat16) if n in "qkv" else v for n, v in x.items()}
 
     def loss(attention, x):
-        return jnp.sum(attention(**x, **arguments(x, ids, positions, None)).astype(jnp.float32) ** 2)
+        return jnp.sum(attention(*arguments(x, ids, positions, None)).astype(jnp.float32) ** 2)
 
     ours = jax.jit(jax.grad(lambda x: loss(attention, x)))(narrow)
     want = jax.jit(jax.grad(lambda x: loss(reference.attention, x)))(x)

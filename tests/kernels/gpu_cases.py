@@ -30,16 +30,13 @@ def compare(layer, rows):
 
     def run(attention, x, ids):
         def loss(x):
-            out = attention(**x, **arguments(x, ids, positions, window))
+            out = attention(*arguments(x, ids, positions, window, impl="gpu"))
             return jnp.sum(out.astype(jnp.float32) * weigh), out
 
         (_, out), gradients = jax.value_and_grad(loss, has_aux=True)(x)
         return {"out": out, **gradients}
 
-    def on_gpu(**settings):
-        return kernels.attention(**settings, impl="gpu")
-
-    found = jax.jit(lambda x: run(on_gpu, x, None if rows == "whole" else ids))(narrow)
+    found = jax.jit(lambda x: run(kernels.attention, x, None if rows == "whole" else ids))(narrow)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         rounded = jax.tree.map(lambda value: jnp.asarray(np.asarray(value, np.float32)), narrow)
         want = jax.jit(lambda x: run(reference.attention, x, ids))(rounded)

@@ -3,8 +3,15 @@
 import numpy as np
 
 
-def attention(q, k, v, conv_k, conv_v, inv_freq, positions, segments, window, scale):
+def attention(q, k, v, layer, rows):
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    conv_k, conv_v, inv_freq = (np.asarray(x) for x in (layer.conv_k, layer.conv_v, layer.inv_freq))
+    positions, segments, window, scale = (
+        np.asarray(rows.positions),
+        np.asarray(rows.segment_ids),
+        layer.window,
+        layer.scale,
+    )
     B, S, H, _ = q.shape
     group = H // k.shape[2]
     out, lse = np.zeros(q.shape), np.full((B, S, H), np.nan)

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
+from m1jax.kernels import AttentionLayer, Rows
+
 NAMES = ("q", "k", "v", "conv_k", "conv_v")
 
 
@@ -28,12 +30,15 @@ def frequencies(D):
     return jnp.asarray(100.0 ** (-np.arange(D // 2) / (D // 2)), jnp.float32)
 
 
-def arguments(x, ids, positions, window):
+def arguments(x, ids, positions, window, *, inv_freq=None, scale=None, impl="reference", **rows):
+    """q, k, v, the layer and the rows; `rows` may say prev_kv and q_offset."""
     D = x["q"].shape[-1]
-    return {
-        "inv_freq": frequencies(D),
-        "positions": positions,
-        "segment_ids": ids,
-        "window": window,
-        "scale": D**-0.5,
-    }
+    layer = AttentionLayer(
+        conv_k=x["conv_k"],
+        conv_v=x["conv_v"],
+        inv_freq=frequencies(D) if inv_freq is None else inv_freq,
+        window=window,
+        scale=D**-0.5 if scale is None else scale,
+        impl=impl,
+    )
+    return x["q"], x["k"], x["v"], layer, Rows(positions=positions, segment_ids=ids, **rows)

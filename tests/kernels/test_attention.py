@@ -9,6 +9,7 @@ from m1jax import kernels
 from m1jax.errors import UserError
 from m1jax.kernels import reference
 from tests.kernels import oracle
+from tests.kernels.rows import arguments
 from tests.model import programs
 
 INV_FREQ = np.array([1.0, 0.3, 0.05], np.float32)
@@ -31,13 +32,16 @@ def rows(seed, B, S):
     return segments, positions
 
 
-def attend(x, segments, positions, window, **more):
+def attend(x, segments, positions, window, *, return_lse=False, **more):
     def program(x, segments, positions):
-        return kernels.attention(
-            **x, inv_freq=INV_FREQ, segment_ids=segments, positions=positions, window=window, scale=0.4, **more
-        )
+        call = arguments(x, segments, positions, window, inv_freq=INV_FREQ, scale=0.4, **more)
+        return kernels.attention(*call, return_lse=return_lse)
 
     return jax.jit(program)(x, segments, positions)
+
+
+def loop(x, segments, positions, window):
+    return oracle.attention(*arguments(x, segments, positions, window, inv_freq=INV_FREQ, scale=0.4))
 
 
 @settings(max_examples=8, deadline=None)
@@ -55,9 +59,7 @@ def test_equals_a_loop_over_tokens(seed, S, K, group, window, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference, "_BLOCK", block)
         out, lse = attend(x, segments, positions, window, return_lse=True)
-    want, want_lse = oracle.attention(
-        **x, inv_freq=INV_FREQ, positions=positions, segments=segments, window=window, scale=0.4
-    )
+    want, want_lse = loop(x, segments, positions, window)
     np.testing.assert_allclose(out, want, atol=2e-5)
     real = segments > 0
     np.testing.assert_allclose(np.asarray(lse)[real], want_lse[real], atol=2e-5)
@@ -108,7 +110,7 @@ def test_gradient_equals_finite_differences(monkeypatch):
     weights = np.random.default_rng(0).normal(size=(1, 10, 4, 6))
 
     def loss(**x):
-        return float((oracle.attention(**x, inv_freq=INV_FREQ, positions=positions, segments=segments, window=4, scale=0.4)[0] * weights).sum())  # noqa: E501  # fmt: skip
+        return float((loop(x, segments, positions, 4)[0] * weights).sum())
 
     gradients = jax.grad(lambda x: jnp.sum(attend(x, segments, positions, 4) * weights))(x)
     rng = np.random.default_rng(1)

@@ -35,14 +35,19 @@ def token_rows(S, counts, lefts):
     return np.array([[s <= i < s + n for i in range(S)] for n, s in zip(counts, starts, strict=True)])
 
 
+def described(weights, lengths, real, window, impl="reference"):
+    layer = kernels.AttentionLayer(**weights, window=window, scale=0.3, impl=impl)
+    return layer, kernels.NewTokens(lengths=lengths, real=real)
+
+
 @functools.partial(jax.jit, static_argnames=("window", "interpret"))
 def ours(new, weights, lengths, real, window, interpret=True):
-    return tpu.attention(*new, **weights, lengths=lengths, real=real, window=window, scale=0.3, interpret=interpret)
+    return tpu.attention(*new, *described(weights, lengths, real, window), interpret=interpret)
 
 
 @functools.partial(jax.jit, static_argnames="window")
 def theirs(new, weights, lengths, real, window):
-    return reference.attention(*new, **weights, lengths=lengths, real=real, window=window, scale=0.3)
+    return reference.attention(*new, *described(weights, lengths, real, window))
 
 
 def check(new, weights, lengths, real, window, atol=2e-5):
@@ -94,7 +99,7 @@ def test_a_window_smaller_than_the_cache(small_blocks):
 
 
 def test_a_prompt_is_taken_in_turns(monkeypatch, small_blocks):
-    monkeypatch.setattr(tpu, "_MAX_ROWS", 16)  # four tokens a turn
+    monkeypatch.setattr(tpu, "_MAX_QUERIES", 16)  # four tokens a turn
     new, weights = drawn(3, 2, 18, 4, 1, 64, 64)
     check(new, weights, [7, 0], token_rows(18, [18, 11], [0, 5]), None)
 
@@ -168,6 +173,6 @@ def test_new_tokens_land_in_their_slots_and_nothing_else_changes(T, tokens, leng
 
 def test_a_head_dim_that_no_kernel_is_for_is_refused():
     new, weights = drawn(0, 1, 1, 4, 2, 16, 32)
-    settings = {"lengths": jnp.array([3]), "real": jnp.ones((1, 1), bool), "window": None, "scale": 1.0}
+    given_ = described(weights, jnp.array([3]), jnp.ones((1, 1), bool), None, "pallas_tpu")
     with pytest.raises(UserError, match=r"head_dim 64, 128, 256 .* not head_dim 32 with 4 query and 2 KV heads"):
-        kernels.decode_attention(*new, **weights, **settings, impl="pallas_tpu")
+        kernels.decode_attention(*new, *given_)

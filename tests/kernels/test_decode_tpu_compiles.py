@@ -30,18 +30,15 @@ def test_compiles_and_never_copies_the_cache(chip, S, H, K, T, D, window):
     B = 2
     new = array(B, S, H, D), array(B, S, K, D), array(B, S, K, D)
     cache = kernels.LayerCache(array(B, K, T, D), array(B, K, T, D), array(B, K, D), array(B, K, D))
-    settings = {
-        "conv_k": array(K, 2, dtype=jnp.float32),
-        "conv_v": array(K, 2, dtype=jnp.float32),
-        "inv_freq": array(D // 2, dtype=jnp.float32),
-        "lengths": array(B, dtype=jnp.int32),
-        "real": array(B, S, dtype=bool),
-    }
+    conv, inv_freq = array(K, 2, dtype=jnp.float32), array(D // 2, dtype=jnp.float32)
+    settings = {"window": window, "scale": D**-0.5, "impl": "pallas_tpu"}
+    layer = kernels.AttentionLayer(conv_k=conv, conv_v=conv, inv_freq=inv_freq, **settings)
+    tokens = kernels.NewTokens(lengths=array(B, dtype=jnp.int32), real=array(B, S, dtype=bool))
 
-    def extend(cache, new, settings):
-        return kernels.decode_attention(*new, cache, **settings, window=window, scale=D**-0.5, impl="pallas_tpu")
+    def extend(cache, new, layer, tokens):
+        return kernels.decode_attention(*new, cache, layer, tokens)
 
-    compiled = jax.jit(extend, donate_argnums=0).lower(cache, new, settings).compile()
+    compiled = jax.jit(extend, donate_argnums=0).lower(cache, new, layer, tokens).compile()
     assert len(re.findall(r"custom-call\(.*tpu_custom_call", compiled.as_text())) == 2
     # A donated cache is written in place: less scratch than half of one of its arrays.
     assert compiled.memory_analysis().temp_size_in_bytes < B * K * T * D

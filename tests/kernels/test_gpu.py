@@ -38,8 +38,8 @@ def both(x, before, ids, positions, window, offset, q):
 
     def run(attention, **more):
         def loss(x, before):
-            settings_ = arguments(x, ids, positions, window)
-            out, lse = attention(**x, **settings_, prev_kv=before, q_offset=offset, return_lse=True, **more)
+            call = arguments(x, ids, positions, window, prev_kv=before, q_offset=offset)
+            out, lse = attention(*call, return_lse=True, **more)
             return jnp.sum(out * weigh) + jnp.sum(jnp.where(real[:, :, None], lse, 0) * weigh_sum), (out, lse)
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)({**x, "q": q}, before)
@@ -93,9 +93,9 @@ def test_equals_a_loop_over_tokens_in_float64(window):
     S = 40
     x = drawn(2, 1, S, 4, 2, 64)
     ids, positions = rows_of([7, 20], S=S)
-    given_ = arguments(x, ids, positions, window)
-    ours = jax.jit(lambda x: gpu.attention(**x, **given_, return_lse=True, **INTERPRETED))(x)
-    want = loop(x, given_)
+    call = functools.partial(arguments, ids=ids, positions=positions, window=window)
+    ours = jax.jit(lambda x: gpu.attention(*call(x), return_lse=True, **INTERPRETED))(x)
+    want = oracle.attention(*call(x))
     np.testing.assert_allclose(ours[0], want[0], atol=2e-5)
     real = np.asarray(ids)[0] > 0
     np.testing.assert_allclose(np.asarray(ours[1])[0, real], want[1][0, real], atol=2e-5)
@@ -105,28 +105,24 @@ def test_a_query_whose_first_tiles_are_masked_whole_is_no_exception():
     """With the tiles of the table: where no key of a tile is seen, the softmax meets masked scores alone."""
     x = drawn(6, 1, 256, 4, 2, 64)
     ids, positions = rows_of([41, 61, 2, 1, 33, 97, 21], S=256)
-    given_ = arguments(x, ids, positions, None)
-    ours = jax.jit(lambda x: gpu.attention(**x, **given_, chip="9.0", interpret=True))(x)
-    np.testing.assert_allclose(ours, reference.attention(**x, **given_), atol=2e-5)
-
-
-def loop(x, given_):
-    known = {("segments" if name == "segment_ids" else name): value for name, value in given_.items()}
-    arrays = {name: np.asarray(value) if isinstance(value, jax.Array) else value for name, value in known.items()}
-    return oracle.attention(**{name: np.asarray(value) for name, value in x.items()}, **arrays)
+    call = functools.partial(arguments, ids=ids, positions=positions, window=None)
+    ours = jax.jit(lambda x: gpu.attention(*call(x), chip="9.0", interpret=True))(x)
+    np.testing.assert_allclose(ours, reference.attention(*call(x)), atol=2e-5)
 
 
 def test_gradient_equals_differences_of_the_loop():
     x = drawn(3, 1, 20, 4, 2, 64)
     ids, positions = rows_of([5, 12], S=20)
-    given_ = arguments(x, ids, positions, 4)
+    call = functools.partial(arguments, ids=ids, positions=positions, window=4)
     weights = np.random.default_rng(0).normal(size=(1, 20, 4, 64))
-    program = jax.jit(jax.grad(lambda x: jnp.sum(gpu.attention(**x, **given_, **INTERPRETED) * weights)))
+    program = jax.jit(jax.grad(lambda x: jnp.sum(gpu.attention(*call(x), **INTERPRETED) * weights)))
     gradients = program(x)
     rng = np.random.default_rng(1)
     for name in x:
         direction = rng.normal(size=x[name].shape)
-        ends = [loop({**x, name: np.float64(x[name]) + step * direction}, given_)[0] for step in (1e-4, -1e-4)]
+        ends = [
+            oracle.attention(*call({**x, name: np.float64(x[name]) + step * direction}))[0] for step in (1e-4, -1e-4)
+        ]
         slope = ((ends[0] - ends[1]) * weights).sum() / 2e-4
         np.testing.assert_allclose((np.asarray(gradients[name]) * direction).sum(), slope, rtol=2e-4, atol=2e-4)
 
@@ -135,11 +131,11 @@ def test_no_gradient_crosses_a_document():
     S, cut, end = 72, 33, 60
     x = drawn(3, 1, S, 2, 1, 64)
     ids, positions = rows_of([cut, end - cut], S=S)
-    given_ = arguments(x, ids, positions, None)
+    call = functools.partial(arguments, ids=ids, positions=positions, window=None)
 
     @jax.jit
     def gradient(x, part):
-        return jax.grad(lambda x: jnp.sum(jnp.square(gpu.attention(**x, **given_, **INTERPRETED)) * part))(x)
+        return jax.grad(lambda x: jnp.sum(jnp.square(gpu.attention(*call(x), **INTERPRETED)) * part))(x)
 
     token = np.arange(S)
     for part in (token < cut, (token >= cut) & (token < end)):
@@ -227,11 +223,11 @@ def program_of(kind, backward, chip="9.0", packed=True):
     D, window = kind[2:]
 
     def run(q, k, v, conv, inv_freq, positions, ids):
+        layer = kernels.AttentionLayer(conv_k=conv, conv_v=conv, inv_freq=inv_freq, window=window, scale=D**-0.5)
+        rows = kernels.Rows(positions=positions, segment_ids=ids if packed else None)
+
         def attend(q, k, v):
-            return gpu.attention(
-                q, k, v, conv_k=conv, conv_v=conv, inv_freq=inv_freq, positions=positions,
-                segment_ids=ids if packed else None, window=window, scale=D**-0.5, chip=chip,
-            )  # fmt: skip
+            return gpu.attention(q, k, v, layer, rows, chip=chip)
 
         if not backward:
             return attend(q, k, v)
@@ -265,13 +261,9 @@ def test_what_cudnn_is_asked_for_is_the_reference_on_whole_rows(window):
     """By the other implementation of the function that hands it to cuDNN, which has the same arguments."""
     x = drawn(5, 2, 64, 4, 2, 64)
     ids, positions = rows_of([64], [64], S=64)
-    given_ = arguments(x, ids, positions, window)
-    frequencies = given_["inv_freq"]
-    ready = reference.prepared(
-        **x, inv_freq=frequencies, positions=positions, segment_ids=ids, prev_kv=None, q_offset=0
-    )
-    found = gpu.cudnn(*ready, window=window, scale=given_["scale"], implementation="xla")
-    np.testing.assert_allclose(found, reference.attention(**x, **given_), atol=2e-5)
+    call = arguments(x, ids, positions, window)
+    found = gpu.cudnn(*reference.prepared(*call), window=window, scale=call[3].scale, implementation="xla")
+    np.testing.assert_allclose(found, reference.attention(*call), atol=2e-5)
 
 
 def test_cudnn_is_asked_where_it_computes_exactly_this():
@@ -290,12 +282,12 @@ def test_tiles_fit_the_shared_memory_of_every_chip(chip, head_dim):
 
 
 def test_what_computes_is_logged_once(caplog):
-    gpu._tell_once.cache_clear()
+    gpu._log_once.cache_clear()
     x = drawn(1, 1, 32, 2, 1, 64)
     ids, positions = rows_of([32], S=32)
     with caplog.at_level("INFO"):
         for _ in range(2):
-            jax.eval_shape(lambda x: gpu.attention(**x, **arguments(x, ids, positions, 7), **INTERPRETED), x)
+            jax.eval_shape(lambda x: gpu.attention(*arguments(x, ids, positions, 7), **INTERPRETED), x)
     assert caplog.messages == ["attention gpu: Pallas kernels for window 7 layers of head_dim 64 in float32."]
 
 
@@ -303,15 +295,15 @@ def test_what_is_not_supported_is_said():
     ids, positions = rows_of([8], S=8)
     x = drawn(9, 1, 8, 2, 1, 64)
     with pytest.raises(UserError, match=r"no kernel for cpu: compute capabilities 8.0, 9.0 are supported"):
-        kernels.attention(**x, **arguments(x, ids, positions, None), impl="gpu")
+        kernels.attention(*arguments(x, ids, positions, None, impl="gpu"))
     wide = drawn(9, 1, 8, 2, 1, 288)
     with pytest.raises(UserError, match=r"head_dim 288: even sizes up to 256"):
-        gpu.attention(**wide, **arguments(wide, ids, positions, None), **INTERPRETED)
+        gpu.attention(*arguments(wide, ids, positions, None), **INTERPRETED)
     mixed = {**x, "k": x["k"].astype(jnp.bfloat16)}
     with pytest.raises(UserError, match=r"float32, bfloat16, float32: all bfloat16 is supported"):
-        gpu.attention(**mixed, **arguments(x, ids, positions, None), **INTERPRETED)
+        gpu.attention(*arguments(mixed, ids, positions, None), **INTERPRETED)
     with pytest.raises(UserError, match=r"set model.compute_dtype to bfloat16"):
-        gpu.attention(**x, **arguments(x, ids, positions, None), chip="9.0")
+        gpu.attention(*arguments(x, ids, positions, None), chip="9.0")
     odd = drawn(9, 1, 8, 3, 2, 64)
     with pytest.raises(UserError, match=r"3 query heads for 2 KV heads"):
-        gpu.attention(**odd, **arguments(odd, ids, positions, None), **INTERPRETED)
+        gpu.attention(*arguments(odd, ids, positions, None), **INTERPRETED)

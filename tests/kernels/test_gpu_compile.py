@@ -72,9 +72,11 @@ def test_every_device_of_a_mesh_runs_each_kernel_once(sizes, layer):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
     def gradient(q, k, v, conv, inv_freq, ids):
+        settings = {"conv_k": conv, "conv_v": conv, "inv_freq": inv_freq, "window": window and 1024, "scale": D**-0.5}
+        layer, rows = kernels.AttentionLayer(**settings), kernels.Rows(positions=ids, segment_ids=ids)
+
         def loss(q, k, v):
-            settings = {"positions": ids, "segment_ids": ids, "window": window and 1024, "scale": D**-0.5}
-            out = attend(q, k, v, conv_k=conv, conv_v=conv, inv_freq=inv_freq, **settings)
+            out = attend(q, k, v, layer, rows)
             return jnp.sum(out.astype(jnp.float32) ** 2)
 
         return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
@@ -98,8 +100,9 @@ def test_a_decoding_step_writes_the_cache_in_place_and_copies_none_of_it(layer):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     def step(q, k, v, cache, conv, inv_freq, lengths, real):
-        settings = {"lengths": lengths, "real": real, "window": window, "scale": D**-0.5, "impl": "gpu"}
-        return kernels.decode_attention(q, k, v, cache, conv_k=conv, conv_v=conv, inv_freq=inv_freq, **settings)
+        settings = {"conv_k": conv, "conv_v": conv, "inv_freq": inv_freq, "window": window, "scale": D**-0.5}
+        layer, new = kernels.AttentionLayer(**settings, impl="gpu"), kernels.NewTokens(lengths=lengths, real=real)
+        return kernels.decode_attention(q, k, v, cache, layer, new)
 
     new = [array((B, 1, heads, D)) for heads in (H, K, K)]
     cache = kernels.LayerCache(*[array((B, K, T, D))] * 2, *[array((B, K, D))] * 2)

@@ -1,4 +1,4 @@
-"""Products with weights, by every path of `kernels.matmul.einsum`, against float64."""
+"""Products with weights and their gradients, by every path of `kernels.matmul`, against float64."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m1jax.kernels.matmul import einsum
+from m1jax.kernels.matmul import einsum, linear
 
 # Every form that the model uses, forward and backward, and what it sums over.
 FORMS = ("bse,ehd->bshd", "bshd,hde->bse", "bshd,ehd->bse", "bse,ef->bsf", "bsf,ef->bse", "bse,ve->bsv", "bsv,ve->bse")
@@ -41,3 +41,26 @@ def test_products_equal_float64_ones(form, sizes, lone, dtype, narrow, seed):
 def test_a_form_that_would_be_computed_wrong_is_refused(form):
     with pytest.raises(AssertionError, match=form):
         einsum(form, jnp.ones((2, 2, 2)), jnp.ones((2, 2)), dtype=jnp.float32)
+
+
+@pytest.mark.parametrize("form", ["bse,ehd->bshd", "bshd,hde->bse", "bse,ef->bsf"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_equal_float64_ones_and_the_weight_s_is_not_rounded(form, dtype):
+    """Of a float32 weight under bfloat16 activations: its gradient is a float32 sum of exact products."""
+    sizes = dict(zip("bsehdf", (2, 3, 4, 2, 5, 6), strict=True))
+    of_x, of_weight, of_out = (axes for side in form.split("->") for axes in side.split(","))
+    rng = np.random.default_rng(0)
+
+    def drawn(axes, dtype):
+        return jnp.asarray(rng.normal(size=[sizes[axis] for axis in axes]), dtype)
+
+    x, weight, d_out = drawn(of_x, dtype), drawn(of_weight, jnp.float32), drawn(of_out, dtype)
+    out, pull = jax.vjp(lambda x, weight: linear(form, x, weight), x, weight)
+    d_x, d_weight = pull(d_out)
+    assert (out.dtype, d_x.dtype, d_weight.dtype) == (dtype, dtype, jnp.float32)
+    wide = [np.float64(each) for each in (x, weight.astype(dtype), d_out)]
+    rounding = 4 * HALF if dtype == "bfloat16" else 1e-6
+    want = np.einsum(f"{of_out},{of_weight}->{of_x}", wide[2], wide[1])
+    np.testing.assert_allclose(np.float64(d_x), want, atol=rounding * np.abs(want).max())
+    want = np.einsum(f"{of_x},{of_out}->{of_weight}", wide[0], wide[2])
+    np.testing.assert_allclose(np.float64(d_weight), want, atol=1e-6 * np.abs(want).max())

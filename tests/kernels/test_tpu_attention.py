@@ -14,15 +14,15 @@ from m1jax import kernels
 from m1jax.errors import UserError
 from m1jax.kernels import reference
 from m1jax.kernels.tpu import attention as tpu
-from m1jax.kernels.tpu.schedule import Blocks, Plan
+from m1jax.kernels.tpu.schedule import Blocks, Tiling
 from tests.kernels import oracle
 from tests.kernels.compare import bfloat16_stays_near_float32, close, gradients_close
 from tests.kernels.rows import NAMES, arguments, drawn, rows_of
 
 
-def plan(keys, cores=1, chunks=1, rows=128, tile=128, heads=1):
-    groups = -(-keys // (rows * cores * chunks)) * chunks
-    return Plan(Blocks(rows, tile, heads), Blocks(rows, tile), cores, groups * rows * cores, chunks, 2**26)
+def tiling(keys, cores=1, chunks=1, height=128, tile=128, heads=1):
+    panels = -(-keys // (height * cores * chunks)) * chunks
+    return Tiling(Blocks(height, tile, heads), Blocks(height, tile), cores, panels * height * cores, chunks, 2**26)
 
 
 @functools.partial(jax.jit, static_argnames=("window", "blocks", "interpret"))
@@ -34,12 +34,12 @@ def both(x, before, ids, positions, window, blocks, interpret=True):
 
     def run(attention, **more):
         def loss(x, before):
-            out, lse = attention(**x, **arguments(x, ids, positions, window), prev_kv=before, return_lse=True, **more)
+            out, lse = attention(*arguments(x, ids, positions, window, prev_kv=before), return_lse=True, **more)
             return jnp.sum(out * weigh) + jnp.sum(jnp.where(weigh_sum == 0, 0, lse) * weigh_sum), (out, lse)
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x, before)
 
-    return run(tpu.attention, plan=blocks, chip="v5p", interpret=interpret), run(reference.attention)
+    return run(tpu.attention, tiling=blocks, chip="v5p", interpret=interpret), run(reference.attention)
 
 
 def check(x, before, ids, positions, window, blocks, interpret=True):
@@ -51,14 +51,14 @@ def check(x, before, ids, positions, window, blocks, interpret=True):
     gradients_close(d_ours, d_want, x)
 
 
-# Shapes that compile anew are few; lengths, borders and windows of the same shapes are many.
+# Shapes that need a compilation are few; lengths, borders and windows of the same shapes are many.
 SHAPES = (
-    # B, S, H, K, D, plan
-    (1, 300, 2, 2, 64, plan(300)),
-    (2, 256, 3, 1, 128, plan(256, cores=2, heads=2)),
-    (1, 384, 10, 1, 128, plan(384, chunks=3, heads=2)),
-    (1, 500, 4, 2, 256, plan(500, rows=256, heads=2)),
-    (1, 512, 5, 1, 128, plan(512, cores=2, chunks=2)),
+    # B, S, H, K, D, tiling
+    (1, 300, 2, 2, 64, tiling(300)),
+    (2, 256, 3, 1, 128, tiling(256, cores=2, heads=2)),
+    (1, 384, 10, 1, 128, tiling(384, chunks=3, heads=2)),
+    (1, 500, 4, 2, 256, tiling(500, height=256, heads=2)),
+    (1, 512, 5, 1, 128, tiling(512, cores=2, chunks=2)),
 )
 
 
@@ -107,15 +107,17 @@ def test_scores_far_above_a_token_s_own(heads, window):
     x["q"] = x["q"].at[:, 260:, :, 0].set(60.0)
     x["k"] = x["k"].at[:, :, :, 0].set(0.0).at[:, 150, :, 0].set(60.0)
     ids, positions = rows_of([450], S=S)
-    given_ = arguments(x, ids, positions, window)
-    given_["inv_freq"] = jnp.zeros_like(given_["inv_freq"])
-    want, want_sum = reference.attention(**x, **given_, return_lse=True)
+
+    def call(x):
+        return arguments(x, ids, positions, window, inv_freq=jnp.zeros(32))
+
+    want, want_sum = reference.attention(*call(x), return_lse=True)
     real = np.asarray(ids)[0] > 0
     high = np.asarray(want_sum)[0, real].max(1)
     assert (high > 400).sum() > 100 and (high < 20).sum() > 100
     ours, ours_sum = jax.jit(
         lambda x: tpu.attention(
-            **x, **given_, return_lse=True, interpret=True, chip="v6e", plan=plan(S, rows=256, heads=heads)
+            *call(x), return_lse=True, interpret=True, chip="v6e", tiling=tiling(S, height=256, heads=heads)
         )
     )(x)
     np.testing.assert_allclose(ours[0, real], want[0, real], atol=1e-4)
@@ -128,21 +130,12 @@ def test_equals_a_loop_over_tokens_in_float64(window):
     S = 40
     x = drawn(2, 1, S, 2, 1, 64)
     ids, positions = rows_of([7, 20], S=S)
-    ours = jax.jit(
-        lambda x: tpu.attention(
-            **x, **arguments(x, ids, positions, window), return_lse=True, interpret=True, chip="v6e", plan=plan(S)
-        )
-    )(x)
-    given_ = arguments(x, ids, positions, window)
-    given_["segments"] = given_.pop("segment_ids")
-    want = oracle.attention(**{n: np.asarray(a) for n, a in x.items()}, **{k: _numpy(v) for k, v in given_.items()})
+    settings_ = {"return_lse": True, "interpret": True, "chip": "v6e", "tiling": tiling(S)}
+    ours = jax.jit(lambda x: tpu.attention(*arguments(x, ids, positions, window), **settings_))(x)
+    want = oracle.attention(*arguments(x, ids, positions, window))
     np.testing.assert_allclose(ours[0], want[0], atol=2e-5)
     real = np.asarray(ids)[0] > 0
     np.testing.assert_allclose(np.asarray(ours[1])[0, real], want[1][0, real], atol=2e-5)
-
-
-def _numpy(value):
-    return np.asarray(value) if isinstance(value, jax.Array) else value
 
 
 def test_no_gradient_crosses_a_document():
@@ -152,8 +145,8 @@ def test_no_gradient_crosses_a_document():
 
     def loss_of(part):
         def loss(x):
-            settings_ = arguments(x, ids, positions, None)
-            return jnp.sum(tpu.attention(**x, **settings_, interpret=True, chip="v5e", plan=plan(S))[:, part] ** 2)
+            call = arguments(x, ids, positions, None)
+            return jnp.sum(tpu.attention(*call, interpret=True, chip="v5e", tiling=tiling(S))[:, part] ** 2)
 
         return loss
 
@@ -172,14 +165,14 @@ def test_queries_at_a_traced_offset_see_the_keys_before_them(cores, chunks):
 
     def run(attention, offset, **more):
         def loss(x):
-            given_ = {**x, "q": jax.lax.dynamic_slice_in_dim(x["q"], offset, S, axis=1)}
-            out = attention(**given_, **arguments(x, ids, positions, 150), q_offset=offset, **more)
+            late = {**x, "q": jax.lax.dynamic_slice_in_dim(x["q"], offset, S, axis=1)}
+            out = attention(*arguments(late, ids, positions, 150, q_offset=offset), **more)
             return jnp.sum(out**2), out
 
         return jax.value_and_grad(loss, has_aux=True)(x)
 
     program = jax.jit(
-        lambda offset: run(tpu.attention, offset, interpret=True, chip="v5p", plan=plan(T, cores, chunks))
+        lambda offset: run(tpu.attention, offset, interpret=True, chip="v5p", tiling=tiling(T, cores, chunks))
     )
     for offset in (0, 1, 128, 257, 400):
         (_, out), gradients = program(jnp.int32(offset))
@@ -192,19 +185,16 @@ def test_queries_at_a_traced_offset_see_the_keys_before_them(cores, chunks):
 @pytest.mark.parametrize("window", [None, 300])
 def test_packed_rows_visit_no_more_blocks_than_they_must(window):
     """Counted by the kernels; a block must be visited where a token of it is seen by one of the queries'."""
-    S, rows = 2048, 128
+    S, height = 2048, 128
     rng = np.random.default_rng(0)
     lengths = [list(rng.geometric(1 / 200, size=30)), [S]]
     ids, positions = rows_of(*lengths, S=S)
     x = drawn(5, 2, S, 1, 1, 64)
     static, arrays = tpu.operands(
-        *(x[name] for name in ("q", "k", "v")),
-        conv_k=x["conv_k"],
-        conv_v=x["conv_v"],
-        **arguments(x, ids, positions, window),
+        *arguments(x, ids, positions, window),
         interpret=True,
         chip="v6e",
-        plan=plan(S),
+        tiling=tiling(S),
         counted=True,
     )
     out, lse, keys, values, forward = tpu.run_forward(static, arrays, save=True)
@@ -215,7 +205,7 @@ def test_packed_rows_visit_no_more_blocks_than_they_must(window):
         seen = (t[None] <= t[:, None]) & (row[None] == row[:, None]) & (row > 0)
         if window is not None:
             seen &= t[:, None] - t[None] < window
-        least = seen.reshape(S // rows, rows, S // rows, rows).any((1, 3)).sum()
+        least = seen.reshape(S // height, height, S // height, height).any((1, 3)).sum()
         assert forward[b] == backward[b] == least
 
 
@@ -227,12 +217,11 @@ def test_the_unpacked_schedule_equals_the_packed_one_on_whole_rows():
         runs = [
             jax.jit(
                 lambda x, packed=packed, window=window: tpu.attention(
-                    **x,
-                    **arguments(x, ids, positions, window),
+                    *arguments(x, ids, positions, window),
                     packed=packed,
                     interpret=True,
                     chip="v5e",
-                    plan=plan(S),
+                    tiling=tiling(S),
                 )
             )(x)
             for packed in (True, False)
@@ -241,7 +230,7 @@ def test_the_unpacked_schedule_equals_the_packed_one_on_whole_rows():
 
 
 def test_bfloat16_stays_near_float32():
-    attention = functools.partial(tpu.attention, interpret=True, chip="v5e", plan=plan(256))
+    attention = functools.partial(tpu.attention, interpret=True, chip="v5e", tiling=tiling(256))
     bfloat16_stays_near_float32(attention, [100, 156])
 
 
@@ -252,7 +241,7 @@ def test_the_race_detector_finds_none_and_every_read_is_of_written_memory():
     ids, positions = rows_of([100, 120], S=S)
     x = drawn(8, 1, S, 2, 1, 64)
     before = (jnp.zeros((1, 1, 64)),) * 2
-    check(x, before, ids, positions, 150, plan(S, cores=2), pltpu.InterpretParams(detect_races=True))
+    check(x, before, ids, positions, 150, tiling(S, cores=2), pltpu.InterpretParams(detect_races=True))
     assert not interpreter.races.races_found
 
 
@@ -261,10 +250,10 @@ def test_what_is_not_supported_is_said(field):
     ids, positions = rows_of([8], S=8)
     x = drawn(9, 1, 8, 2, 1, 64)
     with pytest.raises(UserError, match=r"no kernel for cpu: v5e, v5p, v6e, tpu7x are supported"):
-        kernels.attention(**x, **arguments(x, ids, positions, None), impl="pallas_tpu")
+        kernels.attention(*arguments(x, ids, positions, None, impl="pallas_tpu"))
     wide = drawn(9, 1, 8, 2, 1, 288)
     with pytest.raises(UserError, match=r"head_dim 288: even sizes up to 256"):
-        tpu.attention(**wide, **arguments(wide, ids, positions, None), chip="v5e")
+        tpu.attention(*arguments(wide, ids, positions, None), chip="v5e")
     mixed = {**x, field: x[field].astype(jnp.bfloat16)}
     with pytest.raises(UserError, match=r"all float32 or all bfloat16"):
-        tpu.attention(**mixed, **arguments(x, ids, positions, None), chip="v5e")
+        tpu.attention(*arguments(mixed, ids, positions, None), chip="v5e")

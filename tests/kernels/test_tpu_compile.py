@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from m1jax.kernels import AttentionLayer, Rows
 from m1jax.kernels.tpu import attention as tpu
 
 pytest.importorskip("libtpu", reason="libtpu, which holds the TPU compiler, is not installed")
@@ -40,21 +41,17 @@ def shapes(kind, S, chip):
     H, K, D, window = kind
     narrow = jnp.bfloat16
     x = [jax.ShapeDtypeStruct((1, S, heads, D), narrow) for heads in (H, K, K)]
-    more = {
-        "conv_k": jax.ShapeDtypeStruct((K, 2), jnp.float32),
-        "conv_v": jax.ShapeDtypeStruct((K, 2), jnp.float32),
-        "inv_freq": jax.ShapeDtypeStruct((D // 2,), jnp.float32),
-        "positions": jax.ShapeDtypeStruct((1, S), jnp.int32),
-        "segment_ids": jax.ShapeDtypeStruct((1, S), jnp.int32),
-    }
+    conv, ids = jax.ShapeDtypeStruct((K, 2), jnp.float32), jax.ShapeDtypeStruct((1, S), jnp.int32)
+    inv_freq = jax.ShapeDtypeStruct((D // 2,), jnp.float32)
+    layer = AttentionLayer(conv_k=conv, conv_v=conv, inv_freq=inv_freq, window=window, scale=D**-0.5)
     static = []
 
-    def run(x, more):
-        one, arrays = tpu.operands(*x, **more, window=window, scale=D**-0.5, chip=chip)
+    def run(*arguments):
+        one, arrays = tpu.operands(*arguments, chip=chip)
         static.append(one)
         return arrays
 
-    arrays = jax.eval_shape(run, x, more)
+    arrays = jax.eval_shape(run, *x, layer, Rows(positions=ids, segment_ids=ids))
     return static[0], arrays
 
 
@@ -86,7 +83,7 @@ def test_forward_and_backward_compile_within_memory(chip, kind, S):
         chip,
     )
     temporaries = run.memory_analysis().temp_size_in_bytes
-    if static.plan.chunks == 1:
+    if static.tiling.chunks == 1:
         assert temporaries <= 64 * MEBIBYTE
     else:
         # One float32 dq beside the gradients of single chunks, which are joined; nothing grows with S / block.

@@ -11,16 +11,17 @@ import pytest
 from m1jax.config import MeshConfig
 from m1jax.kernels import reference
 from m1jax.kernels.tpu import attention as tpu
-from m1jax.kernels.tpu.schedule import Blocks, Plan
+from m1jax.kernels.tpu.schedule import Blocks, Tiling
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel.attention import partitioned
+from tests.kernels.rows import arguments
 
 
-def kernel(q, k, v, **settings):
+def kernel(q, k, v, layer, rows, **settings):
     """Blocks of 128, so that a shard has several."""
     T = k.shape[1]
-    plan = Plan(Blocks(128, 128), Blocks(128, 128), 1, -(-T // 128) * 128, 1, 2**26)
-    return tpu.attention(q, k, v, plan=plan, chip="v6e", interpret=True, **settings)
+    tiling = Tiling(Blocks(128, 128), Blocks(128, 128), 1, -(-T // 128) * 128, 1, 2**26)
+    return tpu.attention(q, k, v, layer, rows, tiling=tiling, chip="v6e", interpret=True, **settings)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -28,11 +29,8 @@ def judged(attention, window, x, segments, positions):
     """((output, log-sum), gradients) of a weighing of both."""
 
     def loss(x):
-        D = x["q"].shape[-1]
-        out, lse = attention(
-            **x, inv_freq=jnp.linspace(1.0, 0.1, D // 2), segment_ids=segments, positions=positions, window=window,
-            scale=D**-0.5, return_lse=True,
-        )  # fmt: skip
+        inv_freq = jnp.linspace(1.0, 0.1, x["q"].shape[-1] // 2)
+        out, lse = attention(*arguments(x, segments, positions, window, inv_freq=inv_freq), return_lse=True)
         weigh = jnp.sin(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
         return jnp.sum(out * weigh) + jnp.sum(jnp.where(segments[:, :, None] > 0, lse, 0) * weigh[..., 0]), (out, lse)
 

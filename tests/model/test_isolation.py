@@ -11,7 +11,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m1jax import model
+from m1jax import kernels, model
 from m1jax.kernels import reference
 from m1jax.model import decoder
 from tests.model import small
@@ -28,9 +28,9 @@ def embedding_gradient(graphdef, params, embeddings, segments, weights):
 
     def loss(embeddings):
         merged = nnx.merge(graphdef, params)
-        place = decoder.Place(segments, decoder.document_positions(segments), small.BASE)
+        rows = kernels.Rows(positions=decoder.document_positions(segments), segment_ids=segments)
         targets = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
-        return merged.cross_entropy(merged.run(embeddings, place), targets, weights, chunk=1024).loss
+        return merged.cross_entropy(merged.run(embeddings, rows, small.BASE), targets, weights, chunk=1024).loss
 
     return jax.grad(loss)(embeddings)
 

@@ -76,9 +76,15 @@ def scores_far_apart(S=256, D=32):
 
 # No rotation and no convolution: what enters the softmax is then known to the last bit.
 PLAIN = {
+    "window": None, "scale": 1.0,
     "conv_k": np.array([[0.0, 1.0]], np.float32), "conv_v": np.array([[0.0, 1.0]], np.float32),
-    "inv_freq": np.zeros(16, np.float32), "window": None, "scale": 1.0,
+    "inv_freq": np.zeros(16, np.float32),
 }  # fmt: skip
+
+
+def one_document(S):
+    ones = np.ones((1, S), np.int32)
+    return kernels.Rows(positions=ones, segment_ids=ones)
 
 
 def attended(scores, v):
@@ -88,10 +94,8 @@ def attended(scores, v):
 
 def test_softmax_and_its_sums_are_float32():
     q, k, v, scores = scores_far_apart()
-    ones = np.ones((1, 256), np.int32)
-    out, lse = jax.jit(
-        lambda q, k, v: kernels.attention(q, k, v, **PLAIN, positions=ones, segment_ids=ones, return_lse=True)
-    )(q, k, v)
+    layer, rows = kernels.AttentionLayer(**PLAIN), one_document(256)
+    out, lse = jax.jit(lambda q, k, v: kernels.attention(q, k, v, layer, rows, return_lse=True))(q, k, v)
     top = scores.max(-1)
     exact = top + np.log(np.exp(scores - top[:, None]).sum(-1))
     np.testing.assert_allclose(np.asarray(lse)[0, :, 0], exact, atol=3e-5)
@@ -101,15 +105,13 @@ def test_softmax_and_its_sums_are_float32():
 def test_softmax_on_a_cache_is_float32():
     """Half of the keys in the cache, half new."""
     q, k, v, scores = scores_far_apart()
-    old, new = slice(0, 128), slice(128, 256)
+    old, late = slice(0, 128), slice(128, 256)
     slots = [jnp.asarray(x[:, old].transpose(0, 2, 1, 3)) for x in (k, v)]
     cache = LayerCache(*slots, *(jnp.asarray(x[:, 127]) for x in (k, v)))
-    fresh = [jnp.asarray(x[:, new]) for x in (q, k, v)]
-    lengths, real = jnp.array([128]), np.ones((1, 128), bool)
-    out, _ = jax.jit(
-        lambda q, k, v, cache: kernels.decode_attention(q, k, v, cache, **PLAIN, lengths=lengths, real=real)
-    )(*fresh, cache)
-    check_attended(out, scores[new], v)
+    fresh = [jnp.asarray(x[:, late]) for x in (q, k, v)]
+    new = kernels.NewTokens(lengths=jnp.array([128]), real=np.ones((1, 128), bool))
+    out, _ = jax.jit(kernels.decode_attention)(*fresh, cache, kernels.AttentionLayer(**PLAIN), new)
+    check_attended(out, scores[late], v)
 
 
 def check_attended(out, scores, v):
@@ -128,13 +130,11 @@ def test_gradient_of_a_query_that_sees_one_key_is_no_noise():
     """Its softmax is constant, so Q's and K's gradient is 0; rounded sums that do not cancel would leave some."""
     S = 12
     q, k, v = (jnp.asarray(narrow(i, 1, S, 2, 32)) for i in range(3))
-    ones, settings = np.ones((1, S), np.int32), {**PLAIN, "window": 1}
-    settings["conv_k"] = settings["conv_v"] = np.array([[0.0, 1.0]] * 2, np.float32)
+    plain = np.array([[0.0, 1.0]] * 2, np.float32)
+    layer = kernels.AttentionLayer(**{**PLAIN, "window": 1, "conv_k": plain, "conv_v": plain})
 
     def loss(q, k, v):
-        return jnp.sum(
-            kernels.attention(q, k, v, **settings, positions=ones, segment_ids=ones).astype(jnp.float32) ** 2
-        )
+        return jnp.sum(kernels.attention(q, k, v, layer, one_document(S)).astype(jnp.float32) ** 2)
 
     d_q, d_k, d_v = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
     assert np.abs(wide(d_v)).max() > 1

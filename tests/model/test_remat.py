@@ -12,8 +12,8 @@ from m1jax.kernels.tpu import attention as tpu
 from tests.model import programs, small
 
 
-def on_v5p(*arrays, impl, **settings):
-    return tpu.attention(*arrays, chip="v5p", **settings)
+def on_v5p(q, k, v, layer, rows):
+    return tpu.attention(q, k, v, layer, rows, chip="v5p")
 
 
 @pytest.mark.parametrize(("remat", "forward"), [("none", 1), ("dots", 1), ("block", 2), ("offload", 2)])

@@ -16,6 +16,7 @@ from m1jax.config import MeshConfig
 from m1jax.errors import UserError
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel.attention import partitioned
+from tests.kernels.rows import arguments
 
 INV_FREQ = np.array([1.0, 0.2], np.float32)
 AXES = ("replica", "data", "fsdp", "tensor", "context")
@@ -42,23 +43,14 @@ def packed(B, S, borders, padding=0):
     return (np.tile(x.astype(np.int32), (B, 1)) for x in (segments, index - starts))
 
 
+call = functools.partial(arguments, inv_freq=INV_FREQ, scale=0.5)
+
+
 def judged(attention, windows, x, segments, positions, **more):
     """Outputs and log-sums of several windows, and the gradients of a fixed mix of them all."""
 
     def mixed(x):
-        found = [
-            attention(
-                **x,
-                inv_freq=INV_FREQ,
-                segment_ids=segments,
-                positions=positions,
-                window=window,
-                scale=0.5,
-                return_lse=True,
-                **more,
-            )
-            for window in windows
-        ]
+        found = [attention(*call(x, segments, positions, window, **more), return_lse=True) for window in windows]
         total = 0.0
         for n, (out, lse) in enumerate(found):
             mix = jnp.sin(jnp.arange(out.size, dtype=jnp.float32) * (n + 1)).reshape(out.shape)
@@ -148,8 +140,7 @@ def test_a_leak_over_a_border_would_show_in_the_gradient():
     attend = partitioned(mesh_of(context=4))
 
     def of_third(x, window):
-        out = attend(**x, inv_freq=INV_FREQ, segment_ids=segments, positions=positions, window=window, scale=0.5)
-        return jnp.sum(out[:, 8:12] ** 2)
+        return jnp.sum(attend(*call(x, segments, positions, window))[:, 8:12] ** 2)
 
     for window in (2, 7, None):
         gradients = jax.jit(jax.grad(functools.partial(of_third, window=window)))(drawn(1, 16, 2, 1))
@@ -175,8 +166,7 @@ def collectives(attend, window, S=64):
     segments, positions = packed(1, S, (20,))
 
     def loss(x):
-        out = attend(**x, inv_freq=INV_FREQ, segment_ids=segments, positions=positions, window=window, scale=0.5)
-        return jnp.sum(out**2)
+        return jnp.sum(attend(*call(x, segments, positions, window)) ** 2)
 
     kinds = ("all-gather", "reduce-scatter", "collective-permute", "all-to-all")
     texts = (jax.jit(f).lower(x).compile().as_text() for f in (loss, jax.grad(loss)))
@@ -195,15 +185,14 @@ def test_mirrored_queries_cost_every_shard_the_same():
     """Pairs of query and key under the causal mask, by shard, from the offsets that the local calls are given."""
     s, context, calls = 6, 4, []
 
-    def counting(q, k, v, *, q_offset, **settings):
-        jax.debug.callback(lambda offset: calls.append((int(offset), q.shape[1])), q_offset)
-        return kernels.attention(q, k, v, q_offset=q_offset, **settings)
+    def counting(q, k, v, layer, rows, **settings):
+        jax.debug.callback(lambda offset: calls.append((int(offset), q.shape[1])), rows.q_offset)
+        return kernels.attention(q, k, v, layer, rows, **settings)
 
     segments, positions = packed(1, s * context, ())
     attend = partitioned(mesh_of(context=context), counting)
     x = drawn(1, s * context, 2, 1)
-    settings = {"inv_freq": INV_FREQ, "window": None, "scale": 1.0}
-    jax.jit(lambda *ids: attend(**x, **settings, segment_ids=ids[0], positions=ids[1]))(segments, positions)
+    jax.jit(lambda *ids: attend(*call(x, *ids, None)))(segments, positions)
     jax.effects_barrier()
     pairs = {offset: sum(offset + i + 1 for i in range(count)) for offset, count in calls}
     assert sorted(pairs) == list(range(0, s * context, s // 2))
@@ -228,12 +217,4 @@ def test_one_device_needs_no_wrapper():
 def test_what_cannot_be_cut_is_refused_with_the_numbers(sizes, more, message):
     segments, positions = packed(2, 12, ())
     with pytest.raises(UserError, match=message):
-        partitioned(mesh_of(**sizes))(
-            **drawn(2, 12, 4, 2),
-            inv_freq=INV_FREQ,
-            segment_ids=segments,
-            positions=positions,
-            window=3,
-            scale=0.5,
-            **more,
-        )
+        partitioned(mesh_of(**sizes))(*call(drawn(2, 12, 4, 2), segments, positions, 3, **more))

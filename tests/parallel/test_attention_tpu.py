@@ -11,6 +11,7 @@ from m1jax.config import MeshConfig
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel.attention import partitioned
 from tests import tpu
+from tests.kernels.rows import arguments
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "collective-permute", "all-reduce", "all-to-all")
 
@@ -35,15 +36,7 @@ def compiled(topology, sizes, impl, S, H, K, D, window):
     ids = array((B, S), *rows, dtype=jnp.int32)
 
     def loss(x, segments, positions, inv_freq):
-        out = partitioned(mesh)(
-            **x,
-            inv_freq=inv_freq,
-            segment_ids=segments,
-            positions=positions,
-            window=window,
-            scale=D**-0.5,
-            impl=impl,
-        )
+        out = partitioned(mesh)(*arguments(x, segments, positions, window, inv_freq=inv_freq, impl=impl))
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
     return jax.jit(jax.grad(loss)).lower(x, ids, ids, array((D // 2,), dtype=jnp.float32)).compile().as_text()

@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from m1jax.errors import UserError
 from m1jax.kernels import reference, visible
+from m1jax.kernels.arguments import AttentionLayer, Rows
 from m1jax.kernels.gpu import backward, blocks
 from m1jax.kernels.gpu.forward import forward
 from m1jax.kernels.names import ATTENTION
@@ -40,16 +41,9 @@ def attention(
     q: Array,
     k: Array,
     v: Array,
+    layer: AttentionLayer,
+    rows: Rows,
     *,
-    conv_k: Array,
-    conv_v: Array,
-    inv_freq: Array,
-    positions: Array,
-    segment_ids: Array | None,
-    window: int | None,
-    scale: float,
-    prev_kv: tuple[Array, Array] | None = None,
-    q_offset: int | Array = 0,
     return_lse: bool = False,
     chip: str | None = None,
     tiles: blocks.Tiles | None = None,
@@ -65,29 +59,13 @@ def attention(
     """
     chip = chip or compute_capability()
     _check(q, k, v, chip, interpret)
-    unpacked = segment_ids is None
-    if segment_ids is None:
-        segment_ids = jnp.ones(k.shape[:2], jnp.int32)
-    q, k, v = reference.prepared(
-        q,
-        k,
-        v,
-        conv_k=conv_k,
-        conv_v=conv_v,
-        inv_freq=inv_freq,
-        positions=positions,
-        segment_ids=segment_ids,
-        prev_kv=prev_kv,
-        q_offset=q_offset,
-    )
-    whole = isinstance(q_offset, int) and q_offset == 0 and q.shape[1] == k.shape[1]
-    if unpacked and whole and not return_lse and cudnn_computes(q.dtype, q.shape[3], chip):
-        _tell("cuDNN", q.shape[3], str(q.dtype), window)
-        return cudnn(q, k, v, window=window, scale=scale)
-    _tell("Pallas kernels", q.shape[3], str(q.dtype), window)
-    out, lse = pallas(
-        q, k, v, segment_ids, q_offset, chip=chip, window=window, scale=scale, tiles=tiles, interpret=interpret
-    )  # fmt: skip
+    q, k, v = reference.prepared(q, k, v, layer, rows)
+    aligned = isinstance(rows.q_offset, int) and rows.q_offset == 0 and q.shape[1] == k.shape[1]
+    if rows.segment_ids is None and aligned and not return_lse and cudnn_computes(q.dtype, q.shape[3], chip):
+        _log("cuDNN", q, layer.window)
+        return cudnn(q, k, v, window=layer.window, scale=layer.scale)
+    _log("Pallas kernels", q, layer.window)
+    out, lse = pallas(q, k, v, layer, rows, chip=chip, tiles=tiles, interpret=interpret)
     return (out, lse) if return_lse else out
 
 
@@ -118,12 +96,10 @@ def pallas(
     q: Array,
     k: Array,
     v: Array,
-    segment_ids: Array,
-    q_offset: int | Array,
+    layer: AttentionLayer,
+    rows: Rows,
     *,
     chip: str,
-    window: int | None,
-    scale: float,
     tiles: blocks.Tiles | None = None,
     interpret: bool = False,
 ) -> tuple[Array, Array]:
@@ -133,27 +109,27 @@ def pallas(
     tiles = tiles or blocks.tiles(chip, wide)
     keys = _padded(k.shape[1], tiles.forward.keys, tiles.dq.keys, tiles.dkv.keys)
     queries = _padded(S, tiles.forward.queries, tiles.dq.queries, tiles.dkv.queries)
-    segments = _to(keys, segment_ids)
-    first_BT = visible.first_keys(segments, window)
+    segments = _to(keys, rows.documents)
+    first_BT = visible.first_keys(segments, layer.window)
     first_BT = jnp.where(first_BT == visible.PADDING, keys, first_BT)
-    first_BS = jax.lax.dynamic_slice_in_dim(first_BT, q_offset, S, axis=1)
+    first_BS = rows.of_queries(first_BT, S)
     out, lse = _attention(
-        Static(scale, tiles, interpret),
-        *(_to(rows, x, wide) for rows, x in ((queries, q), (keys, k), (keys, v))),
+        Static(layer.scale, tiles, interpret),
+        *(_to(length, x, wide) for length, x in ((queries, q), (keys, k), (keys, v))),
         jnp.pad(first_BS, ((0, 0), (0, queries - S)), constant_values=keys),
-        _last_queries(segments, window),
-        jnp.asarray(q_offset, jnp.int32)[None],
+        _last_queries(segments, layer.window),
+        jnp.asarray(rows.q_offset, jnp.int32)[None],
     )
     return out[:, :S, :, :D], lse[:, :, :S].transpose(0, 2, 1)
 
 
-def _tell(what: str, head_dim: int, dtype: str, window: int | None) -> None:
+def _log(what: str, q: Array, window: int | None) -> None:
     span = "global" if window is None else f"window {window}"
-    _tell_once(f"attention gpu: {what} for {span} layers of head_dim {head_dim} in {dtype}.")
+    _log_once(f"attention gpu: {what} for {span} layers of head_dim {q.shape[3]} in {q.dtype}.")
 
 
 @functools.cache
-def _tell_once(message: str) -> None:
+def _log_once(message: str) -> None:
     logging.getLogger(__name__).info(message)
 
 
@@ -184,10 +160,10 @@ def _padded(length: int, *sides: int) -> int:
     return -(-length // side) * side
 
 
-def _to(rows: int, x: Array, width: int | None = None) -> Array:
-    """`x` with zeros after its rows, and after its last axis."""
+def _to(length: int, x: Array, width: int | None = None) -> Array:
+    """`x` with zeros after its tokens, and after its last axis."""
     pads = [(0, 0)] * x.ndim
-    pads[1] = (0, rows - x.shape[1])
+    pads[1] = (0, length - x.shape[1])
     if width is not None:
         pads[-1] = (0, width - x.shape[-1])
     return jnp.pad(x, pads)
@@ -222,7 +198,7 @@ def _backward_rule(static: Static, saved: tuple[Array, ...], gradients: tuple[Ar
     q, k, v, first, last, offset, out, lse = saved
     d_out, d_lse = gradients
     real_BHS = (first < k.shape[1])[:, None]
-    # A query that sees nothing has no weight anywhere, whatever its logarithm was said to be.
+    # A query that sees nothing has no weight anywhere, so its logarithm must not matter.
     base_2 = jnp.where(real_BHS, lse * blocks.LOG2_E, -blocks.MASKED)
     delta_BSH = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
     delta_BHS = jnp.where(real_BHS, delta_BSH.transpose(0, 2, 1) - d_lse, 0.0)

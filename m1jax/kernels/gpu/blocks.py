@@ -85,11 +85,16 @@ def dot(a: Array, b: Array) -> Array:
     )
 
 
+def seen(key_N: Array, first_M: Array, at_M: Array) -> Array:
+    """(M, N) bool: which keys the queries at keys `at_M` see, whose first ones are `first_M`."""
+    return (key_N[None] >= first_M[:, None]) & (key_N[None] <= at_M[:, None])
+
+
 def over_keys(first_M: Array, start: Any, tile: Tile, keys: int, visit: Any, carry: Any) -> Any:
     """`carry` after `visit(j, carry, edge=…)` of every tile j of keys that one of a tile's queries sees.
 
     `edge` says that some query does not see all of it. `first_M` holds the first key that each query sees, `keys`
-    where it sees none; the first query stands at key `start`.
+    where it sees none; the first query is at key `start`.
     """
     M, N = tile.queries, tile.keys
     last = jnp.max(jnp.where(first_M < keys, start + jnp.arange(M), -1))
@@ -104,7 +109,7 @@ def over_queries(last_N: Array, start: Any, offset: Any, tile: Tile, queries: in
     """As `over_keys`, of every tile of queries that sees one of a tile's keys.
 
     `last_N` holds the last key whose query sees each key, -1 where none does; the first key of the tile is `start`,
-    query 0 stands at key `offset`.
+    query 0 is at key `offset`.
     """
     M, N = tile.queries, tile.keys
     end = jnp.clip(jnp.max(last_N) + 1 - offset, 0, queries)

@@ -1,9 +1,8 @@
 """`kernels.attention` on TPU: shapes made to fit the kernels, and their gradient.
 
-Legend: as in grid.py.
+Legend: see grid.py.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -14,92 +13,45 @@ from jax.ad_checkpoint import checkpoint_name
 from m1jax.errors import UserError
 from m1jax.hardware import TPUS
 from m1jax.kernels import visible
+from m1jax.kernels.arguments import AttentionLayer, Rows
 from m1jax.kernels.names import ATTENTION
 from m1jax.kernels.tpu import rotary, schedule, tuning
 from m1jax.kernels.tpu.backward import backward
 from m1jax.kernels.tpu.forward import forward
-from m1jax.kernels.tpu.grid import Call
+from m1jax.kernels.tpu.grid import Static
 
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Static:
-    """What is static about an attention call."""
-
-    plan: schedule.Plan
-    batch: int
-    kv_heads: int
-    group: int
-    head_dim: int
-    dtype: Any
-    query_groups: int
-    aligned: bool
-    window: int | None
-    scale: float
-    packed: bool
-    counted: bool
-    interpret: Any
-
-    def call(self, blocks: schedule.Blocks, first_group: int, key_groups: int, num_groups: int) -> Call:
-        """The kernel call for a range of groups of keys."""
-        rows = self.plan.forward.rows * self.plan.cores
-        return Call(
-            batch=self.batch,
-            kv_heads=self.kv_heads,
-            group=self.group,
-            head_dim=self.head_dim,
-            dtype=self.dtype,
-            blocks=dataclasses.replace(blocks, heads=max(n for n in range(1, blocks.heads + 1) if self.group % n == 0)),
-            cores=self.plan.cores,
-            first_group=first_group,
-            num_groups=num_groups,
-            key_groups=key_groups,
-            query_groups=self.query_groups,
-            total_groups=self.plan.keys // rows,
-            aligned=self.aligned,
-            window=self.window,
-            scale=self.scale,
-            packed=self.packed,
-            counted=self.counted,
-            vmem_bytes=self.plan.vmem_bytes,
-            interpret=self.interpret,
-        )
 
 
 def attention(
     q: Array,
     k: Array,
     v: Array,
+    layer: AttentionLayer,
+    rows: Rows,
     *,
-    q_offset: Any = 0,
     return_lse: bool = False,
+    chip: str | None = None,
+    tiling: schedule.Tiling | None = None,
+    packed: bool = True,
     interpret: Any = False,
-    **settings: Any,
 ) -> Any:
     """`kernels.attention` by Pallas kernels; the convolution and RoPE are done inside them.
 
-    Args:
-        q: as of `kernels.attention`, like k, v, q_offset and return_lse.
-        k: as there.
-        v: as there.
-        q_offset: as there.
-        return_lse: as there.
-        interpret: run on CPU: True, or `pltpu.InterpretParams`.
-        **settings: the other arguments of `kernels.attention`; `chip`, `plan` and `packed` of `operands`.
+    The arguments that `kernels.attention` does not have: see `operands`.
 
     Raises:
         UserError: a shape, dtype or device that the kernels do not support.
     """
     B, S, H, D = q.shape
-    static, arrays = operands(q, k, v, q_offset=q_offset, interpret=interpret, **settings)
+    static, arrays = operands(q, k, v, layer, rows, chip=chip, tiling=tiling, packed=packed, interpret=interpret)
     out, lse = _attention(static, *arrays)
     out = out.reshape(B, -1, H, static.head_dim)
     lse = lse.reshape(B, H, -1).transpose(0, 2, 1)
     if static.aligned:
         out, lse = out[:, :S], lse[:, :S]
     else:
-        shift = _shift(static.plan, q_offset)
+        shift = _shift(static.tiling, rows)
         out, lse = (jax.lax.dynamic_slice_in_dim(x, shift, S, axis=1) for x in (out, lse))
     out = _narrow(out, D)
     return (out, lse) if return_lse else out
@@ -109,88 +61,90 @@ def operands(
     q: Array,
     k: Array,
     v: Array,
+    layer: AttentionLayer,
+    rows: Rows,
     *,
-    conv_k: Array,
-    conv_v: Array,
-    inv_freq: Array,
-    positions: Array,
-    segment_ids: Array,
-    window: int | None,
-    scale: float,
-    prev_kv: tuple[Array, Array] | None = None,
-    q_offset: Any = 0,
-    interpret: Any = False,
     chip: str | None = None,
-    plan: schedule.Plan | None = None,
+    tiling: schedule.Tiling | None = None,
     packed: bool = True,
     counted: bool = False,
+    interpret: Any = False,
 ) -> tuple[Static, tuple[Array, ...]]:
-    """What `run_forward` takes, of the arguments of `kernels.attention`.
+    """The arguments of `run_forward`, made from those of `kernels.attention`.
 
-    Besides those, `chip` is "v5e", "v5p", "v6e" or "tpu7x", None that of the devices; `plan` the blocks, None those of
-    the table; `packed` False promises that every row is one document from key 0 on, without padding, which makes the
-    schedule arithmetic that libtpu's static profiler can follow; `counted` adds an output that counts visited blocks.
+    Args:
+        q: see `kernels.attention`; so are k, v, layer and rows.
+        k: see there.
+        v: see there.
+        layer: see there.
+        rows: see there.
+        chip: "v5e", "v5p", "v6e" or "tpu7x"; None means that of the devices.
+        tiling: sizes of blocks; None means those of the table.
+        packed: False promises that every row is one document from key 0 on, without padding, which makes the schedule
+            arithmetic that libtpu's static profiler can follow.
+        counted: add an output that counts visited blocks.
+        interpret: run on a CPU: True, or `pltpu.InterpretParams`.
     """
     B, S, H, D = q.shape
     T, K = k.shape[1:3]
     chip = chip or tuning.chip()
     _check(q, k, v, chip)
     wide = rotary.LANES if D <= rotary.LANES else 2 * rotary.LANES
-    plan = plan or tuning.plan(chip, wide, T, B * K, q.dtype)
-    whole = plan.forward.rows * plan.cores
-    aligned = isinstance(q_offset, int) and q_offset == 0 and S == T
-    query_groups = plan.keys // whole
+    tiling = tiling or tuning.tiling(chip, wide, T, B * K, q.dtype)
+    panel = tiling.panel
+    aligned = isinstance(rows.q_offset, int) and rows.q_offset == 0 and S == T
+    query_panels = tiling.keys // panel
     if not aligned:
-        query_groups = min(query_groups, -(-(S + whole - 1) // whole))
+        query_panels = min(query_panels, -(-(S + panel - 1) // panel))
     static = Static(
-        plan=plan,
+        tiling=tiling,
         batch=B,
         kv_heads=K,
         group=H // K,
         head_dim=wide,
         dtype=q.dtype,
-        query_groups=query_groups,
+        query_panels=query_panels,
         aligned=aligned,
-        window=window,
-        scale=scale,
+        window=layer.window,
+        scale=layer.scale,
         packed=packed,
         counted=counted,
         interpret=interpret,
     )
 
-    def rows_of(x: Array, tokens: int) -> Array:
+    def padded(x: Array, tokens: int) -> Array:
         """(B, T, N, D) as (B, tokens, N x padded D)."""
         x = jnp.pad(x, ((0, 0), (0, tokens - x.shape[1]), (0, 0), (0, 0)))
         return _widen(x, wide).reshape(B, tokens, -1)
 
-    prev_k, prev_v = prev_kv if prev_kv is not None else (jnp.zeros((B, K, D), k.dtype),) * 2
+    prev_k, prev_v = rows.prev_kv if rows.prev_kv is not None else (jnp.zeros((B, K, D), k.dtype),) * 2
     if aligned:
-        queries = rows_of(q, plan.keys)
+        queries = padded(q, tiling.keys)
     else:
-        frame = jnp.zeros((B, query_groups * whole, H * wide), q.dtype)
-        queries = jax.lax.dynamic_update_slice(frame, rows_of(q, S), (0, _shift(plan, q_offset), 0))
-    to_keys = ((0, 0), (0, plan.keys - T))
-    segments = jnp.pad(segment_ids, to_keys)
-    first_BT = visible.first_keys(segments, window)
-    token_rows = jnp.stack([first_BT, visible.same_as_previous(segments).astype(jnp.int32)], axis=1)
-    frequencies = jnp.pad(inv_freq.astype(jnp.float32), (0, (wide - D) // 2))
+        frame = jnp.zeros((B, query_panels * panel, H * wide), q.dtype)
+        queries = jax.lax.dynamic_update_slice(frame, padded(q, S), (0, _shift(tiling, rows), 0))
+    to_keys = ((0, 0), (0, tiling.keys - T))
+    segments = jnp.pad(rows.documents, to_keys)
+    first_BT = visible.first_keys(segments, layer.window)
+    per_token = jnp.stack([first_BT, visible.same_as_previous(segments).astype(jnp.int32)], axis=1)
+    frequencies = jnp.pad(layer.inv_freq.astype(jnp.float32), (0, (wide - D) // 2))
     return static, (
         queries,
-        rows_of(k, plan.keys),
-        rows_of(v, plan.keys),
-        jnp.concatenate([conv_k, conv_v], axis=1).astype(jnp.float32),
-        rows_of(prev_k.astype(k.dtype)[:, None], 1),
-        rows_of(prev_v.astype(v.dtype)[:, None], 1),
-        jnp.stack(schedule.visits(first_BT, plan.forward.rows)).reshape(-1),
-        (jnp.asarray(q_offset, jnp.int32) // whole)[None],
-        rotary.table(jnp.pad(positions, to_keys), frequencies),
-        jnp.pad(token_rows, ((0, 0), (0, 6), (0, 0))),
+        padded(k, tiling.keys),
+        padded(v, tiling.keys),
+        jnp.concatenate([layer.conv_k, layer.conv_v], axis=1).astype(jnp.float32),
+        padded(prev_k.astype(k.dtype)[:, None], 1),
+        padded(prev_v.astype(v.dtype)[:, None], 1),
+        jnp.stack(schedule.visits(first_BT, tiling.forward.height)).reshape(-1),
+        (jnp.asarray(rows.q_offset, jnp.int32) // panel)[None],
+        rotary.table(jnp.pad(rows.positions, to_keys), frequencies),
+        jnp.pad(per_token, ((0, 0), (0, 6), (0, 0))),
     )
 
 
-def _shift(plan: schedule.Plan, q_offset: Any) -> Array:
-    """Where the first query stands in its group."""
-    return jnp.asarray(q_offset, jnp.int32) % (plan.forward.rows * plan.cores)
+def _shift(tiling: schedule.Tiling, rows: Rows) -> Array:
+    """Index of the first query in its panel."""
+    return jnp.asarray(rows.q_offset, jnp.int32) % tiling.panel
 
 
 def _check(q: Array, k: Array, v: Array, chip: str) -> None:
@@ -237,10 +191,10 @@ def _attention(static: Static, *operands: Array) -> tuple[Array, Array]:
 
 def run_forward(static: Static, operands: tuple[Array, ...], *, save: bool) -> tuple[Array, ...]:
     """The forward kernel on `operands`."""
-    q, k, v, weights, first_k, first_v, visits, offset, table, token_rows = operands
-    groups = static.plan.keys // (static.plan.forward.rows * static.plan.cores)
-    call = static.call(static.plan.forward, 0, groups, groups)
-    more = weights.reshape(-1), q, k, v, first_k, first_v, table, token_rows
+    q, k, v, weights, first_k, first_v, visits, offset, table, per_token = operands
+    panels = static.tiling.keys // static.tiling.panel
+    call = static.call(static.tiling.forward, 0, panels, panels)
+    more = weights.reshape(-1), q, k, v, first_k, first_v, table, per_token
     return forward(call, visits, offset, *more, save=save)
 
 
@@ -266,18 +220,17 @@ def run_backward(
     gradients: tuple[Array, Array],
 ) -> tuple[Any, ...]:
     """Gradients of q, k, v, the convolution's weights and the pair before key 0; and the visited blocks."""
-    q, k, v, weights, first_k, first_v, visits, offset, table, token_rows = operands
-    plan, (B, T, _), K, D = static.plan, k.shape, static.kv_heads, static.head_dim
-    P, rows = plan.cores, plan.forward.rows
-    groups, chunks = T // (rows * P), plan.chunks
-    chunk = groups // chunks
-    reach = groups if static.window is None else -(-(static.window - 1) // rows) + 1
+    q, k, v, weights, first_k, first_v, visits, offset, table, per_token = operands
+    tiling, (B, T, _), K, D = static.tiling, k.shape, static.kv_heads, static.head_dim
+    P, panels, chunks = tiling.cores, T // tiling.panel, tiling.chunks
+    chunk = panels // chunks
+    reach = panels if static.window is None else -(-(static.window - 1) // tiling.forward.height) + 1
     dq = None if chunks == 1 else jnp.zeros(q.shape, jnp.float32)
     parts, heads, counts = [], [], []
     dweights = jnp.zeros((K, 4), jnp.float32)
-    for first in range(0, groups, chunk):
-        call = static.call(plan.backward, first, chunk, min(groups - first, chunk + -(-reach // P)))
-        more = q, gradients[0], out, lse, gradients[1], keys, values, k, v, table, token_rows, dq
+    for first in range(0, panels, chunk):
+        call = static.call(tiling.backward, first, chunk, min(panels - first, chunk + -(-reach // P)))
+        more = q, gradients[0], out, lse, gradients[1], keys, values, k, v, table, per_token, dq
         dq, dk, dv, sums, *count = backward(call, visits, offset, weights.reshape(-1), *more)
         sums = sums.reshape(B, K, P, 8, D)
         parts.append([part.reshape(P, B, -1, K, D) for part in (dk, dv)])
@@ -287,9 +240,9 @@ def run_backward(
     results, firsts = [], []
     for which, (raw, before) in enumerate(((k, first_k), (v, first_v))):
         w0 = weights[:, 2 * which, None]
-        # What the first key of a chunk owes to the key before it, which another chunk, or the caller, holds.
+        # The first key of a chunk adds to the gradient of the key before it, which is another chunk's or the caller's.
         for at, (part, head) in enumerate(zip(parts, heads, strict=True)):
-            begin = at * chunk * rows * P
+            begin = at * chunk * tiling.panel
             row = before[:, 0] if at == 0 else raw[:, begin - 1]
             owed = head[which]
             dweights = dweights.at[:, 2 * which].add((owed * row.reshape(B, K, D)).sum((0, 2)))

@@ -1,11 +1,11 @@
 """The backward kernel: one pass over the scores gives dq, dk, dv and the convolution's gradients.
 
-Prepared K and V and the sums of their gradients stay in VMEM; queries stream from the last group to the first, so
-that a group's key gradients are complete when its own queries have been: then they are turned back, sent through the
-transposed convolution `dk_t = w1 dk'_t + w0 dk'_{t+1}`, and written, once for the whole query group. A block of dq
-is complete after its own step. Scores stand keys by queries, as in the forward kernel.
+Prepared K and V and the sums of their gradients stay in VMEM; queries stream from the last panel to the first, so
+that a panel's key gradients are complete when its own queries have been: then they are turned back, sent through the
+transposed convolution `dk_t = w1 dk'_t + w0 dk'_{t+1}`, and written, once for all query heads of the KV head. A block
+of dq is complete after its own step. Scores are keys by queries.
 
-Legend: as in grid.py; R queries of a block, C keys of a tile.
+Legend: see grid.py; R queries of a block, C keys of a tile.
 """
 
 import functools
@@ -22,7 +22,7 @@ from m1jax.kernels.tpu.grid import LN2, MASKED, Call
 
 Array = jax.Array
 
-_EPILOGUE_ROWS = 256
+_EPILOGUE_TOKENS = 256
 
 
 def backward(
@@ -40,16 +40,16 @@ def backward(
     k: Array,
     v: Array,
     table: Array,
-    token_rows: Array,
+    per_token: Array,
     dq: Array | None,
 ) -> tuple[Array, ...]:
     """Gradients of the queries and of the call's keys.
 
     Args:
         call: the call's shape.
-        visits: as in `forward`.
-        offset: as in `forward`.
-        weights: as in `forward`.
+        visits: see `forward`.
+        offset: see `forward`.
+        weights: see `forward`.
         q: (B, S, H x D).
         d_out: (B, S, H x D).
         out: (B, S, H x D), the forward kernel's.
@@ -59,8 +59,8 @@ def backward(
         values: (lanes, T, D).
         k: (B, T, K x D), raw.
         v: (B, T, K x D), raw.
-        table: as in `forward`.
-        token_rows: as in `forward`.
+        table: see `forward`.
+        per_token: see `forward`.
         dq: (B, S, H x D) float32, to which this call's part is added in place; None where the call has all keys.
 
     Returns:
@@ -70,13 +70,13 @@ def backward(
             gradients of the convolved K and V of the call's first key, 0 where that starts a document.
         With `call.counted` the visited blocks, (lanes,) int32.
     """
-    rows, D = call.blocks.rows, call.head_dim
+    height, D = call.blocks.height, call.head_dim
     B, S, width = q.shape
-    last = call.first_group + call.num_groups - 1
+    last = call.first_panel + call.num_panels - 1
     at = call.specs(lambda s: last - s)
-    blocks = call.key_groups * call.cores
+    blocks = call.key_panels * call.cores
     part = jax.ShapeDtypeStruct(
-        (call.cores * B, blocks * rows, call.kv_heads * D), k.dtype if call.cores == 1 else jnp.float32
+        (call.cores * B, blocks * height, call.kv_heads * D), k.dtype if call.cores == 1 else jnp.float32
     )
     out_shape = [
         jax.ShapeDtypeStruct(q.shape, q.dtype if dq is None else jnp.float32),
@@ -93,29 +93,29 @@ def backward(
     if call.counted:
         out_shape.append(jax.ShapeDtypeStruct((call.lanes,), jnp.int32))
         out_specs.append(pl.BlockSpec(memory_space=pltpu.SMEM))
-    operands = [weights, q, d_out, out, lse, d_lse, keys, values, k, v, table, token_rows]
-    in_specs = [pl.BlockSpec(memory_space=pltpu.SMEM), *[at.queries()] * 3, *[at.query_rows()] * 2]
-    in_specs += [*[at.prepared()] * 2, *[at.keys()] * 2, at.table(), at.token_rows()]
+    operands = [weights, q, d_out, out, lse, d_lse, keys, values, k, v, table, per_token]
+    in_specs = [pl.BlockSpec(memory_space=pltpu.SMEM), *[at.queries()] * 3, *[at.per_query()] * 2]
+    in_specs += [*[at.prepared()] * 2, *[at.keys()] * 2, at.table(), at.per_token()]
     if dq is not None:
         operands.append(dq)
         in_specs.append(at.queries())
-    pairs = S * blocks * rows / 2 if call.window is None else S * min(call.window, blocks * rows / 2)
+    pairs = S * blocks * height / 2 if call.window is None else S * min(call.window, blocks * height / 2)
     return pl.pallas_call(
         functools.partial(_kernel, call, dq is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(call.lanes, call.num_groups, call.group),
+            grid=(call.lanes, call.num_panels, call.group),
             in_specs=in_specs,
             out_specs=out_specs,
             scratch_shapes=[
-                pltpu.VMEM((blocks, D, rows), q.dtype),
-                pltpu.VMEM((blocks, rows, D), jnp.float32),
-                pltpu.VMEM((blocks, rows, D), jnp.float32),
+                pltpu.VMEM((blocks, D, height), q.dtype),
+                pltpu.VMEM((blocks, height, D), jnp.float32),
+                pltpu.VMEM((blocks, height, D), jnp.float32),
                 pltpu.VMEM((2, 8, D), jnp.float32),
-                pltpu.VMEM((rows, D), q.dtype),
-                pltpu.VMEM((D, rows), q.dtype),
-                pltpu.VMEM((D, rows), q.dtype),
-                pltpu.VMEM((D, rows), jnp.float32),
+                pltpu.VMEM((height, D), q.dtype),
+                pltpu.VMEM((D, height), q.dtype),
+                pltpu.VMEM((D, height), q.dtype),
+                pltpu.VMEM((D, height), jnp.float32),
             ],
         ),
         out_shape=out_shape,
@@ -133,25 +133,21 @@ def backward(
 
 def _kernel(call: Call, adds: bool, visits: Any, offset: Any, weights: Any, *operands: Any) -> None:
     refs = list(operands)
-    q, d_out, out, lse, d_lse, keys, values, k, v, table, token_rows, *refs = refs
+    q, d_out, out, lse, d_lse, keys, values, k, v, table, per_token, *refs = refs
     before = refs.pop(0) if adds else None
     dq, dk, dv, sums, *refs = refs
     count: Any = refs.pop(0) if call.counted else None
     keys_DC, dkeys, dvalues, after, q_RD, q_DR, d_out_DR, dq_DR = refs
-    rows = call.blocks.rows
+    height = call.blocks.height
     lane, step, head = (pl.program_id(axis) for axis in range(3))
     row, kv_head, core = call.lane(lane)
-    group = call.first_group + call.num_groups - 1 - step
-    first_block = call.first_group * call.cores
-    end_block = first_block + call.key_groups * call.cores
-    all_keys = call.key_groups == call.total_groups
+    panel = call.first_panel + call.num_panels - 1 - step
+    first_block = call.first_panel * call.cores
+    end_block = first_block + call.key_panels * call.cores
+    all_keys = call.key_panels == call.total_panels
 
     if count is not None:
-
-        @pl.when((lane == 0) & (step == 0) & (head == 0))
-        def zero() -> None:
-            for n in range(call.lanes):
-                count[n] = 0
+        call.clear(count)
 
     @pl.when((step == 0) & (head == 0))
     def _() -> None:
@@ -161,33 +157,33 @@ def _kernel(call: Call, adds: bool, visits: Any, offset: Any, weights: Any, *ope
             dq[...] = before[...]
 
         def clear(j: Any, _: Any) -> None:
-            keys_DC[j] = jnp.transpose(keys[0, pl.ds(pl.multiple_of(j * rows, rows), rows)])
+            keys_DC[j] = jnp.transpose(keys[0, pl.ds(pl.multiple_of(j * height, height), height)])
             dkeys[j] = jnp.zeros(dkeys.shape[1:], jnp.float32)
             dvalues[j] = jnp.zeros(dvalues.shape[1:], jnp.float32)
 
-        jax.lax.fori_loop(0, call.key_groups * call.cores, clear, None)
+        jax.lax.fori_loop(0, call.key_panels * call.cores, clear, None)
 
-    query_group, live = call.query_group(group, offset[0])
+    query_panel, live = call.query_panel(panel, offset[0])
 
     def attend() -> None:
-        i = call.block(group, core, query_group)
-        inside = pl.ds(pl.multiple_of((i - group * call.cores) * rows, rows) if call.cores > 1 else 0, rows)
+        i = call.block(panel, core, query_panel)
+        inside = call.inside(i, panel)
         first, whole = call.visits(visits, row, i)
-        first_R = token_rows[0, FIRST : FIRST + 1, inside]
+        first_R = per_token[0, FIRST : FIRST + 1, inside]
         q_RD[...] = rotary.turned(q[0].astype(jnp.float32), table[0, inside]).astype(q.dtype)
         q_DR[...] = jnp.transpose(q_RD[...])
         d_out_DR[...] = jnp.transpose(d_out[0])
         products = jnp.sum(d_out[0].astype(jnp.float32) * out[0].astype(jnp.float32), axis=1, keepdims=True)
-        delta = jnp.transpose(jnp.broadcast_to(products, (rows, rotary.LANES)))[:1] - d_lse[0, 0]
+        delta = jnp.transpose(jnp.broadcast_to(products, (height, rotary.LANES)))[:1] - d_lse[0, 0]
         # The softmax of a token of padding is 0: exp2(score - 1e30).
         log_sum = jnp.where(lse[0, 0] > MASKED, lse[0, 0] / LN2, -MASKED)
         dq_DR[...] = jnp.zeros_like(dq_DR)
 
         def tile(j: Any, start: int, size: int, first_query: int, limits: Array | None, diagonal: bool = False) -> None:
-            queries = pl.ds(first_query, rows - first_query)
-            at = pl.ds(pl.multiple_of((j - first_block) * rows, rows) + start, size)
+            queries = pl.ds(first_query, height - first_query)
+            at = pl.ds(pl.multiple_of((j - first_block) * height, height) + start, size)
             part = pl.ds(start, size)
-            scores = _masked(call.dot(keys[0, at], q_DR[:, queries]), j * rows + start, limits, first_query, diagonal)
+            scores = _masked(call.dot(keys[0, at], q_DR[:, queries]), j * height + start, limits, first_query, diagonal)
             weight = jnp.exp2(scores - log_sum[:, first_query:])
             dvalues[j - first_block, part] += call.dot(weight.astype(q.dtype), d_out[0, queries])
             dweight = call.dot(values[0, at], d_out_DR[:, queries])
@@ -198,7 +194,7 @@ def _kernel(call: Call, adds: bool, visits: Any, offset: Any, weights: Any, *ope
         def visit(j: Any, _: Any, *, edge: bool) -> None:
             if count is not None:
                 count[lane] += 1
-            for c in range(0, rows, call.blocks.keys):
+            for c in range(0, height, call.blocks.keys):
                 tile(j, c, call.blocks.keys, 0, first_R if edge else None)
 
         stop = jnp.where(whole < i, whole, i)
@@ -214,8 +210,8 @@ def _kernel(call: Call, adds: bool, visits: Any, offset: Any, weights: Any, *ope
             if count is not None:
                 count[lane] += 1
             side = call.blocks.keys
-            limited = call.packed or (call.window is not None and call.window < rows)
-            for c in range(0, rows, side):
+            limited = call.packed or (call.window is not None and call.window < height)
+            for c in range(0, height, side):
                 tile(i, c, side, c, first_R if limited else None, diagonal=True)
 
         here = (first <= i) if call.packed else True
@@ -233,18 +229,18 @@ def _kernel(call: Call, adds: bool, visits: Any, offset: Any, weights: Any, *ope
     else:
         pl.when(live)(attend)
 
-    @pl.when((head == call.group - 1) & (group < call.first_group + call.key_groups))
+    @pl.when((head == call.group - 1) & (panel < call.first_panel + call.key_panels))
     def _() -> None:
-        size = min(rows, _EPILOGUE_ROWS)
+        size = min(height, _EPILOGUE_TOKENS)
         for which, raw, d_prepared, d_raw in ((0, k, dkeys, dk), (1, v, dvalues, dv)):
             w0, w1 = weights[kv_head * 4 + 2 * which], weights[kv_head * 4 + 2 * which + 1]
             following = after[which, :1]
-            for start in reversed(range(0, call.cores * rows, size)):
+            for start in reversed(range(0, call.panel, size)):
                 part = pl.ds(start, size)
-                dx = d_prepared[(group - call.first_group) * call.cores + start // rows, pl.ds(start % rows, size)]
+                dx = d_prepared[(panel - call.first_panel) * call.cores + start // height, pl.ds(start % height, size)]
                 if which == 0:
                     dx = rotary.turned(dx, table[0, part], back=True) * call.scale
-                same = token_rows[0, SAME : SAME + 1, part].astype(jnp.float32)
+                same = per_token[0, SAME : SAME + 1, part].astype(jnp.float32)
                 shared = dx * jnp.tile(rotary.columns(same), (1, call.head_dim // rotary.LANES))
                 later = rotary.shifted_up(shared, following)
                 x = raw[0, part].astype(jnp.float32)

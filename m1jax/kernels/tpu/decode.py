@@ -1,8 +1,8 @@
 """Attention of new tokens on a warm cache, as one Pallas kernel for TPU.
 
 The cache streams through VMEM once, block by block, and only as far as a row has tokens; the queries of all heads that
-share a KV head, and of all new tokens, are the rows of one matrix. Convolution and RoPE touch the new tokens alone and
-stay in XLA (`kernels.decode.arriving`). The kernel reads the cache as it was and the new tokens beside it, so that in a
+share a KV head, and of all new tokens, are one matrix. Convolution and RoPE touch the new tokens alone and
+stay in XLA (`kernels.decode.prepared`). The kernel reads the cache as it was and the new tokens beside it, so that in a
 ring no new token overwrites one that another still sees; a second kernel then writes them (`tpu/cache_write.py`).
 
 Legend: B batch, S new tokens, T slots of the cache, H query heads, K KV heads, G = H / K, D head_dim, M = G x S padded.
@@ -19,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from m1jax.errors import UserError
 from m1jax.kernels import decode
+from m1jax.kernels.arguments import AttentionLayer, NewTokens
 from m1jax.kernels.decode import LayerCache
 from m1jax.kernels.matmul import matmul_precision
 from m1jax.kernels.tpu.cache_write import ALIGNED, write
@@ -28,8 +29,8 @@ Array = jax.Array
 HEAD_DIMS = (64, 128, 256)
 _MASKED = -1e30
 _NO_POSITION = -1
-# Rows of queries that one call takes; longer chunks of new tokens (prompts) are cut into several.
-_MAX_ROWS = 512
+# Queries of one KV head (of its G query heads) that one call takes; more new tokens (prompts) take several.
+_MAX_QUERIES = 512
 # A grid step reads several blocks of K and as many of V, all at once: together large enough to hide the latency of
 # memory, each small enough to end near a row's last token.
 _BLOCK_BYTES = 256 * 1024
@@ -42,22 +43,17 @@ def attention(
     k_BSKD: Array,
     v_BSKD: Array,
     cache: LayerCache,
+    layer: AttentionLayer,
+    new: NewTokens,
     *,
-    conv_k: Array,
-    conv_v: Array,
-    inv_freq: Array,
-    lengths: Array,
-    real: Array,
-    window: int | None,
-    scale: float,
     interpret: bool = False,
     static: bool = False,
 ) -> tuple[Array, LayerCache]:
     """`kernels.decode_attention` on a TPU; head_dim is 64, 128 or 256.
 
-    More new tokens than 512 rows of one KV head's queries are taken in turns, each on the cache of those before.
-    `interpret` runs the kernel on any device. `static` reads every slot, without a branch on data: for the static
-    profiler, which takes no such branch.
+    More than 512 queries of one KV head's group are taken in turns, each on the cache of those before. `interpret` runs
+    the kernel on any device. `static` reads every slot, without a branch on data: for the static profiler, which takes
+    no such branch.
     """
     B, S, H, D = q_BSHD.shape
     K = k_BSKD.shape[2]
@@ -66,19 +62,10 @@ def attention(
             f"attention 'pallas_tpu' decodes head_dim {', '.join(map(str, HEAD_DIMS))} and query heads that KV heads "
             f"divide, not head_dim {D} with {H} query and {K} KV heads: set model.attention to 'reference'."
         )
-    turn = functools.partial(
-        _turn,
-        conv_k=conv_k,
-        conv_v=conv_v,
-        inv_freq=inv_freq,
-        window=window,
-        scale=scale,
-        interpret=interpret,
-        static=static,
-    )
-    most = max(1, _MAX_ROWS // (H // K))
+    turn = functools.partial(_turn, layer, interpret=interpret, static=static)
+    most = max(1, _MAX_QUERIES // (H // K))
     if most >= S:
-        return turn(q_BSHD, k_BSKD, v_BSKD, cache, lengths, real)
+        return turn(q_BSHD, k_BSKD, v_BSKD, cache, new)
     turns = -(-S // most)
 
     def cut(x: Array) -> Array:
@@ -86,58 +73,56 @@ def attention(
         return jnp.moveaxis(padded.reshape(B, turns, most, *x.shape[2:]), 1, 0)
 
     def one(
-        state: tuple[LayerCache, Array], new: tuple[Array, Array, Array, Array]
+        state: tuple[LayerCache, Array], part: tuple[Array, Array, Array, Array]
     ) -> tuple[tuple[LayerCache, Array], Array]:
         cache, lengths = state
-        q, k, v, real = new
-        out, cache = turn(q, k, v, cache, lengths, real)
-        return (cache, lengths + jnp.sum(real, axis=1, dtype=jnp.int32)), out
+        q, k, v, real = part
+        new = NewTokens(lengths=lengths, real=real)
+        out, cache = turn(q, k, v, cache, new)
+        return (cache, lengths + new.counts), out
 
-    (cache, _), out = lax.scan(one, (cache, lengths), jax.tree.map(cut, (q_BSHD, k_BSKD, v_BSKD, real)))
+    (cache, _), out = lax.scan(one, (cache, new.lengths), jax.tree.map(cut, (q_BSHD, k_BSKD, v_BSKD, new.real)))
     return jnp.moveaxis(out, 0, 1).reshape(B, turns * most, H, D)[:, :S], cache
 
 
 def _turn(
+    layer: AttentionLayer,
     q_BSHD: Array,
     k_BSKD: Array,
     v_BSKD: Array,
     cache: LayerCache,
-    lengths: Array,
-    real: Array,
+    new: NewTokens,
     *,
-    window: int | None,
-    scale: float,
     interpret: bool,
     static: bool,
-    **weights: Array,
 ) -> tuple[Array, LayerCache]:
     B, S, H, D = q_BSHD.shape
     K = k_BSKD.shape[2]
     G, M, N = H // K, _up(H // K * S, ALIGNED), _up(S, _LANES)
-    arriving = decode.arriving(q_BSHD, k_BSKD, v_BSKD, cache, lengths=lengths, real=real, **weights)
-    rows, more = ((0, 0), (0, 0), (0, M - G * S), (0, 0)), ((0, 0), (0, 0), (0, N - S), (0, 0))
-    new_k, new_v = jnp.pad(arriving.k, more), jnp.pad(arriving.v, more)
-    at = jnp.pad(jnp.tile(arriving.positions, (1, G)), rows[1:3], constant_values=_NO_POSITION)
-    new_at = jnp.pad(jnp.where(real, arriving.positions, _NO_POSITION), more[1:3], constant_values=_NO_POSITION)
+    ready, positions_BS = decode.prepared(q_BSHD, k_BSKD, v_BSKD, cache, layer, new), new.positions
+    queries, tokens = ((0, 0), (0, 0), (0, M - G * S), (0, 0)), ((0, 0), (0, 0), (0, N - S), (0, 0))
+    new_k, new_v = jnp.pad(ready.k, tokens), jnp.pad(ready.v, tokens)
+    at = jnp.pad(jnp.tile(positions_BS, (1, G)), queries[1:3], constant_values=_NO_POSITION)
+    new_at = jnp.pad(jnp.where(new.real, positions_BS, _NO_POSITION), tokens[1:3], constant_values=_NO_POSITION)
     out_BKMD = attend(
-        jnp.pad(arriving.q.reshape(B, K, G * S, D), rows),
+        jnp.pad(ready.q.reshape(B, K, G * S, D), queries),
         at[..., None],
         new_k,
         new_v,
         new_at[:, None],
         cache.k,
         cache.v,
-        lengths,
-        window=window,
-        scale=scale,
+        new.lengths,
+        window=layer.window,
+        scale=layer.scale,
         interpret=interpret,
         static=static,
     )
-    # The barrier orders the kernels: without it XLA would copy the cache, lest it be written while it is read.
+    # The barrier orders the kernels: without it XLA would copy the cache, so as to write to none that is read.
     out_BKMD, k, v = lax.optimization_barrier((out_BKMD, cache.k, cache.v))
-    k, v = write(k, v, new_k, new_v, new_at, lengths, tokens=S, interpret=interpret)
+    k, v = write(k, v, new_k, new_v, new_at, new.lengths, tokens=S, interpret=interpret)
     out = out_BKMD[:, :, : G * S].reshape(B, K, G, S, D).transpose(0, 3, 1, 2, 4).reshape(B, S, H, D)
-    return jnp.where(real[:, :, None, None], out, 0), LayerCache(k, v, arriving.last_k, arriving.last_v)
+    return jnp.where(new.real[:, :, None, None], out, 0), LayerCache(k, v, ready.last_k, ready.last_v)
 
 
 def attend(
@@ -162,7 +147,7 @@ def attend(
     B, K, M, D = q_BKMD.shape
     N, T = new_k_BKND.shape[2], k_BKTD.shape[2]
     block, total, parts = cut(T, D, k_BKTD.dtype.itemsize)
-    whole = pl.BlockSpec((1, 1, M, D), lambda b, h, t, lengths: (b, h, 0, 0))
+    queries = pl.BlockSpec((1, 1, M, D), lambda b, h, t, lengths: (b, h, 0, 0))
     new = pl.BlockSpec((1, 1, N, D), lambda b, h, t, lengths: (b, h, 0, 0))
 
     def of_part(part: int) -> pl.BlockSpec:
@@ -180,7 +165,7 @@ def attend(
             num_scalar_prefetch=1,
             grid=(B, K, -(-total // parts)),
             in_specs=[
-                whole,
+                queries,
                 pl.BlockSpec((1, M, 1), lambda b, h, t, lengths: (b, 0, 0)),
                 new,
                 new,
@@ -188,7 +173,7 @@ def attend(
                 *slots,
                 *slots,
             ],
-            out_specs=whole,
+            out_specs=queries,
             scratch_shapes=[
                 pltpu.VMEM((M, _LANES), jnp.float32),
                 pltpu.VMEM((M, _LANES), jnp.float32),
@@ -299,5 +284,5 @@ def _kernel(
         out_ref[0, 0] = (sum_ref[...] / total_ref[:, :1]).astype(out_ref.dtype)
 
 
-def _up(rows: int, step: int) -> int:
-    return -(-rows // step) * step
+def _up(size: int, step: int) -> int:
+    return -(-size // step) * step

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from m1jax.hardware import MIB, TPUS, by_kind
-from m1jax.kernels.tpu.schedule import Blocks, Plan
+from m1jax.kernels.tpu.schedule import Blocks, Tiling
 
 _BLOCKS: dict[tuple[str, int], tuple[Blocks, Blocks]] = {
     ("v6e", 128): (Blocks(1024, 256, heads=5), Blocks(1024, 256)),
     ("v6e", 256): (Blocks(1024, 256, heads=2), Blocks(1024, 256)),
 }
-"""(chip, head_dim): forward and backward; both have the same rows."""
+"""(chip, head_dim): forward and backward; both have the same height."""
 _DEFAULT = Blocks(1024, 256), Blocks(1024, 256)
 
 
@@ -24,31 +24,31 @@ def chip() -> str:
     return found.name if found else kind
 
 
-def plan(chip: str, head_dim: int, keys: int, pairs: int, dtype: Any) -> Plan:
+def tiling(chip: str, head_dim: int, keys: int, pairs: int, dtype: Any) -> Tiling:
     """Blocks for `keys` tokens and `pairs` rows x KV heads on a chip."""
     forward, backward = _BLOCKS.get((chip, head_dim), _DEFAULT)
     known = TPUS.get(chip)
     cores = 2 if known and known.cores == 2 and pairs % 2 else 1
     # Short rows take smaller blocks rather than much padding.
-    rows = min(forward.rows, -(-keys // (128 * cores)) * 128)
-    while rows & (rows - 1):
-        rows += rows & -rows
-    groups = -(-keys // (rows * cores))
+    height = min(forward.height, -(-keys // (128 * cores)) * 128)
+    while height & (height - 1):
+        height += height & -height
+    panels = -(-keys // (height * cores))
     itemsize = jnp.dtype(dtype).itemsize
     capacity = known.vmem if known else 64 * MIB
     # A key's share in the backward kernel: prepared K, its transpose and V, and two sums in float32.
     share = head_dim * (3 * itemsize + 8)
-    # Streams and tiles: the compiler asks for up to 15 MiB in bfloat16, and 38 where two cores share: a group has two
+    # Streams and tiles: the compiler asks for up to 15 MiB in bfloat16, and 38 where two cores share: a panel has two
     # blocks of keys then, whose gradients are float32 parts.
     streams = (10 * itemsize + 18 * (cores - 1) + 8 * (forward.heads - 1)) * MIB
     room = min(int(capacity * 0.55), int(capacity * 0.9) - streams)
-    chunks = min(groups, max(1, -(-groups * rows * cores * share // max(1, room))))
-    groups = -(-groups // chunks) * chunks
-    tokens = groups * rows * cores
+    chunks = min(panels, max(1, -(-panels * height * cores * share // max(1, room))))
+    panels = -(-panels // chunks) * chunks
+    tokens = panels * height * cores
     resident = max(2 * tokens * head_dim * itemsize, tokens // chunks * share)
-    return Plan(
-        forward=_fitted(forward, rows),
-        backward=_fitted(backward, rows),
+    return Tiling(
+        forward=_fitted(forward, height),
+        backward=_fitted(backward, height),
         cores=cores,
         keys=tokens,
         chunks=chunks,
@@ -57,5 +57,5 @@ def plan(chip: str, head_dim: int, keys: int, pairs: int, dtype: Any) -> Plan:
     )
 
 
-def _fitted(blocks: Blocks, rows: int) -> Blocks:
-    return Blocks(rows, min(rows, blocks.keys), blocks.heads)
+def _fitted(blocks: Blocks, height: int) -> Blocks:
+    return Blocks(height, min(height, blocks.keys), blocks.heads)

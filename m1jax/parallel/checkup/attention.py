@@ -1,7 +1,7 @@
 """The check of the configured attention against the reference."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,18 +26,13 @@ def kernel(config: RunConfig) -> Sequence[Finding]:
     findings = []
     for kind in dict.fromkeys(config.model.pattern):
         _, _, head_dim = config.model.heads(kind)
+        window = 100 if kind == "window" else None
         with jax.default_device(host):
-            arguments = _attention_case(head_dim)
-            window = 100 if kind == "window" else None
-            expected = np.asarray(kernels.attention(**arguments, window=window, scale=head_dim**-0.5))
-        place = jax.local_devices()[0]
-        moved = {key: jax.device_put(_cast(value, dtype), place) for key, value in arguments.items()}
-
-        @jax.jit
-        def attend(moved: dict[str, Any], window: int | None = window, dim: int = head_dim) -> jax.Array:
-            return kernels.attention(**moved, window=window, scale=dim**-0.5, impl=name)
-
-        found = np.asarray(attend(moved)).astype(np.float32)
+            q, k, v, layer, rows = _attention_case(head_dim, window)
+            expected = np.asarray(kernels.attention(q, k, v, layer, rows))
+        q, k, v = (x.astype(dtype) for x in (q, k, v))
+        moved = jax.device_put((q, k, v, dataclasses.replace(layer, impl=name), rows), jax.local_devices()[0])
+        found = np.asarray(jax.jit(kernels.attention)(*moved)).astype(np.float32)
         error = float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
         told = f"{name}, {dtype}, head_dim {head_dim}: differs by {error:.1e} of the largest output"
         right = bool(np.isfinite(found).all()) and error <= TOLERANCE[dtype]
@@ -51,24 +46,26 @@ def kernel(config: RunConfig) -> Sequence[Finding]:
     return findings
 
 
-def _attention_case(head_dim: int) -> dict[str, Any]:
-    """Arguments of `kernels.attention`: two rows of three documents and padding, four query heads on two."""
+def _attention_case(
+    head_dim: int, window: int | None
+) -> tuple[jax.Array, jax.Array, jax.Array, kernels.AttentionLayer, kernels.Rows]:
+    """q, k and v, a layer and rows: two rows of three documents and padding, four query heads on two."""
     rng = np.random.default_rng(0)
-    rows, length, heads, kv_heads = 2, 256, 4, 2
-    segments = np.repeat([1, 2, 3, 0], [100, 37, 103, 16])[None].repeat(rows, 0)
+    count, length, heads, kv_heads = 2, 256, 4, 2
+    segments = np.repeat([1, 2, 3, 0], [100, 37, 103, 16])[None].repeat(count, 0)
     starts = np.array([0, 0, 100, 137])[segments]
-    case = {
-        "q": rng.standard_normal((rows, length, heads, head_dim)),
-        "k": rng.standard_normal((rows, length, kv_heads, head_dim)),
-        "v": rng.standard_normal((rows, length, kv_heads, head_dim)),
-        "conv_k": rng.standard_normal((kv_heads, 2)),
-        "conv_v": rng.standard_normal((kv_heads, 2)),
-        "inv_freq": 1e4 ** (-np.arange(head_dim // 2) * 2 / head_dim),
-    }
-    floats = {name: jnp.asarray(value, jnp.float32) for name, value in case.items()}
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    q, k, v = (normal(count, length, each, head_dim) for each in (heads, kv_heads, kv_heads))
+    layer = kernels.AttentionLayer(
+        conv_k=normal(kv_heads, 2),
+        conv_v=normal(kv_heads, 2),
+        inv_freq=jnp.asarray(1e4 ** (-np.arange(head_dim // 2) * 2 / head_dim), jnp.float32),
+        window=window,
+        scale=head_dim**-0.5,
+    )
     positions = np.where(segments > 0, np.arange(length) - starts, 0)
-    return {**floats, "positions": jnp.asarray(positions, jnp.int32), "segment_ids": jnp.asarray(segments, jnp.int32)}
-
-
-def _cast(value: jax.Array, dtype: str) -> jax.Array:
-    return value.astype(dtype) if value.ndim == 4 else value
+    rows = kernels.Rows(positions=jnp.asarray(positions, jnp.int32), segment_ids=jnp.asarray(segments, jnp.int32))
+    return q, k, v, layer, rows
