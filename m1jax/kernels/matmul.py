@@ -54,12 +54,12 @@ def einsum(subscripts: str, x: Array, weight: Array, *, dtype: Any) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def linear(subscripts: str, x: Array, weight: Array) -> Array:
-    """`einsum(subscripts, x, weight)` in x's dtype, of a weight of any dtype, with a gradient that CPUs compute fast.
+    """`einsum(subscripts, x, weight)` in x's dtype, for a weight of any dtype, with a gradient that CPUs compute fast.
 
-    The gradient is the usual one; what its own rule fixes is how it is computed. The automatic rule forms the weight's
-    gradient with its axes in the order of the product's operands and transposes it, MEASURED; and
-    it rounds that gradient to x's dtype, where this one stays float32 until it is in the weight's own. x's gradient is
-    an `einsum` too. Other devices run the same products.
+    The gradient is the usual one; its own rule says how it is computed. The automatic rule makes the weight's gradient
+    with its axes in another order and transposes it: on two CPU cores the gradient of a SwiGLU layer (hidden 384, FFN
+    1024, 2048 tokens, float32) then takes 1.4 times as long. And it rounds that gradient to x's dtype, where this rule
+    keeps the float32 sum until it is cast to the weight's dtype. x's gradient is an `einsum` too.
     """
     return einsum(subscripts, x, weight.astype(x.dtype), dtype=x.dtype)
 
