@@ -2,7 +2,7 @@
 
     attention_gpu.py [--shapes H:K:D:window,…] [--lengths S …] [--document-length 600] [--json FILE]
 
-Ours are the Pallas kernels, and cuDNN, which `kernels.attention(impl="gpu")` takes for rows of one document. Those and
+Ours are the Pallas kernels, and cuDNN, which `impl="gpu"` takes for rows of one document. Those and
 all peers compute attention alone, of the same q, k and v in bfloat16; one row more each says what ours takes with
 convolution, RoPE and scale. Peers: jax.nn.dot_product_attention by XLA, PyTorch's scaled_dot_product_attention (causal
 rows of one document) and FlexAttention, compiled. A side that fails, out of memory for one, is named with its

@@ -1,6 +1,6 @@
 """Rotary positions and the short convolution on blocks that are in VMEM.
 
-Legend: T keys, R rows of a block, D head_dim (128 or 256 here), half-split pairs.
+Legend: T keys, R tokens of a block, D head_dim (128 or 256 here), half-split pairs.
 """
 
 import jax
@@ -21,7 +21,7 @@ def table(positions_BT: Array, inv_freq: Array) -> Array:
 
 
 def turned(x_RD: Array, table_R: Array, *, back: bool = False) -> Array:
-    """RoPE (arXiv 2104.09864) of float32 rows by their rows of `table`, or its inverse, which is its transpose."""
+    """RoPE of float32 vectors by the entries of `table` at their tokens, or its inverse, which is its transpose."""
     cos, sin = table_R[:, :LANES], table_R[:, LANES:]
     if back:
         sin = -sin
@@ -32,12 +32,12 @@ def turned(x_RD: Array, table_R: Array, *, back: bool = False) -> Array:
 
 
 def shifted_down(x_RD: Array, before_1D: Array) -> Array:
-    """Row t holds x_{t-1}, row 0 `before`; float32."""
+    """At token t x_{t-1}, at token 0 `before`; float32."""
     return jnp.concatenate([before_1D, x_RD[:-1]])
 
 
 def shifted_up(x_RD: Array, after_1D: Array) -> Array:
-    """Row t holds x_{t+1}, the last one `after`; float32."""
+    """At token t x_{t+1}, at the last one `after`; float32."""
     R = x_RD.shape[0]
     row = jax.lax.broadcasted_iota(jnp.int32, x_RD.shape, 0)
     return jnp.where(row == R - 1, after_1D, pltpu.roll(x_RD, R - 1, 0))
