@@ -58,7 +58,7 @@ def test_what_the_page_names_exists():
             assert re.search(rf"\b{name}\b", found[0].read_text(encoding="utf-8")), f"{path}: {name}"
 
 
-KINDS = ("layer kind", "optimiser", "objective", "text source", "question set", "tracker", "verb")
+KINDS = ("layer kind", "optimiser", "objective", "text source", "chat format", "question set", "tracker", "verb")
 
 
 @pytest.mark.parametrize("kind", KINDS)
