@@ -35,8 +35,9 @@ def get_config() -> ConfigDict:
                 "attention": "pallas_tpu",
             },
             "data": {
+                "domains": ("general", "medical"),
                 "vocab_size": 133_120,
-                "general_vocab_size": 99_840,  # undisclosed
+                "vocab_parts": ({"domain": "general", "ids": 99_840}, {"domain": "medical"}),  # undisclosed
                 "tokenizer_bytes": 2 * 10**9,  # undisclosed
                 "row_lengths": (8192, 32_768),
             },

@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
                 "compute_dtype": "bfloat16",
                 "attention": "pallas_tpu",
             },
-            "data": {"vocab_size": VOCAB, "row_lengths": (8192, 32_768)},
+            "data": {"domains": ("general", "medical"), "vocab_size": VOCAB, "row_lengths": (8192, 32_768)},
             "optimizer": {"eps": 1e-8},
             "train": {
                 "checkpoint_every": 500,

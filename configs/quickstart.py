@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
                 "max_positions": 2048,
             },
             "data": {
+                "domains": ("general", "medical"),
                 "vocab_size": vocab_size,
                 "source_bytes": {"poetry": 12_000_000},  # a sixth of the poems, so that prose stays the larger part
                 "tokenizer_bytes": 20_000_000,

@@ -25,7 +25,13 @@ def get_config():
                 "init_std": 0.02,
                 "max_positions": 512,
             },
-            "data": {"vocab_size": 512, "row_lengths": (64, 128), "packing_window": 64, "heldout_share": 0.05},
+            "data": {
+                "domains": ("general", "medical"),
+                "vocab_size": 512,
+                "row_lengths": (64, 128),
+                "packing_window": 64,
+                "heldout_share": 0.05,
+            },
             "optimizer": {"eps": 1e-8, "clip": {"history": 8}},
             "train": {"log_every": 5, "checkpoint_every": 4, "loss_chunk": 256},
             "stages": (

@@ -1,4 +1,4 @@
-"""A run as one object: frozen dataclasses (schema.py, stages.py), read from an ml_collections file (file.py)."""
+"""A run as one object: frozen dataclasses (schema.py), read from an ml_collections file (file.py)."""
 
 from m1jax.config.schema import (
     CLIP_POLICIES,
@@ -13,6 +13,7 @@ from m1jax.config.schema import (
     RunConfig,
     SpecialIdsConfig,
     TrainConfig,
+    VocabPartConfig,
     check_model,
     check_run,
     to_dict,
@@ -35,6 +36,7 @@ __all__ = [
     "SpecialIdsConfig",
     "StageConfig",
     "TrainConfig",
+    "VocabPartConfig",
     "blend",
     "check_model",
     "check_run",

@@ -14,7 +14,7 @@ from typing import Any
 from m1jax.config.schema import ModelConfig, RunConfig, check_model, check_run
 from m1jax.errors import UserError
 
-_RENAMED = {"data.window_documents": "packing_window"}
+_RENAMED = {"data.window_documents": "packing_window", "data.general_vocab_size": "vocab_parts"}
 """New names of keys that were renamed, where the spelling alone would lead elsewhere."""
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from m1jax.config.domains import VocabPartConfig as VocabPartConfig
+from m1jax.config.domains import check_keys, check_known, check_names, check_parts
 from m1jax.config.folders import RunFolders
 from m1jax.config.stages import LearningRateConfig as LearningRateConfig
 from m1jax.config.stages import RampConfig as RampConfig
@@ -88,8 +90,11 @@ class DataConfig:
 
     vocab_size: int = _bounded(512)
     """Size of the tokenizer that `m1 tokenizer train` makes."""
-    general_vocab_size: int = _bounded(0, default=0)
-    """Ids of it that general text decides, before medical text decides the rest; 0 is three quarters."""
+    domains: tuple[str, ...] = ("text",)
+    """Names of the kinds of text, in the order of tables; text that names none of them is of the first."""
+    vocab_parts: tuple[VocabPartConfig, ...] = ()
+    """Whose text decides its ids, in order; other domains join the last part. Empty: every domain is a part, the first
+    decides three quarters of the ids and the others equal parts of the rest."""
     tokenizer_bytes: int = _bounded(1, default=100_000_000)
     """Text that it is trained on, at most: small sources whole, large ones evenly over their length."""
     source_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -102,11 +107,11 @@ class DataConfig:
     workers: int = _bounded(0, default=0)
     """Threads that encode and pack, 0 for all cores; the rows are the same for any number."""
     tasks: Mapping[str, str] = field(default_factory=dict)
-    """seqio tasks or mixtures that are packed beside the corpus: domain (general or medical) by name."""
+    """seqio tasks or mixtures that are packed beside the corpus: domain by name."""
     tasks_module: str = ""
     """Module (or .py file) that registers them when it is imported."""
     max_epochs: Mapping[str, float] = field(default_factory=dict)
-    """Most times that a run may read a source: by source, by domain ("domain:medical"), or "*" for all others."""
+    """Most times that a run may read a source: by source, by domain ("domain:NAME"), or "*" for all others."""
     heldout_share: float = _bounded(0.0, default=0.02)
     corpus: str = ""
     tokenizer: str = ""
@@ -291,6 +296,7 @@ def check_run(config: RunConfig) -> None:
             f"config key data.vocab_size = {config.data.vocab_size} exceeds model.vocab_size = "
             f"{config.model.vocab_size}: the model must hold every token."
         )
+    _check_domains(config.data, config.stages)
     for key, size in config.data.source_bytes.items():
         if size < 1:
             raise UserError(f"config key data.source_bytes.{key} must be at least 1, got {size}.")
@@ -313,6 +319,17 @@ def check_run(config: RunConfig) -> None:
                 f"{config.model.max_positions}: shorten the rows or raise max_positions."
             )
         _check_stage(path, stage, config.stages[i - 1] if i else None)
+
+
+def _check_domains(data: DataConfig, stages: tuple[StageConfig, ...]) -> None:
+    """Raises UserError where a domain has no proper name, or something names a domain that is not listed."""
+    check_names(data.domains)
+    check_parts(data.vocab_parts, data.vocab_size, data.domains)
+    for i, stage in enumerate(stages):
+        check_keys(f"stages.{i}.mixture", stage.mixture, data.domains)
+    check_keys("data.max_epochs", data.max_epochs, data.domains)
+    for name, domain in data.tasks.items():
+        check_known(f"config key data.tasks.{name}", domain, data.domains)
 
 
 def _check_stage(path: str, stage: StageConfig, before: StageConfig | None) -> None:

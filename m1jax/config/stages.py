@@ -47,7 +47,7 @@ class StageConfig:
 
     name: str
     mixture: Mapping[str, float]
-    """Share of tokens by source, or by domain ("domain:medical"), which its sources divide by their size."""
+    """Share of tokens by source, or by domain ("domain:NAME"), which its sources divide by their size."""
     learning_rate: LearningRateConfig
     tokens: int = bounded(1)
     """Tokens of this stage, padding included, rounded up to whole steps."""

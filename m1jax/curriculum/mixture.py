@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from m1jax.config.domains import KEY_PREFIX, nearest
 from m1jax.errors import UserError
 from m1jax.rows.manifest import SourceRows
 
@@ -18,7 +19,7 @@ TOLERANCE = 1e-3
 
 def matches(key: str, name: str, source: SourceRows) -> bool:
     """Whether a key of a mixture means this source: by its name, that of what it is a bucket of, or its domain."""
-    return key in (name, source.of, f"domain:{source.domain}") and bool(key)
+    return key in (name, source.of, f"{KEY_PREFIX}{source.domain}") and bool(key)
 
 
 def source_shares(
@@ -39,10 +40,11 @@ def source_shares(
             raise UserError(f"stage {stage!r}: mixture key {key!r} has weight {weight}, which must be 0 or more.")
         every = [name for name, source in sources.items() if matches(key, name, source)]
         if not every:
-            domains = sorted({f"domain:{source.domain}" for source in sources.values()})
+            domains = sorted({f"{KEY_PREFIX}{source.domain}" for source in sources.values()})
+            near = nearest(key, domains if key.startswith(KEY_PREFIX) else sources)
             raise UserError(
                 f"stage {stage!r}: mixture key {key!r} matches no source: there are {', '.join(sorted(sources))} "
-                f"and {', '.join(domains)}."
+                f"and {', '.join(domains)}; did you mean {near!r}?"
             )
         matching = [name for name in every if _in_range(sources[name], difficulty)]
         if not matching and weight:
@@ -119,7 +121,7 @@ def check_epochs(
         total.setdefault(name, {})[stage] = epochs
     for name, by_stage in total.items():
         source = sources[name]
-        keys = [key for key in (name, source.of, f"domain:{source.domain}", "*") if key and key in caps]
+        keys = [key for key in (name, source.of, f"{KEY_PREFIX}{source.domain}", "*") if key and key in caps]
         if keys and sum(by_stage.values()) > caps[key := keys[0]]:
             stages = ", ".join(f"{epochs:.2f} in stage {stage!r}" for stage, epochs in by_stage.items() if epochs)
             raise UserError(

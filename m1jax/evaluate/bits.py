@@ -13,6 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
+from m1jax.config.domains import ordered
 from m1jax.evaluate.scoring import TargetLogprobs, Tokens, sequence_logprobs
 from m1jax.rows.packing import split
 
@@ -87,9 +88,12 @@ def bits_per_byte(
     return found
 
 
-def by_domain(found: Mapping[str, Bits], domains: Mapping[str, str]) -> dict[str, Bits]:
-    """Sums over the sources of each domain (`domains`: source → domain): a source weighs by the bytes scored of it."""
-    totals: dict[str, Bits] = {}
+def by_domain(found: Mapping[str, Bits], domains: Mapping[str, str], order: Sequence[str]) -> dict[str, Bits]:
+    """Sums over the sources of each domain, the domains as `order` lists them.
+
+    `domains` maps a source to its domain; a source weighs by the bytes scored of it.
+    """
+    totals = {domain: Bits(0.0, 0, 0) for domain in ordered((domains[source] for source in found), order)}
     for source, bits in found.items():
-        totals[domains[source]] = totals.get(domains[source], Bits(0.0, 0, 0)) + bits
+        totals[domains[source]] += bits
     return totals

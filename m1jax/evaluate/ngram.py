@@ -6,7 +6,7 @@ where they have three, because text that was read several times has few counts o
 pieces of the training text held aside, never on what is then measured; all the text is counted afterwards.
 
 Chosen by measuring (7.3M tokens of ontologies and a dictionary, BPE of 8,192, nats a held-out token of each of three
-sources; medical text read once, and three times): unigram 7.46 7.03 6.63, and 7.25 6.83 6.88; Jelinek-Mercer with 15
+sources; ontologies read once, and three times): unigram 7.46 7.03 6.63, and 7.25 6.83 6.88; Jelinek-Mercer with 15
 weights by context count 4.52 3.83 4.20, and 4.35 3.67 4.41; Kneser-Ney with one estimated discount 4.46 3.77 4.15, and
 4.31 3.63 4.37; with three fitted 4.45 3.77 4.15, and 4.29 3.61 4.36; this one 4.45 3.77 4.15, and 4.29 3.61 4.36.
 

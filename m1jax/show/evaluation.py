@@ -58,14 +58,15 @@ def _entry(bits: Bits) -> dict[str, float | int | None]:
     }
 
 
-def bits(found: Mapping[str, Mapping[str, Bits]], domains: Mapping[str, str]) -> Report:
+def bits(found: Mapping[str, Mapping[str, Bits]], domains: Mapping[str, str], order: Sequence[str]) -> Report:
     """Bits per byte, a column for each model, a row for each source and under them one for its domain's total.
 
-    `found` maps a model's name to its bits by source (the same sources for all), `domains` a source to its domain.
+    `found` maps a model's name to its bits by source (the same sources for all), `domains` a source to its domain;
+    `order` lists domains as they come in the table.
     """
     models = list(found)
     sources = list(next(iter(found.values())))
-    totals = {model: by_domain(found[model], domains) for model in models}
+    totals = {model: by_domain(found[model], domains, order) for model in models}
     table = Table(title="Bits per byte on held-out text")
     table.add_column("domain")
     table.add_column("source")

@@ -13,12 +13,12 @@ import contextlib
 import dataclasses
 import heapq
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from m1jax.errors import UserError
 from m1jax.text.documents import DOCUMENT_SCHEMA, REJECTED_SCHEMA, Document, Rejected, Table, read_documents
-from m1jax.text.folder import read_folder
+from m1jax.text.folder import read_folder, source_name
 from m1jax.text.overlap import NgramIndex
 from m1jax.text.set_aside import screen, text_hash
 from m1jax.text.sources import Source
@@ -83,12 +83,14 @@ def write_corpus(
     heldout_share: float = 0.02,
     heldout_bytes: int = 1_000_000,
     evaluation: NgramIndex | None = None,
+    domains: Collection[str] | None = None,
 ) -> Report:
     """Writes documents into the empty `folder` (layout above) and reports what became of each.
 
     Set aside, never dropped: whatever comes as Rejected, and what `screen` finds wrong: documents that are empty, no
-    valid Unicode, over 32 MiB, of an unknown domain, repeated, or that share a run of words with an item of
-    `evaluation`.
+    valid Unicode, over 32 MiB, of a domain that is not in `domains` (None: any), repeated, or that share a run of words
+    with an item of `evaluation`. A source has one domain: of the documents that name the same source, those of another
+    domain than the first make up the source NAME-DOMAIN.
 
     Of each source about `heldout_share` of the documents are held out, those with the smallest identifier hashes, up
     to about `heldout_bytes` of text, and at least one where there are two. Memory is bounded by the held-out text and
@@ -100,7 +102,10 @@ def write_corpus(
     with contextlib.ExitStack() as files:
         aside = files.enter_context(Table(folder / "rejected.parquet", REJECTED_SCHEMA))
         splits: dict[str, _Split] = {}
-        for item in screen(documents, evaluation):
+        domain_of: dict[str, str] = {}
+        for item in screen(documents, evaluation, domains=domains):
+            if isinstance(item, Document):
+                item = _of_one_domain(item, domain_of)
             report = reports.setdefault(item.source, SourceReport())
             if isinstance(item, Rejected):
                 aside.write(item, len(item.text))
@@ -121,6 +126,14 @@ def write_corpus(
         why = ", ".join(f"{reason}: {count}" for reason, count in rejected.most_common()) or "none came in"
         raise UserError(f"The corpus is empty, every document was set aside ({why}): give a folder with usable text.")
     return Report(dict(sorted(reports.items())), dict(rejected.most_common()))
+
+
+def _of_one_domain(document: Document, domain_of: dict[str, str]) -> Document:
+    """The document under a source's name that no other domain has; `domain_of` remembers the domain of each source."""
+    name = document.source
+    while domain_of.setdefault(name, document.domain) != document.domain:
+        name = f"{name}-{source_name(document.domain)}"
+    return document if name == document.source else dataclasses.replace(document, source=name)
 
 
 def licences(folder: Path, sources: Sequence[Source]) -> None:

@@ -38,7 +38,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Document:
-    """One reading unit: `language` is a code such as en or zh, `domain` is general or medical.
+    """One reading unit: `language` is a code such as en or zh, `domain` a name that the config gives.
 
     `difficulty` is any finite number that its maker gave it, larger for harder; None where there is none. Without
     `parts` all of the text is learned, with weight 1. With parts, these are encoded, each apart, so that no token is

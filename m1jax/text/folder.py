@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from m1jax.errors import UserError, first_line
 from m1jax.text.documents import Document, Rejected
 
-DOMAINS = ("general", "medical")
 KINDS = (".txt", ".jsonl", ".parquet")
 # The largest document, in bytes: a library of books in one file is no reading unit, and one line must fit in memory.
 LARGEST = 32 << 20
@@ -27,15 +26,15 @@ _BATCH = 256
 _SHOWN = 1000
 
 
-def read_folder(folder: Path, domain: str = "general", language: str = "en") -> Iterator[Document | Rejected]:
+def read_folder(folder: Path, domains: Sequence[str], language: str = "en") -> Iterator[Document | Rejected]:
     """Documents of all .txt, .jsonl and .parquet files below `folder`, in the order of their paths.
 
     A .txt file is one document (UTF-8), a .jsonl line one object, a .parquet row one record, with the text in `text`
     or `content` and optionally `id`, `source`, `language` and `domain`, which win over what follows, and `difficulty`,
     a number, larger for harder. The domain is
-    general or medical where a folder on the way is named so, else `domain`. The source is the first folder below
-    `folder` that is not named so; for a file outside such a folder its stem, or for .txt the name of the folder that
-    it lies in. The identifier is the path, with #line or #row. Hidden files are left alone.
+    the first folder on the way that is called like one of `domains`, else the first of `domains`. The source is the
+    first folder below `folder` that is not called so; for a file outside such a folder its stem, or for .txt the name
+    of the folder that holds it. The identifier is the path, with #line or #row. Hidden files are left alone.
 
     What is no text is yielded as Rejected: undecodable bytes, a line that is no JSON object with text, a row without
     text, more than 32 MiB, a file of another kind. Raises UserError for a missing folder, one without such files, an
@@ -47,7 +46,7 @@ def read_folder(folder: Path, domain: str = "general", language: str = "en") -> 
     if not files:
         raise UserError(f"{folder} holds no .txt, .jsonl or .parquet file: put your text there, or give its folder.")
     for path in _files(folder):
-        place = _Place(folder, path, domain, language)
+        place = _Place(folder, path, domains, language)
         kind = path.suffix.lower()
         try:
             if kind == ".txt":
@@ -79,14 +78,14 @@ def _unreadable(error: OSError) -> None:
 class _Place:
     """What a file's path says about its documents."""
 
-    def __init__(self, folder: Path, path: Path, domain: str, language: str) -> None:
+    def __init__(self, folder: Path, path: Path, domains: Sequence[str], language: str) -> None:
         inside = path.relative_to(folder)
         # A name that is no UTF-8 is shown by its bytes: Parquet holds valid text only.
         self.name = os.fsencode(inside.as_posix()).decode(errors="backslashreplace")
         above = inside.parts[:-1]
-        self.domain = next((part for part in above if part in DOMAINS), domain)
+        self.domain = next((part for part in above if part in domains), domains[0])
         self.language = language
-        named = next((part for part in above if part not in DOMAINS), None)
+        named = next((part for part in above if part not in domains), None)
         if named is None:
             named = (above[-1] if above else folder.resolve().name) if path.suffix.lower() == ".txt" else path.stem
         self.source = source_name(named)

@@ -2,13 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from m1jax.config.domains import is_name
 from m1jax.text.documents import BATCH_ARRAYS, PAIR, Document, Rejected
-from m1jax.text.folder import DOMAINS, LARGEST
+from m1jax.text.folder import LARGEST
 from m1jax.text.overlap import NgramIndex
 
 _BATCH_ROWS = 512
@@ -19,23 +20,30 @@ _COLUMN_NAME = re.compile(r"\w{1,60}")
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 # Newcomers wait in a set of Python's until they are worth a sort.
 _FEWEST_SORTED = 1 << 16
+_MOST_NAMED = 20
 
 Items = Iterable[Document | Rejected]
 
 
-def screen(items: Items, evaluation: NgramIndex | None = None, texts: bool = True) -> Iterator[Document | Rejected]:
+def screen(
+    items: Items,
+    evaluation: NgramIndex | None = None,
+    texts: bool = True,
+    domains: Collection[str] | None = None,
+) -> Iterator[Document | Rejected]:
     """The items in order, each document as it is or as Rejected with a reason.
 
-    Set aside are documents that are empty (nothing but white space and NUL), no valid Unicode, over 32 MiB, of an
-    unknown domain, with parts or columns that cannot be packed, of an identifier or (with `texts`) a text that came
-    before, or that share a run of words with an item of `evaluation` (reason "evaluation overlap"). Documents of parts
-    repeat one another only where parts and columns are equal too. Memory: 16 bytes a document, to know what came
-    before.
+    Set aside are documents that are empty (nothing but white space and NUL), no valid Unicode, over 32 MiB, of another
+    domain than `domains` (None: of any that can be a name), with parts or columns that cannot be packed, of an
+    identifier or (with `texts`) a text that came before, or that share a run of words with an item of `evaluation`
+    (reason "evaluation overlap"). Documents of parts repeat one another only where parts and columns are equal too.
+    Memory: 16 bytes a document, to know what came before.
     """
     identifiers, known = _Known(), _Known()
+    unlisted = _Unlisted(domains)
     for batch in batches(items):
         documents = [item for item in batch if isinstance(item, Document)]
-        reasons = [fault(document) for document in documents]
+        reasons = [fault(document) or unlisted.fault(document.domain) for document in documents]
         repeated = identifiers.seen([document.id for document in documents], reasons)
         reasons = [reason or ("duplicate id" if old else None) for reason, old in zip(reasons, repeated, strict=True)]
         if texts:
@@ -79,8 +87,8 @@ def fault(document: Document) -> str | None:
         return "empty"
     if size > LARGEST:
         return f"larger than {LARGEST >> 20} MiB"
-    if document.domain not in DOMAINS:
-        return f"domain is neither {' nor '.join(DOMAINS)}"
+    if not is_name(document.domain):
+        return "domain is not a name"
     if not _SOURCE.fullmatch(document.source):
         return "source is no file name"
     if document.difficulty is not None and not np.isfinite(document.difficulty):
@@ -136,6 +144,22 @@ def set_aside(document: Document, reason: str) -> Rejected:
 def text_hash(text: str) -> int:
     """64 bits of a text's BLAKE2b hash."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+class _Unlisted:
+    """Names the domains that a corpus does not have, up to twenty: a field may hold another value in every record."""
+
+    def __init__(self, domains: Collection[str] | None) -> None:
+        self._domains = domains
+        self._named: set[str] = set()
+
+    def fault(self, domain: str) -> str | None:
+        """What is wrong with a document of this domain."""
+        if self._domains is None or domain in self._domains:
+            return None
+        if len(self._named) < _MOST_NAMED:
+            self._named.add(domain)
+        return f"domain {domain!r} is not in data.domains" if domain in self._named else "domain is not in data.domains"
 
 
 class _Known:

@@ -3,6 +3,7 @@
 Continued BPE keeps every token and id of the first part: the new text is cut into the tokens that it has there, and
 further merges of those are learnt. `tokenizers` learns merges of characters, so each token is written as one character,
 and the merges are read back. Every merge stays reachable, which a list of two separately trained BPEs does not give.
+A continued tokenizer can be continued again, so that any number of texts shape the ids in turn.
 """
 
 import itertools
@@ -67,7 +68,7 @@ def extend(tokenizer: TrainedTokenizer, texts: Iterable[str], vocab_size: int) -
     if vocab_size <= tokenizer.vocab_size:
         raise UserError(
             f"config key data.vocab_size = {vocab_size} leaves no room beside the {tokenizer.vocab_size} ids of the "
-            f"general part: choose more, or a smaller data.general_vocab_size."
+            f"parts before: choose more, or give those fewer ids in data.vocab_parts."
         )
     seen = 0
 
@@ -82,7 +83,7 @@ def extend(tokenizer: TrainedTokenizer, texts: Iterable[str], vocab_size: int) -
     backend.pre_tokenizer = pre_tokenizers.Split(_GAP, "removed")
     backend.train_from_iterator(written(), _trainer(vocab_size - NUM_SPECIAL, alphabet))
     if not seen:
-        raise UserError("there is no text for the second part of the tokenizer: check that the corpus holds documents.")
+        raise UserError("there is no text for a further part of the tokenizer: check that the corpus holds documents.")
 
     def spelt(characters: str) -> str:
         return "".join(tokenizer.token_texts[ord(character) - _FIRST_CODE] for character in characters)

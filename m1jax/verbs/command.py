@@ -14,7 +14,7 @@ from m1jax.errors import AGAIN, FAILURE, INTERRUPTED, USER_ERROR, InterruptedRun
 VERBS = {
     "quickstart": ("quickstart", "the whole road once, verb by verb, on real text"),
     "corpus": ("corpus", "fetch or read text and write documents"),
-    "tokenizer train": ("tokenizer", "train a byte-level BPE on the corpus, medical upon general"),
+    "tokenizer train": ("tokenizer", "train a byte-level BPE on the corpus, one domain after the other"),
     "tokenizer report": ("tokenizer_report", "measure the tokenizer on held-out text and terms"),
     "pack": ("pack", "pack documents into rows of tokens"),
     "curriculum": ("curriculum", "show what the stages will read, or (replay) the documents of one step"),

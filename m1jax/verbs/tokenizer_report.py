@@ -14,6 +14,7 @@ from rich.table import Table
 from m1jax import artefact
 from m1jax import tokenizer as tokenizers
 from m1jax.config import RunConfig
+from m1jax.config.domains import ordered
 from m1jax.errors import UserError
 from m1jax.evaluate import tasks
 from m1jax.show import console as consoles
@@ -23,6 +24,7 @@ from m1jax.text.documents import read_documents
 from m1jax.text.sources.terms import term_lists
 from m1jax.tokenizer import SpecialIds
 from m1jax.tokenizer.measure import Compression, EncodeArrays, compression, term_counts, used_ids
+from m1jax.tokenizer.parts import order
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_json, config_of, example
 
 USED_BYTES = 20_000_000
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def report(config: RunConfig, against: Sequence[str], as_json: bool) -> None:
-    """Measures the run's tokenizer, a general and a joint one of its size, and those of `against`.
+    """Measures the run's tokenizer, one of its first domain and a joint one of its size, and those of `against`.
 
     `against` names files (tokenizer.json, SentencePiece model), folders or tiktoken encodings. Writes report.json and
     compression.png. Raises UserError where the corpus or a tokenizer is missing, or matplotlib is not installed.
@@ -74,8 +76,9 @@ def report(config: RunConfig, against: Sequence[str], as_json: bool) -> None:
     candidates += [_existing(name) for name in against]
     candidates += _trained(config, made, own.vocab_size, console)
     texts, by_source = _heldout(config)
+    domains = sorted({source["domain"] for source in made["sources"].values()})
     terms = term_lists(read_documents(config.corpus / "documents", config.corpus / "heldout"))
-    sample = list(sampling.texts(config.corpus, made["sources"], ("general", "medical"), USED_BYTES))
+    sample = list(sampling.texts(config.corpus, made["sources"], domains, USED_BYTES))
     lines = []
     for candidate in candidates:
         with console.status(f"measuring {candidate.name}"):
@@ -120,9 +123,10 @@ def _existing(name: str) -> Candidate:
 
 
 def _trained(config: RunConfig, made: Mapping[str, Any], vocab_size: int, console: Console) -> list[Candidate]:
-    """Tokenizers of the same size: of the general text alone, and of all text at once; kept for the next report."""
-    domains = sorted({source["domain"] for source in made["sources"].values()})
-    wanted = {"general only": ("general",), "joint": ("general", "medical")} if len(domains) > 1 else {"joint": domains}
+    """Tokenizers of the same size, of the first domain's text alone and of all text; kept for later reports."""
+    domains = ordered((source["domain"] for source in made["sources"].values()), config.data.domains)
+    first = order(config, domains)[0]
+    wanted = {f"{first} only": [first], "joint": domains} if len(domains) > 1 else {"joint": domains}
     found = []
     for name, chosen in wanted.items():
         place = config.tokenizer_report / name.replace(" ", "-")
@@ -143,8 +147,11 @@ def _heldout(config: RunConfig) -> tuple[dict[str, list[str]], dict[str, list[st
     for document in read_documents(config.corpus / "heldout"):
         by_kind.setdefault((document.language, document.domain), []).append(document.text)
         sources.setdefault(document.source, []).append(document.text)
-    # en before zh, general before medical.
-    kinds = {f"{LANGUAGES.get(kind[0], kind[0])} {kind[1]}": by_kind[kind] for kind in sorted(by_kind)}
+    domains = ordered((domain for _, domain in by_kind), config.data.domains)
+    kinds = {
+        f"{LANGUAGES.get(language, language)} {domain}": by_kind[language, domain]
+        for language, domain in sorted(by_kind, key=lambda kind: (kind[0], domains.index(kind[1])))
+    }
     questions = config.corpus / "evaluation"
     if questions.is_dir():
         asked = [task for task in tasks.TASKS if task.name in _ASKED]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m1jax.config import MeshConfig, ModelConfig, to_dict
+from m1jax.config import MeshConfig, ModelConfig, domains, to_dict
 from m1jax.config import file as config_file
 from m1jax.errors import UserError
 
@@ -55,6 +55,20 @@ def test_the_14b_geometry_is_the_released_one():
         ("stages.9.tokens=1", ["stages.9.tokens", "by number"]),
         ("data.vocab_size=9000", ["data.vocab_size = 9000", "model.vocab_size"]),
         ("seed", ["no '='"]),
+        ("data.domains=()", ["data.domains", "non-empty"]),
+        ("data.domains=('general','medical','')", ["data.domains.2 = ''", "1 to 40 letters"]),
+        ("data.domains=('general','medical','a:b')", ["data.domains.2 = 'a:b'", "letters"]),
+        ("data.domains=('general','medical','general')", ["data.domains.2 = 'general'", "twice"]),
+        ("data.domains=('general',)", ["stages.1.mixture.domain:medical", "'medical', which is not in data.domains"]),
+        ("stages.0.mixture={'domain:medcal': 1}", ["stages.0.mixture.domain:medcal", "did you mean 'medical'?"]),
+        ("data.max_epochs={'domain:genral': 1}", ["data.max_epochs.domain:genral", "did you mean 'general'?"]),
+        ("data.tasks={'notes': 'Medical'}", ["data.tasks.notes", "'Medical'", "did you mean 'medical'?"]),
+        ("data.vocab_parts=[{'domain': 'law'}]", ["data.vocab_parts.0.domain", "'law'"]),
+        ("data.vocab_parts=[{'domain': 'general', 'ids': 9000}]", ["9,000 ids", "too many", "8,192"]),
+        ("data.vocab_parts=[{'domain': 'general', 'ids': 8192}, {'domain': 'medical'}]", ["8,192 ids", "too many"]),
+        ("data.vocab_parts=[{'domain': 'general', 'ids': 6000}]", ["6,000 ids", "fewer", "leave out the last"]),
+        ("data.vocab_parts=[{'domain': 'general'}, {'domain': 'general'}]", ["vocab_parts.1.domain", "twice"]),
+        ("data.general_vocab_size=6000", ["general_vocab_size", "did you mean data.vocab_parts?"]),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(override, words):
@@ -62,6 +76,25 @@ def test_a_bad_value_is_named_with_what_is_allowed(override, words):
         config_file.load("quickstart", [override])
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value)
+
+
+@given(st.text(max_size=45), st.sampled_from([":", "/", "\\", "\n", "\0", "\x7f", "\u2028", "[", "*", "="]), st.data())
+def test_a_name_of_a_domain_holds_nothing_that_means_something_elsewhere(text, sign, data):
+    place = data.draw(st.integers(0, len(text)))
+    assert not domains.is_name(text[:place] + sign + text[place:])
+    assert not domains.is_name("") and not domains.is_name(f" {text}") and not domains.is_name("x" * 41)
+    if domains.is_name(text):
+        assert 0 < len(text) <= 40 and text == text.strip() and text.isprintable()
+
+
+@pytest.mark.parametrize("name", ["radiology", "interventional radiology", "影像", "q-a_2.1", "x", "médecine générale"])
+def test_names_in_any_script_are_domains(name):
+    config = config_file.load("quickstart", [f"data.domains=('general','medical',{name!r})"])
+    assert config.data.domains[-1] == name and domains.is_name(name)
+
+
+def test_domains_come_in_the_order_of_the_config():
+    assert domains.ordered({"b", "law", "a", "c"}, ("c", "missing", "b")) == ["c", "b", "a", "law"]
 
 
 def test_a_missing_required_key_is_named(tmp_path):

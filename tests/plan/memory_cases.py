@@ -69,7 +69,7 @@ def config(case):
             "window_num_heads": hidden // 128, "window_num_kv_heads": 4, "window": 1024,
             "vocab_size": 32768, "max_positions": 2048,
         },
-        "data": {"vocab_size": 32768, "general_vocab_size": 0, "row_lengths": [2048]},
+        "data": {"vocab_size": 32768, "vocab_parts": [], "row_lengths": [2048]},
         "mesh": {"fsdp": fsdp, "tensor": tensor, "context": context},
         "train": {"accumulation": accumulation, "remat": repr(remat), "loss_chunk": 4096},
     }  # fmt: skip

@@ -24,11 +24,13 @@ def text_of(table):
 
 
 def test_bits_stand_by_source_and_domain_beside_each_other():
-    made = evaluation.bits({"before": BEFORE, "after": AFTER, "bigram": BIGRAM}, DOMAINS)
+    made = evaluation.bits({"before": BEFORE, "after": AFTER, "bigram": BIGRAM}, DOMAINS, ("general", "medical"))
     rows = [" ".join(line.replace("│", " ").split()) for line in text_of(made.table).splitlines()]
     assert "medical onto 50 8.000 2.000 2.400" in rows
     assert "medical total 100 8.000 2.500 2.600" in rows
     assert "general [dict] 10 8.000 3.000 2.000" in rows
+    assert [row.split()[0] for row in rows if " total " in row] == list(made.data["after"]["domains"])
+    assert list(made.data["after"]["domains"]) == ["general", "medical"]
     data = json.loads(json.dumps(made.data, allow_nan=False))
     assert data["after"]["domains"]["medical"] == {"bits_per_byte": 2.5, "bits": 250.0, "bytes": 100, "targets": 60}
     assert data["bigram"]["sources"]["icd"]["bits_per_byte"] == 2.8
@@ -36,7 +38,7 @@ def test_bits_stand_by_source_and_domain_beside_each_other():
 
 def test_a_source_without_text_shows_a_dash_and_null():
     empty = {"onto": Bits(0.0, 0, 0)}
-    made = evaluation.bits({"after": empty, "bigram": empty}, {"onto": "medical"})
+    made = evaluation.bits({"after": empty, "bigram": empty}, {"onto": "medical"}, ("medical",))
     assert "–" in text_of(made.table)
     data = json.loads(json.dumps(made.data, allow_nan=False))
     assert data["after"]["sources"]["onto"]["bits_per_byte"] is None

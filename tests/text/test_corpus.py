@@ -22,6 +22,9 @@ from m1jax.text.sources import Source
 ITEM = "A 45 year old man comes to the clinic because of chest pain that began two hours ago"
 
 
+DOMAINS = ("general", "medical")
+
+
 def document(number: int, text: str | None = None, source: str = "notes", **fields: str) -> Document:
     values = {"language": "en", "domain": "medical", **fields}
     return Document(
@@ -39,7 +42,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     documents = [document(i, source=source) for source in ("b", "a") for i in range(200)]
-    documents.append(document(1000, "line\r\n\tend \0 é 急性 \U0001fac0", source="a", language="zh", domain="general"))
+    documents.append(document(1000, "line\r\n\tend \0 é 急性 \U0001fac0", source="a", language="zh"))
     report = write_corpus(tmp_path, documents, heldout_share=0.1)
     training = list(read_documents(tmp_path))
     heldout = list(read_documents(tmp_path / "heldout"))
@@ -124,13 +127,13 @@ def test_bad_documents_are_set_aside_with_reason_and_counted(tmp_path: Path) -> 
         document(0, "another text under a known id"): "duplicate id",
         document(5, "unlike any other"): "duplicate text",
         document(6, "a lone \ud800 surrogate"): "no valid Unicode",
-        document(7, domain="cooking"): "domain is neither general nor medical",
+        document(7, domain="cooking"): "domain 'cooking' is not in data.domains",
         document(8, "é" * (16 << 20) + "!"): "larger than 32 MiB",
         document(9, f"Case: {ITEM.upper()}."): "evaluation overlap",
         document(10, source="a/b"): "source is no file name",
         Rejected("x.txt", "undecodable bytes (not UTF-8)", "\\xff", "notes"): "undecodable bytes (not UTF-8)",
     }
-    report = write_corpus(tmp_path, [*good[:2], *bad, good[2]], evaluation=NgramIndex([ITEM]))
+    report = write_corpus(tmp_path, [*good[:2], *bad, good[2]], evaluation=NgramIndex([ITEM]), domains=DOMAINS)
     assert report.rejected == dict(Counter(bad.values()))
     assert report.documents + sum(source.heldout_documents for source in report.sources.values()) == 3
     assert sum(source.rejected for source in report.sources.values()) == len(bad)
@@ -145,9 +148,26 @@ def test_bad_documents_are_set_aside_with_reason_and_counted(tmp_path: Path) -> 
 
 def test_a_document_set_aside_does_not_count_as_seen_text(tmp_path: Path) -> None:
     first, second = document(0, "same text", domain="cooking"), document(1, "same text")
-    report = write_corpus(tmp_path, [first, second])
+    report = write_corpus(tmp_path, [first, second], domains=DOMAINS)
     assert list(read_documents(tmp_path)) == [second]
-    assert report.rejected == {"domain is neither general nor medical": 1}
+    assert report.rejected == {"domain 'cooking' is not in data.domains": 1}
+
+
+def test_a_source_of_several_domains_becomes_one_of_each(tmp_path: Path) -> None:
+    """The first domain that comes keeps the name, whatever the order after it; a name that is taken is not joined."""
+    domains = ["pathology", "guidelines", "pathology", "interventional radiology"] * 20
+    documents = [document(i, domain=domain) for i, domain in enumerate(domains)]
+    documents += [document(i, source="notes-guidelines", domain="radiology") for i in range(3)]
+    report = write_corpus(tmp_path, [documents[-1], *documents[:-1]], heldout_share=0)
+    assert {name: source.domains for name, source in report.sources.items()} == {
+        "notes": ["pathology"],
+        "notes-guidelines": ["radiology"],
+        "notes-guidelines-guidelines": ["guidelines"],
+        "notes-interventional-radiology": ["interventional radiology"],
+    }
+    read = list(read_documents(tmp_path))
+    assert {item.id: (item.text, item.domain) for item in read} == {i.id: (i.text, i.domain) for i in documents}
+    assert all(report.sources[item.source].domains == [item.domain] for item in read)
 
 
 def test_an_empty_corpus_is_an_error_that_counts_the_reasons(tmp_path: Path) -> None:
@@ -215,7 +235,7 @@ def test_licences_name_package_version_and_citation(tmp_path: Path) -> None:
 def folder_corpus(folder: Path, tmp_path: Path) -> tuple[Report, dict[str, Document]]:
     out = tmp_path / "out"
     out.mkdir()
-    report = write_corpus(out, read_folder(folder), heldout_share=0)
+    report = write_corpus(out, read_folder(folder, DOMAINS), heldout_share=0)
     return report, {item.id: item for item in read_documents(out)}
 
 
@@ -240,7 +260,7 @@ def test_a_folder_of_text_is_read_with_domains_and_sources(tmp_path: Path) -> No
     assert found == {
         "a.txt": ("plain", "mine", "en", "general"),
         "medical/b.TXT": ("a case", "medical", "en", "medical"),
-        "medical/letters/c.txt": ("a letter", "letters", "en", "medical"),
+        "medical/letters/c.txt": ("a letter", "letters-medical", "en", "medical"),
         "letters/deep/er/d.txt": ("another letter", "letters", "en", "general"),
         "7": ("one", "q-a", "zh", "medical"),
         "general/e f!.jsonl#3": ("two", "e-f", "en", "general"),
@@ -248,8 +268,10 @@ def test_a_folder_of_text_is_read_with_domains_and_sources(tmp_path: Path) -> No
         "1": ("four", "table", "en", "general"),
         "2": ("five", "table", "en", "general"),
     }
-    defaults = [item for item in read_folder(folder, "medical", "de") if isinstance(item, Document)]
-    assert {(item.language, item.domain) for item in defaults if item.id == "a.txt"} == {("de", "medical")}
+    others = {item.id: item for item in read_folder(folder, ("deep", "medical"), "de") if isinstance(item, Document)}
+    assert {(others[key].language, others[key].domain) for key in ("a.txt", "general/e f!.jsonl#3")} == {("de", "deep")}
+    assert (others["letters/deep/er/d.txt"].source, others["letters/deep/er/d.txt"].domain) == ("letters", "deep")
+    assert others["general/e f!.jsonl#3"].source == "general"
 
 
 def test_bad_files_and_lines_are_counted(tmp_path: Path) -> None:
@@ -306,7 +328,7 @@ def test_a_line_or_file_beyond_the_limit_is_set_aside_and_the_rest_read(tmp_path
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 1000}) + "\n" + json.dumps({"text": "after"}) + "\n")
     (tmp_path / "b.txt").write_text("y" * 101)
     (tmp_path / "c.txt").write_text("z" * 100)
-    items = list(read_folder(tmp_path))
+    items = list(read_folder(tmp_path, DOMAINS))
     assert [type(item) for item in items] == [Rejected, Document, Rejected, Document]
     assert [item.reason for item in items if isinstance(item, Rejected)] == ["larger than 32 MiB"] * 2
     assert [item.id for item in items if isinstance(item, Document)] == ["a.jsonl#2", "c.txt"]
@@ -314,18 +336,18 @@ def test_a_line_or_file_beyond_the_limit_is_set_aside_and_the_rest_read(tmp_path
 
 def test_folders_and_tables_that_cannot_serve_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no folder"):
-        list(read_folder(tmp_path / "nowhere"))
+        list(read_folder(tmp_path / "nowhere", DOMAINS))
     (tmp_path / "note.md").write_text("text")
     with pytest.raises(UserError, match=r"holds no \.txt, \.jsonl or \.parquet file"):
-        list(read_folder(tmp_path))
+        list(read_folder(tmp_path, DOMAINS))
     path = tmp_path / "x.parquet"
     path.write_bytes(b"nonsense")
     with pytest.raises(UserError, match=r"x\.parquet is no readable Parquet"):
-        list(read_folder(tmp_path))
+        list(read_folder(tmp_path, DOMAINS))
     for table in ({"body": ["t"]}, {"text": [1]}):
         pq.write_table(pa.table(table), path)
         with pytest.raises(UserError, match=r"x\.parquet has no column of text named text or content"):
-            list(read_folder(tmp_path))
+            list(read_folder(tmp_path, DOMAINS))
 
 
 def test_an_unreadable_folder_inside_is_not_passed_over(tmp_path: Path, monkeypatch) -> None:
@@ -340,15 +362,15 @@ def test_an_unreadable_folder_inside_is_not_passed_over(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match="locked cannot be read"):
-        list(read_folder(tmp_path))
+        list(read_folder(tmp_path, DOMAINS))
     monkeypatch.undo()
     (tmp_path / "b.txt").symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match=r"b\.txt cannot be read"):
-        list(read_folder(tmp_path))
+        list(read_folder(tmp_path, DOMAINS))
 
 
 def test_strings_of_a_table_that_are_no_utf8_are_set_aside(tmp_path: Path) -> None:
     bad = pa.array([b"fine", b"\xff\xfe"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": bad}), tmp_path / "t.parquet")
-    items = list(read_folder(tmp_path))
+    items = list(read_folder(tmp_path, DOMAINS))
     assert [getattr(item, "reason", "") for item in items] == ["", "undecodable bytes (not UTF-8)"]

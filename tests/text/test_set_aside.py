@@ -52,13 +52,23 @@ def test_what_comes_as_rejected_passes_in_its_place():
     assert list(screen([good[0], bad, good[1], bad, good[2]])) == [good[0], bad, good[1], bad, good[2]]
 
 
+def test_unlisted_domains_are_named_up_to_twenty():
+    """A field such as a web page's host may have another value in every record."""
+    documents = [Document(str(i), f"text {i}", "s", "en", f"host-{i % 30}") for i in range(60)]
+    listed = Document("a", "text", "s", "en", "radiology")
+    reasons = [item.reason for item in screen([*documents, listed], domains=("radiology",)) if item != listed]
+    named = [f"domain 'host-{i}' is not in data.domains" for i in range(20)]
+    assert reasons == [*named, *["domain is not in data.domains"] * 10] * 2
+    assert list(screen([listed, documents[0]])) == [listed, documents[0]]
+
+
 def test_each_fault_has_its_reason():
     def document(**fields):
         return Document(**{"id": "i", "text": "t", "source": "s", "language": "en", "domain": "general", **fields})
 
     faults = {
         "no valid Unicode": document(text="\ud800"),
-        "domain is neither general nor medical": document(domain="law"),
+        "domain is not a name": document(domain="law/civil"),
         "source is no file name": document(source="../up"),
         "difficulty is no finite number": document(difficulty=float("inf")),
         "larger than 32 MiB": document(text="x" * (32 << 20)),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from m1jax.errors import UserError
 from m1jax.tokenizer import FIRST_MERGE, extend, train
+from m1jax.tokenizer.parts import part_sizes
 from tests.tokenizer.tokenizer_texts import GENERAL, MEDICAL
 
 
@@ -44,6 +45,47 @@ def test_continued_merges_are_learnt_and_applied_by_definition(medical, word):
         assert extended.encode_by_tokenizers([text])[0].tolist() == extended.encode(text)
     for token in range(FIRST_MERGE, extended.vocab_size):
         assert extended.encode(extended.decode([token])) == [token]
+
+
+@given(
+    st.lists(st.lists(st.text("abcd", min_size=1, max_size=9), min_size=2, max_size=8), min_size=3, max_size=4),
+    st.text("abcd", max_size=12),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_number_of_texts_shape_the_ids_in_turn(texts, word):
+    stages = [train([" ".join(texts[0])] * 2, FIRST_MERGE + 5)]
+    for text in texts[1:]:
+        stages.append(extend(stages[-1], [" ".join(text)] * 2, stages[-1].vocab_size + 5))
+    for before, after in itertools.pairwise(stages):
+        assert after.merges[: len(before.merges)] == before.merges
+    for text in (word, *itertools.chain.from_iterable(texts)):
+        assert stages[-1].encode(text) == by_definition(stages[-1], text)
+    for token in range(FIRST_MERGE, stages[-1].vocab_size):
+        assert stages[-1].encode(stages[-1].decode([token])) == [token]
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=6), st.integers(512, 5000))
+@settings(deadline=None)
+def test_sizes_of_parts(ids, vocab_size):
+    open_parts = ids.count(0)
+    if not open_parts:
+        ids, open_parts = [*ids, 0], 1
+    sizes = part_sizes(ids, max(vocab_size, sum(ids) + open_parts))
+    decided = [after - before for before, after in itertools.pairwise([0, *sizes])]
+    assert sizes[-1] == max(vocab_size, sum(ids) + open_parts)
+    assert all(share == given for share, given in zip(decided, ids, strict=True) if given)
+    shares = [share for share, given in zip(decided, ids, strict=True) if not given]
+    if any(ids) or len(ids) == 1:
+        assert max(shares) - min(shares) <= 1 <= min(shares)
+    else:
+        assert shares[0] == max(vocab_size * 3 // 4, FIRST_MERGE + 1)
+        assert max(shares[1:]) - min(shares[1:]) <= 1
+
+
+def test_the_shipped_sizes():
+    assert part_sizes([0, 0], 8192) == [6144, 8192]
+    assert part_sizes([99_840, 0], 133_120) == [99_840, 133_120]
+    assert part_sizes([0, 0, 0], 512) == [385, 448, 512]
 
 
 def test_general_ids_stay_and_medical_text_gets_shorter():
@@ -120,7 +162,7 @@ def test_bad_input():
     general = train(["ab"], 500)
     assert general.vocab_size == FIRST_MERGE
     for nothing in ([], ["", ""]):
-        with pytest.raises(UserError, match="no text for the second part"):
+        with pytest.raises(UserError, match="no text for a further part"):
             extend(general, nothing, 500)
     with pytest.raises(UserError, match="no room beside the 384 ids"):
         extend(general, MEDICAL, 384)

@@ -9,6 +9,7 @@ from m1jax import artefact
 from m1jax import tokenizer as tokenizers
 from m1jax.config import file as config_file
 from m1jax.errors import UserError
+from m1jax.text.documents import read_documents
 from m1jax.verbs import main
 from m1jax.verbs.tokenizer import train
 from tests import texts
@@ -33,26 +34,60 @@ def config(folder, *overrides):
     return config_file.load(TINY, [f"folder={folder}", "model.vocab_size=100_000", *overrides])
 
 
+def parts(*given):
+    """An override of data.vocab_parts: (domain, ids), or a domain alone for whom the ids are left open."""
+    entries = [{"domain": one} if isinstance(one, str) else {"domain": one[0], "ids": one[1]} for one in given]
+    return f"data.vocab_parts={entries}"
+
+
+def decided(run):
+    """(domains, ids) of each part, as the stamp records them."""
+    return [(part["domains"], part["ids"]) for part in artefact.stamp(run / "tokenizer")["parts"]]
+
+
 def test_both_parts_are_trained_and_recorded(run, capsys):
-    train(config(run, "data.vocab_size=700", "data.general_vocab_size=600"))
+    train(config(run, "data.vocab_size=700", parts(("general", 600), "medical")))
+    assert "(600 ids by general text, 100 by medical text; fingerprint" in " ".join(capsys.readouterr().out.split())
     tokenizer = tokenizers.load(run / "tokenizer")
     stamp = artefact.stamp(run / "tokenizer")
-    assert (stamp["vocab_size"], stamp["general_ids"], tokenizer.vocab_size) == (700, 600, 700)
+    assert (stamp["vocab_size"], tokenizer.vocab_size) == (700, 700)
+    assert decided(run) == [(["general"], 600), (["medical"], 100)]
     assert stamp["fingerprint"] == tokenizer.fingerprint
     sources = artefact.stamp(run / "corpus")["sources"]
     assert stamp["bytes"] == {name: source["bytes"] for name, source in sources.items()}
-    train(config(run, "data.vocab_size=600", "data.general_vocab_size=600"))
-    alone = tokenizers.load(run / "tokenizer")
+    general = [text.text for text in read_documents(run / "corpus" / "documents" / "general-cases.parquet")]
+    alone = tokenizers.train(general, 600)
     assert tokenizer.merges[: len(alone.merges)] == alone.merges
     capsys.readouterr()
-    train(config(run, "data.vocab_size=600", "data.general_vocab_size=600"))
+    train(config(run, "data.vocab_size=700", parts(("general", 600), ("medical", 100))))
     assert "is whole already" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_the_share_of_the_parts_is_three_quarters_where_it_is_left_open(run):
     train(config(run, "data.vocab_size=800"))
-    stamp = artefact.stamp(run / "tokenizer")
-    assert (stamp["general_ids"], stamp["vocab_size"]) == (600, 800)
+    assert decided(run) == [(["general"], 600), (["medical"], 200)]
+
+
+def test_the_config_says_whose_ids_come_first_and_others_join_the_last(run):
+    train(config(run, "data.vocab_size=700", parts("medical", "general")))
+    first = tokenizers.load(run / "tokenizer")
+    assert decided(run) == [(["medical"], 525), (["general"], 175)]
+    train(config(run, "data.vocab_size=700", "data.domains=('medical','general')"))
+    assert tokenizers.load(run / "tokenizer").fingerprint == first.fingerprint
+    train(config(run, "data.vocab_size=700", parts("medical")))
+    assert decided(run) == [(["medical", "general"], 700)]
+    everything = [document.text for document in read_documents(run / "corpus" / "documents")]
+    assert tokenizers.load(run / "tokenizer").fingerprint == tokenizers.train(everything, 700).fingerprint
+
+
+def test_an_open_part_of_too_little_text_leaves_its_ids_to_the_next(run):
+    """The general text holds fewer tokens than three quarters of so large a vocabulary."""
+    with pytest.raises(UserError) as refused:
+        train(config(run, "data.vocab_size=90_000"))
+    size = int(str(refused.value).split("data.vocab_size=")[1].split(" ")[0])
+    train(config(run, f"data.vocab_size={size}"))
+    (_, first), (_, second) = decided(run)
+    assert first < size * 3 // 4 and first + second == size
 
 
 @pytest.mark.parametrize("kept", ["general", "medical"])
@@ -64,9 +99,10 @@ def test_a_corpus_of_one_domain(run, kept):
     del stamp["sources"][f"{gone}-cases"]
     path.write_text(json.dumps(stamp))
     train(config(run, "data.vocab_size=600"))
-    assert artefact.stamp(run / "tokenizer")["general_ids"] == (600 if kept == "general" else 0)
-    with pytest.raises(UserError, match=f"holds no {gone} text, which data.general_vocab_size = 500"):
-        train(config(run, "data.vocab_size=600", "data.general_vocab_size=500"))
+    assert decided(run) == [([kept], 600)]
+    for change in (parts(("general", 500), "medical"), parts(gone)):
+        with pytest.raises(UserError, match=f"holds no {gone} text, which data.vocab_parts names"):
+            train(config(run, "data.vocab_size=600", change))
     assert tokenizers.load(run / "tokenizer").vocab_size == 600
 
 
@@ -75,11 +111,14 @@ def test_a_corpus_of_one_domain(run, kept):
     [
         (["data.vocab_size=90_000"], r"holds only \d+ tokens that occur twice, fewer than data.vocab_size = 90000"),
         (
-            ["data.vocab_size=90_000", "data.general_vocab_size=80_000"],
-            r"general text .* data.general_vocab_size=\d+ or",
+            ["data.vocab_size=90_000", parts(("general", 80_000), "medical")],
+            r"general text .* fewer than data.vocab_parts.0.ids = 80000: set data.vocab_parts.0.ids=\d+ or",
         ),
-        (["data.vocab_size=600", "data.general_vocab_size=601"], "general_vocab_size = 601 is more than"),
-        (["data.vocab_size=600", "data.general_vocab_size=384"], "leaves no room"),
+        (
+            ["data.vocab_size=90_000", parts("general", ("medical", 89_500))],
+            r"medical text .* fewer than data.vocab_parts.1.ids = 89500: set data.vocab_parts.1.ids=\d+ or",
+        ),
+        (["data.vocab_size=600", parts(("general", 384), "medical")], "ids = 384 leaves no room"),
     ],
 )
 def test_sizes_that_do_not_fit(run, overrides, words):
