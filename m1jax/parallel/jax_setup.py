@@ -1,4 +1,4 @@
-"""What every verb that computes does first."""
+"""Settings of JAX and Orbax that every verb which computes makes first."""
 
 import os
 import re
@@ -9,7 +9,7 @@ THREADS_PER_DEVICE = 64
 
 
 def prepare() -> None:
-    """Keeps compiled programs between runs (in $JAX_COMPILATION_CACHE_DIR, else ~/.cache/m1jax/xla), quietens Orbax."""
+    """Keeps compiled programs between runs ($JAX_COMPILATION_CACHE_DIR, else ~/.cache/m1jax/xla); silences Orbax."""
     if found := VIRTUAL_DEVICES.search(os.environ.get("XLA_FLAGS", "")):
         # XLA's CPU backend starts independent collectives of one step in any order and blocks a thread in each: with
         # fewer threads than that, devices wait for each other for ever. It sizes its pool by this variable.

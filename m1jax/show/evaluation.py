@@ -30,7 +30,7 @@ def accuracy(results: Sequence[Result]) -> Report:
     table.add_column("task")
     for heading in ("items", "accuracy", "95% interval", "chance", "one answer always"):
         table.add_column(heading, justify="right")
-    table.add_column("judged by")
+    table.add_column("metric")
     table.add_column("by the other metric", justify="right")
     for result in results:
         others = [_share(value) for name, value in result.accuracies.items() if name != result.metric]
@@ -88,7 +88,7 @@ def bits(found: Mapping[str, Mapping[str, Bits]], domains: Mapping[str, str], or
 
 
 def _row(table: Table, domain: str, source: str, row: Sequence[Bits], **style: Any) -> None:
-    """Adds a row; the least number of bits per byte stands underlined."""
+    """Adds a row; the least number of bits per byte is underlined."""
     least = min((entry.per_byte for entry in row if entry.bytes), default=math.nan)
     cells = ["–" if not entry.bytes else f"{entry.per_byte:.3f}" for entry in row]
     cells = [f"[u]{cell}[/u]" if entry.per_byte == least else cell for cell, entry in zip(cells, row, strict=True)]

@@ -21,7 +21,7 @@ def make(width: float, height: float) -> Any:
 
 
 def colours() -> Any:
-    """Twenty colours that are told apart, an array (20, 4); call it once `make` has found matplotlib."""
+    """Twenty distinct colours, an array (20, 4); call `make` first, which raises where matplotlib is missing."""
     from matplotlib import colormaps
 
     return colormaps["tab20"](range(20))

@@ -38,7 +38,7 @@ def plot(curriculum: Curriculum, path: Path, title: str) -> None:
 
 
 def _shares(curriculum: Curriculum) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, shares (name, stage) and tokens (stage,); domains lie together, the largest sources first."""
+    """Names, shares (name, stage) and tokens (stage,); sources of a domain are adjacent, the largest first."""
     uses = curriculum.table()
     stages = [stage.name for stage in curriculum.stages]
     tokens = np.array([stage.rows_before(stage.steps) * stage.row_length for stage in curriculum.stages], float)

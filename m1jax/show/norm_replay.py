@@ -1,4 +1,4 @@
-"""`m1 train --replay-norms`: what every clip policy would have done with the gradient norms that a run recorded."""
+"""`m1 train --replay-norms`: the steps that each clip policy would skip or scale, from recorded gradient norms."""
 
 import dataclasses
 from pathlib import Path
@@ -22,17 +22,17 @@ REPLAYED = tuple(policy for policy in CLIP_POLICIES if policy != "adaptive")
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """What a policy did with a trace, a value a step."""
+    """A policy's decisions over a trace, one value a step."""
 
     policy: str
     skipped: np.ndarray
     """bool."""
     threshold: np.ndarray
-    """Above it the policy wants to skip; infinite where it does not judge (yet)."""
+    """Norms above it are to be skipped; infinite where the policy does not judge steps (yet)."""
     scale: np.ndarray
-    """What a step that is taken is multiplied by."""
+    """Factor of the gradients of a step that is taken."""
     forced: np.ndarray
-    """Steps above the threshold that were taken all the same, after `max_skips` skipped ones; bool."""
+    """Steps above the threshold that were taken anyway, after `max_skips` skipped ones; bool."""
 
 
 def replay(config: ClipConfig, norms: np.ndarray, active: np.ndarray) -> Replay:

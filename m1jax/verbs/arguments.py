@@ -1,4 +1,4 @@
-"""Arguments that several verbs take, and what the verbs make of them."""
+"""Arguments that several verbs take, and the objects made from them."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -22,7 +22,9 @@ def example(parser: Parser, *commands: str) -> None:
 
 def add_text(parser: Parser) -> None:
     """Adds --text."""
-    parser.add_argument("--text", metavar="DIR", help="your own .txt, .jsonl or .parquet files instead of fetched text")
+    parser.add_argument(
+        "--text", metavar="DIR", help="folder of your own .txt, .jsonl or .parquet files, instead of fetched text"
+    )
 
 
 def add_json(parser: Parser, instead_of: str = "tables") -> None:
@@ -53,15 +55,15 @@ def config_of(args: argparse.Namespace) -> RunConfig:
 def add_processes(parser: Parser) -> None:
     """Adds --coordinator, --processes and --process."""
     group = parser.add_argument_group(
-        "several processes", "Found by itself on a TPU pod, under Slurm and under Open MPI; elsewhere give all three."
+        "several processes", "Detected on a TPU pod, under Slurm and under Open MPI; elsewhere give all three."
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     group.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
-    group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    group.add_argument("--process", type=int, metavar="I", help="the number of this process, from 0")
 
 
 def processes_of(args: argparse.Namespace) -> "Processes | None":
-    """How this process joins the others, where the arguments say it; raises UserError for only some of them."""
+    """The processes that the arguments name, None where they name none; raises UserError for only some of the three."""
     given = (args.coordinator, args.processes, args.process)
     if any(value is not None for value in given) and None in given:
         raise UserError("--coordinator, --processes and --process belong together: give all three, or none.")
@@ -80,14 +82,16 @@ def add_sampling(parser: Parser, max_new_tokens: int) -> None:
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest; 0 is all")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample among the likeliest of mass P")
     parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="drop tokens below P times the likeliest")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 shuns repetition")
+    parser.add_argument(
+        "--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 discourages repetition"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tensor", type=int, default=1, metavar="N", help="split the model over N devices")
     add_json(parser, "text")
 
 
 def sampling_of(args: argparse.Namespace) -> "Sampling":
-    """How tokens are drawn."""
+    """The sampling settings that the arguments give."""
     from m1jax.generate.sampling import Sampling
 
     return Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)

@@ -12,17 +12,17 @@ from m1jax import __version__, disk
 from m1jax.errors import AGAIN, FAILURE, INTERRUPTED, USER_ERROR, InterruptedRunError, UserError
 
 VERBS = {
-    "quickstart": ("quickstart", "the whole road once, verb by verb, on real text"),
+    "quickstart": ("quickstart", "run every step once on real text, from the corpus to the export"),
     "corpus": ("corpus", "fetch or read text and write documents"),
     "tokenizer train": ("tokenizer", "train a byte-level BPE on the corpus, one domain after the other"),
     "tokenizer report": ("tokenizer_report", "measure the tokenizer on held-out text and terms"),
     "pack": ("pack", "pack documents into rows of tokens"),
     "curriculum": ("curriculum", "show what the stages will read, or (replay) the documents of one step"),
-    "train": ("train", "train, or continue to"),
+    "train": ("train", "train a run, or continue it"),
     "eval": ("eval", "measure bits per byte and answer accuracy"),
-    "report": ("report", "summary table and loss plot of a run"),
-    "plan": ("plan", "memory, traffic and time of a run on TPUs that need not be there"),
-    "generate": ("generate", "continue prompts"),
+    "report": ("report", "print a run's summary and plot its loss"),
+    "plan": ("plan", "estimate memory, traffic and time of a run on TPUs that are not attached"),
+    "generate": ("generate", "generate text that continues prompts"),
     "chat": ("chat", "talk with a model, one line a turn"),
     "import": ("importing", "read a Hugging Face checkpoint"),
     "export": ("export", "write a checkpoint in the reference layout"),

@@ -59,7 +59,7 @@ def make(config: RunConfig, text: str | None = None, language: str = "en") -> No
         packed = [dataclasses.asdict(package) for package in _packages(_sources(domains))]
         of = artefact.key(packed, [*settings, _source_bytes(config)])
     if artefact.is_whole(config.corpus, "corpus", of):
-        console.print(f"{config.corpus} is whole already.")
+        console.print(f"{config.corpus} is already complete.")
         return
     details: dict[str, object] = {}
     with artefact.building(config.corpus, "corpus", of, details) as folder:

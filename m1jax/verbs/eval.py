@@ -62,8 +62,8 @@ def evaluate(
     """Measures the checkpoint of `step` (None: the newest, 0: the initial model) and writes results.json.
 
     `task_names` are the question sets (None: all), `limit` questions of each (0: all), `heldout_tokens` of each
-    source (0: all); questions go through seqio.Evaluator unless `plain`. A trained model stands beside a unigram and
-    a bigram fitted on the tokens it saw, and beside itself with its attention's output zeroed. Raises UserError for a
+    source (0: all); questions go through seqio.Evaluator unless `plain`. A trained model is compared with a unigram and
+    a bigram fitted on the tokens it saw, and with itself without attention (its output is zero). Raises UserError for a
     missing corpus, checkpoint, task or seqio.
     """
     from m1jax.loading import of_config
@@ -81,7 +81,7 @@ def evaluate(
         trained.key, made["key"], tokenizer.fingerprint, [task.name for task in chosen], limit, heldout_tokens, plain
     )
     if artefact.is_whole(folder, "evaluation", of):
-        console.print(f"{folder} is whole already.")
+        console.print(f"{folder} is already complete.")
         if as_json:
             print((folder / RESULTS).read_text(encoding="utf-8"))
         return
@@ -115,7 +115,7 @@ def _tasks(names: Sequence[str] | None) -> list["Task"]:
 def _bits(
     config: RunConfig, trained: "Trained", tokenizer: "Tokenizer", domains: Mapping[str, str], max_tokens: int
 ) -> dict[str, dict[str, "Bits"]]:
-    """Bits of the model and, once it is trained, of what stands beside it, by source."""
+    """Bits of the model and, once it is trained, of those it is compared with, by source."""
     from m1jax.curriculum.loader import Loader
     from m1jax.curriculum.opening import open_curriculum
     from m1jax.evaluate import bits, heldout, ngram

@@ -44,7 +44,7 @@ def export(
 
     With `verify` every tensor written is compared bit by bit with the parameter it came from, and another program loads
     the folder and compares logits, on `prompt` or random tokens. Raises UserError for a folder without a model, an
-    occupied `out`, and whatever disagrees.
+    `out` that holds something else, and a comparison that fails.
     """
     # They load JAX, which takes seconds: not for `m1 export --help`.
     from m1jax import loading
@@ -60,7 +60,7 @@ def export(
     source = loading.stored(Path(model_folder))
     of = artefact.key(source.key, verify, dtype, form, shard_bytes, prompt)
     if artefact.is_whole(target, "export", of):
-        console.print(f"{target} is whole already.")
+        console.print(f"{target} is already complete.")
         return
     on_disk = parameters.OnDisk(source.parameters)
     own = hf.tensor_dtypes(on_disk, source.config) | dict(source.dtypes)
@@ -92,7 +92,7 @@ def export(
             (folder / agreement.VERIFICATION).write_text(
                 json.dumps({**found, "tensors": count}) + "\n", encoding="utf-8"
             )
-            console.print(f"{count} tensors compared with their source and found the same, bit by bit.")
+            console.print(f"{count} tensors compared with their source: all are equal, bit by bit.")
             console.print(found["sentence"])
     what = "The imported model" if source.step is None else f"Step {source.step}"
     console.print(f"{what} exported to {target}: config.json, {_shown(files)}, tokenizer and PyTorch model.")
@@ -112,5 +112,5 @@ def _bytes(size: str) -> int:
     """Bytes of a size such as 5GB, 500MB or 2GiB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)?", size.strip(), re.IGNORECASE)
     if found is None or float(found[1]) <= 0:
-        raise UserError(f"--shard-size {size!r} is no size: write it as 5GB, 500MB or 2GiB.")
+        raise UserError(f"--shard-size {size!r} is not a size: write it as 5GB, 500MB or 2GiB.")
     return max(1, int(float(found[1]) * _UNITS[(found[2] or "").upper()]))

@@ -23,10 +23,19 @@ def arguments(parser: Parser) -> None:
     """Adds the verb's arguments."""
     example(parser, 'm1 generate --model runs/quickstart --prompt "Asthma is" --temperature 0.8')
     parser.add_argument(
-        "--prompt", dest="prompts", action="append", default=[], help="- is standard input; may be repeated"
+        "--prompt",
+        dest="prompts",
+        action="append",
+        default=[],
+        help="text to continue, - for standard input; may be repeated",
     )
     parser.add_argument(
-        "--prompt-file", dest="files", action="append", default=[], metavar="FILE", help="may be repeated"
+        "--prompt-file",
+        dest="files",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="file whose text to continue; may be repeated",
     )
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"

@@ -31,9 +31,9 @@ def run(args: argparse.Namespace) -> None:
 def import_checkpoint(source: str, out: str, dtype: str | None, verify: bool, prompt: str | None) -> None:
     """Writes Orbax parameters, model.json and the tokenizer's files into `out`; does nothing if they are there.
 
-    Names, shapes and dtypes are judged before anything is written, numbers as they pass. With `verify` every tensor is
+    Names, shapes and dtypes are checked before anything is written, numbers as they pass. With `verify` every tensor is
     read back and compared bit by bit; with `prompt` the logits too, by another program. Raises UserError for a damaged
-    checkpoint, an occupied `out`, and whatever disagrees.
+    checkpoint, an `out` that holds something else, and a comparison that fails.
     """
     # They load JAX, which takes seconds: not for `m1 import --help`.
     from m1jax import loading
@@ -48,7 +48,7 @@ def import_checkpoint(source: str, out: str, dtype: str | None, verify: bool, pr
     checkpoint, config, rope_base = reading.open_checkpoint(Path(source), dtype)
     of = artefact.key(_state_of(checkpoint), dtype, verify, prompt)
     if artefact.is_whole(target, model_folder.KIND, of):
-        console.print(f"{target} is whole already.")
+        console.print(f"{target} is already complete.")
         return
     disk.check_room(target, model_folder.nbytes(checkpoint, config, dtype))
     with ByteBar(console) as bar, artefact.building(target, model_folder.KIND, of) as folder:
@@ -58,7 +58,7 @@ def import_checkpoint(source: str, out: str, dtype: str | None, verify: bool, pr
             on_disk = parameters.OnDisk(folder / model_folder.PARAMETERS)
             advance = bar.line("comparing", checkpoint.nbytes)
             count = writing.compare(checkpoint, on_disk, config, into_files=False, advance=advance)
-            console.print(f"{count} tensors read back and found the same, bit by bit.")
+            console.print(f"{count} tensors read back: all are equal to the checkpoint, bit by bit.")
         if prompt is not None:
             tokenizer = loading.tokenizer_in(folder / model_folder.TOKENIZER, record.token_ids)
             rows = agreement.prompts(config, prompt, tokenizer, checkpoint.folder)

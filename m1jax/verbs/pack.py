@@ -74,7 +74,7 @@ def pack(config: RunConfig, tasks: Mapping[str, str] | None = None, workers: int
     settings = [FORMAT, data.row_lengths, data.packing_window, data.difficulty_buckets, config.seed]
     of = artefact.key(state, tokenizer.fingerprint, *settings)
     if artefact.is_whole(config.rows, "rows", of):
-        console.print(f"{config.rows} is whole already.")
+        console.print(f"{config.rows} is already complete.")
         return
     clock = _Clock()
     with (
@@ -151,7 +151,7 @@ def _documents(config: RunConfig, source: str) -> Iterator[Document]:
 
 @contextlib.contextmanager
 def _spool(rows: Path, key: str) -> Iterator[Path]:
-    """A hidden folder beside the rows for what is encoded of these inputs; it goes when the block ends well."""
+    """A hidden folder next to the rows for encoded documents; it is deleted when the block ends without an error."""
     rows = rows.absolute()
     spool = rows.parent / f".{rows.name}.encoded-{key}"
     for other in rows.parent.glob(f".{rows.name}.encoded-*"):

@@ -1,4 +1,4 @@
-"""`m1 plan`: what a run needs and takes on TPUs that nobody holds, as tables and as JSON."""
+"""`m1 plan`: memory, traffic and time of a run on TPUs that are not attached, as tables and as JSON."""
 
 import argparse
 import functools
@@ -41,7 +41,7 @@ def arguments(parser: Parser) -> None:
 
 
 def _count(text: str) -> int:
-    """A whole number from 0 on; raises what argparse makes a sentence of."""
+    """A whole number from 0 on; raises ArgumentTypeError, of which argparse makes a sentence."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)

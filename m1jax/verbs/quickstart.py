@@ -1,7 +1,7 @@
-"""The whole road once: the public verbs, one after the other, each printed before it runs.
+"""`m1 quickstart`: the public verbs, one after the other, each printed before it runs.
 
-Every verb leaves a whole result or none and recognises its own, and training goes on from its last checkpoint: the
-same command, killed at any moment, continues where it stopped.
+Every verb leaves a complete result or none and recognises its own, and training continues from its last checkpoint:
+the same command, killed at any moment, continues where it stopped.
 """
 
 import argparse
@@ -24,7 +24,7 @@ PROMPTS = (
     "骨折",
 )
 QUESTIONS = 150
-"""Questions of each set that are asked: the sets whole would take longer than the training."""
+"""Questions of each set that are asked: all of them would take longer than the training."""
 HELDOUT_TOKENS = 20_000
 
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 def commands(config: str, overrides: Sequence[str], text: str | None, folder: str) -> list[list[str]]:
     """The verbs of the road after the corpus, in order, as arguments of `m1`."""
     run = ["--config", config, *(part for override in overrides for part in ("--set", override))]
-    # Questions are part of the fetched packages; a folder of one's own text has none.
+    # Questions are part of the fetched packages; your own text has none.
     questions = ["--tasks"] if text else ["--limit", str(QUESTIONS)]
     heldout = ["--heldout-tokens", str(HELDOUT_TOKENS)]
     prompts = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
@@ -65,7 +65,7 @@ def commands(config: str, overrides: Sequence[str], text: str | None, folder: st
 def available_mixtures(config: RunConfig, sources: Mapping[str, str]) -> list[str]:
     """Overrides for the stages whose mixture names what this corpus lacks; `sources` maps source to domain.
 
-    A machine without one of the registries' clients, or a folder of one's own text, has fewer sources than the
+    A machine without one of the registries' clients, or with your own text, has fewer sources than the
     config names: what is there is kept, and a stage left with nothing reads everything.
     """
     domains = sorted(set(sources.values()))
@@ -104,5 +104,5 @@ def walk(config: str, overrides: Sequence[str], text: str | None) -> int:
         status = verb(arguments)
         if status:
             return status
-    console.print(f"\nThe whole road took {time.monotonic() - start:.0f} s in this process.")
+    console.print(f"\nAll steps took {time.monotonic() - start:.0f} s in this process.")
     return 0

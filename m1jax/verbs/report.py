@@ -1,4 +1,4 @@
-"""`m1 report`: what a run came to, in tables and one picture."""
+"""`m1 report`: the results of a run, in tables and one picture."""
 
 import argparse
 import json
@@ -109,7 +109,7 @@ def _stage_table(stages: Sequence[Line]) -> Table:
 
 
 def _bits_table(before: Line | None, after: Line) -> Table:
-    """Bits per byte by source and domain, before and after, beside the other models."""
+    """Bits per byte by source and domain: before, after, and of the other models."""
     columns = {"before": before["bits_per_byte"]["model"]} if before else {}
     columns |= {("after" if name == "model" else name): found for name, found in after["bits_per_byte"].items()}
     table = Table(title="Bits per byte on held-out text (less is better)")

@@ -45,7 +45,7 @@ def train(config: RunConfig) -> None:
     shares = [[part.domains, part.size] for part in parts]
     of = artefact.key(made["key"], data.vocab_size, shares, data.tokenizer_bytes)
     if artefact.is_whole(config.tokenizer, "tokenizer", of):
-        console.print(f"{config.tokenizer} is whole already.")
+        console.print(f"{config.tokenizer} is already complete.")
         return
     details: dict[str, Any] = {}
     with artefact.building(config.tokenizer, "tokenizer", of, details) as folder:

@@ -30,7 +30,7 @@ def arguments(parser: Parser) -> None:
     example(parser, f"m1 train {CONFIG} --set train.checkpoint_every=100")
     add_config(parser)
     parser.add_argument(
-        "--amend", action="store_true", help="accept changed stages ahead of the checkpoint, and write it down"
+        "--amend", action="store_true", help="accept changes of the stages after the checkpoint, and record them"
     )
     parser.add_argument("--profile", metavar="FIRST:LAST", help="write an XProf trace of these steps (from 1)")
     group = parser.add_argument_group("instead of training")
@@ -61,7 +61,7 @@ def _steps(text: str) -> tuple[int, int]:
     """FIRST:LAST as numbers."""
     first, _, last = text.partition(":")
     if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-        raise UserError(f"--profile {text} is no range of steps: write FIRST:LAST, for instance 20:24.")
+        raise UserError(f"--profile {text} is not a range of steps: write FIRST:LAST, for instance 20:24.")
     return int(first), int(last)
 
 
@@ -74,8 +74,8 @@ def train(
 ) -> None:
     """Trains from the newest checkpoint, or from the seed, to the last step of the last stage.
 
-    `processes` says how this process joins the others of the run, where the machine does not. `amend` accepts that the
-    stages ahead of the checkpoint were changed, and writes it into the run's history. `profile` names the first and
+    `processes` says how this process joins the others of the run, where that cannot be detected. `amend` accepts
+    changes of the stages after the checkpoint and records them in the run's history. `profile` names the first and
     last step (from 1) of a trace for XProf; `hooks` join the run's own on process 0. Raises UserError for rows, a
     tokenizer or a checkpoint that do not fit the config, and InterruptedRunError (saved) on a signal.
     """
@@ -138,7 +138,7 @@ def _train(config: RunConfig, amend: bool, everywhere: Sequence["Hook"], more: S
         if changes:
             say(f"Amended after step {first}: {'; '.join(changes)}.")
         if first:
-            say(f"Going on after step {first} of {config.total_steps}.")
+            say(f"Continuing after step {first} of {config.total_steps}.")
         if first_process:
             if changes:
                 history.append(config.history, first, changes)

@@ -20,7 +20,7 @@ def test_a_lost_node_restarts_the_jobset_and_training_goes_on(make_cloud, with_r
     said = cloud.do("run", "--watch")
     assert "Training finished on all hosts" in said
     continued = re.findall(
-        r"Going on after step (\d+) of 400",
+        r"Continuing after step (\d+) of 400",
         (cloud.state / "hosts").joinpath("life-cluster", "life", "0-0", "home", "m1", "logs", "0-0.log").read_text(),
     )
     assert continued and int(continued[-1]) >= 20

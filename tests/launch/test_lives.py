@@ -29,13 +29,13 @@ def test_preempted_twice_it_comes_back_by_itself_finishes_and_leaves_nothing(mak
         cloud.until(lambda least=least: any(step >= least for step in cloud.steps()))
         cloud.preempt()
         assert not cloud.processes()
-        cloud.until(lambda: "Going on after step" in cloud.log() and cloud.processes())
+        cloud.until(lambda: "Continuing after step" in cloud.log() and cloud.processes())
     said, _ = watcher.communicate(timeout=300)
     assert watcher.returncode == 0, said + cloud.story()
     assert said.count("was preempted") == 2
     assert "Training finished" in said
     assert trained(cloud) == list(range(1, STEPS + 1))
-    continued = [int(step) for step in re.findall(r"Going on after step (\d+) of", cloud.log())]
+    continued = [int(step) for step in re.findall(r"Continuing after step (\d+) of", cloud.log())]
     assert continued and all(step >= 20 for step in continued)
     creations = cloud.calls(word="queued-resources create")
     assert len(creations) == 3
@@ -72,11 +72,11 @@ def test_a_notice_is_again_and_a_killed_process_ends_the_run_and_is_named(make_c
     child = cloud.state / "hosts" / "life" / "0" / "home" / "m1" / "state" / "child"
     cloud.until(lambda: cloud.steps())
     os.kill(int(child.read_text()), signal.SIGTERM)  # as a maintenance does: it saves and ends with 75
-    cloud.until(lambda: "attempt 2: m1 train" in cloud.log() and "Going on after step" in cloud.log())
+    cloud.until(lambda: "attempt 2: m1 train" in cloud.log() and "Continuing after step" in cloud.log())
     os.kill(int(child.read_text()), signal.SIGKILL)  # as the kernel does when memory is out
     said, _ = watcher.communicate(timeout=300)
     assert watcher.returncode == 1, said
     assert "host 0-0 (rank 0) failed first, with exit status 137 in attempt 2" in said
-    assert "Going on after step" in said  # the last lines of its log
+    assert "Continuing after step" in said  # the last lines of its log
     assert len(cloud.calls(word="queued-resources create")) == 1
     cloud.assert_nothing_left()

@@ -152,7 +152,7 @@ def test_the_command_packs_tasks_alone_and_beside_a_corpus(module, tmp_path, cap
         "users_kept": "general",
     }
     assert main([*run, "--set", "data.tasks={'users_kept': 'general'}", "--task", "users_text=medical"]) == 0
-    assert "is whole already" in capsys.readouterr().out
+    assert "is already complete" in capsys.readouterr().out
     (tmp_path / "text").mkdir()
     for number in range(3):
         (tmp_path / "text" / f"{number}.txt").write_text(f"a text of {number}")

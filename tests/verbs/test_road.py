@@ -38,7 +38,7 @@ def test_the_road_walked_again_does_nothing(road, text, capsys):
     stamps = {path: path.stat().st_mtime_ns for path in road.rglob("*") if path.name == "m1jax.json"}
     assert main(quickstart(road, text)) == 0
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    assert capsys.readouterr().out.count("is whole already") == 6
+    assert capsys.readouterr().out.count("is already complete") == 6
 
 
 def test_a_bad_document_is_set_aside_and_counted(road):

@@ -60,7 +60,7 @@ def test_both_parts_are_trained_and_recorded(run, capsys):
     assert tokenizer.merges[: len(alone.merges)] == alone.merges
     capsys.readouterr()
     train(config(run, "data.vocab_size=700", parts(("general", 600), ("medical", 100))))
-    assert "is whole already" in capsys.readouterr().out.replace("\n", " ")
+    assert "is already complete" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_the_share_of_the_parts_is_three_quarters_where_it_is_left_open(run):
