@@ -8,21 +8,29 @@ constraints := constraints/$(version).txt
 # What an installed extra leaves behind, so that it is installed once.
 installed = $(VENV)/.installed-$(1)
 
-.PHONY: quickstart test test-slow compat lint clean
+.PHONY: quickstart test test-slow test-all compat lint clean
 
 quickstart: $(call installed,quickstart)
 	$(VENV)/bin/m1 quickstart --config configs/quickstart.py
 
-test: $(call installed,test)
-	$(python) -m pytest -n 2 --dist loadfile -m 'not slow'
+# One file is one worker's, so that what a file compiles and trains is made once; the longest files come first
+# (tests/conftest.py), so that neither core waits for the other at the end.
+pytest := $(python) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Kills, several processes, real weights: what takes longer than about ten seconds a test. CI runs both.
+test: $(call installed,test)
+	$(pytest) -m 'not slow'
+
+# Kills, several processes, real weights: what takes longer than about ten seconds a test.
 test-slow: $(call installed,test)
-	$(python) -m pytest -m slow
+	$(pytest) -m slow
+
+# Both in one run, as CI does it: what they share is made once.
+test-all: $(call installed,test)
+	$(pytest)
 
 # The rooms that lean most on jax, flax and orbax: a short run for another Python or jax.
 compat: $(call installed,test)
-	$(python) -m pytest -n 2 --dist loadfile -m 'not slow' tests/kernels tests/model tests/optim tests/parallel tests/train
+	$(pytest) -m 'not slow' tests/kernels tests/model tests/optim tests/parallel tests/train
 
 lint: $(call installed,lint)
 	$(python) -m ruff check .

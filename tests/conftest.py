@@ -14,6 +14,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 import pytest  # noqa: E402
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: started last, a long file would leave the other core without work."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_a_module_only():
     """Frees what a module compiled: every program holds memory maps, and a process may have 65,530 of them."""
