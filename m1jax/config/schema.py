@@ -20,6 +20,7 @@ from m1jax.errors import UserError
 DTYPES = ("float32", "bfloat16")
 LAYER_KINDS = ("global", "window")
 TRACKERS = ("wandb",)
+OPTIMIZERS = ("adamw",)
 CLIP_POLICIES = ("skip_spikes", "skip_sigmas", "global_norm", "adaptive")
 
 
@@ -167,9 +168,11 @@ class ClipConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) behind a clip."""
+    """An optimiser behind a clip."""
 
     eps: float = _bounded(0.0)
+    name: str = _bounded(choices=OPTIMIZERS, default="adamw")
+    """adamw: Loshchilov & Hutter, arXiv 1711.05101."""
     b1: float = _bounded(0.0, default=0.9)
     b2: float = _bounded(0.0, default=0.95)
     weight_decay: float = _bounded(0.0, default=0.1)

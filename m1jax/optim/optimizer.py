@@ -1,53 +1,36 @@
-"""AdamW, or Adafactor's moments, behind the clip of a run."""
+"""The optimiser of a run: a rule behind the clip, on the run's schedule."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
 from m1jax.config import OptimizerConfig, RunConfig
+from m1jax.optim.adamw import adamw
 from m1jax.optim.clipping import guard, scaling
 from m1jax.optim.schedules import learning_rate
 
+Rule = Callable[[OptimizerConfig], optax.GradientTransformation]
+"""Settings to a transformation of scaled gradients into updates, before the learning rate.
 
-def decay_mask(config: OptimizerConfig, params: Any) -> Any:
-    """True for each parameter that weight decay acts on: none of `no_decay` stands in its path."""
-
-    def decayed(path: tuple[Any, ...], _: Any) -> bool:
-        name = jax.tree_util.keystr(path)
-        return not any(word in name for word in config.no_decay)
-
-    return jax.tree_util.tree_map_with_path(decayed, params)
+It receives trees of trained parameters only. A rule that treats parameters apart (by path, or each layer of a stack
+under `model.layout.stacked`) does so inside, as optax.multi_transform does; what it keeps for a parameter in its shape
+is sharded as the parameter is.
+"""
+RULES: dict[str, Rule] = {"adamw": adamw}
+"""By the name that the config key `optimizer.name` gives (config/schema.py: OPTIMIZERS)."""
 
 
 def make(config: RunConfig) -> optax.GradientTransformationExtraArgs:
-    """The optimiser of a run: the clip, AdamW on the run's schedule.
+    """The optimiser of a run: the clip, then the rule that the config names, on the run's schedule.
 
-    Adam's second moment and the decay follow Loshchilov & Hutter (arXiv 1711.05101); the norm that is judged is the
-    one before the clip. The schedule runs on the global step, given as `update(…, step=…)`, which a skipped step
-    advances like any other.
+    The norm that the clip looks at is the one before it. The schedule runs on the global step, given as
+    `update(…, step=…)`, which a skipped step advances like any other.
     """
     settings = config.optimizer
-    rule = optax.chain(
-        scaling(settings.clip),
-        _moments(settings),
-        optax.add_decayed_weights(settings.weight_decay, mask=lambda params: decay_mask(settings, params)),
-    )
+    rule = optax.chain(scaling(settings.clip), RULES[settings.name](settings))
     return _scaled(guard(rule, settings.clip), learning_rate(config))
-
-
-def _moments(settings: OptimizerConfig) -> optax.GradientTransformation:
-    """Adam's two moments, or Adafactor's second one under the same first.
-
-    Factored, the second moment of a matrix is the product of its row and column means, decayed by 1 - t^-0.8, and the
-    root mean square of an update is clipped to 1 (Shazeer & Stern, arXiv 1804.04235, algorithms 4 and 5); the first
-    moment is of the update, as there, with Adam's correction of its start.
-    """
-    if settings.second_moment == "full":
-        return optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps)
-    return optax.chain(
-        optax.scale_by_factored_rms(decay_rate=0.8), optax.clip_by_block_rms(1.0), optax.ema(settings.b1, debias=True)
-    )
 
 
 def _scaled(

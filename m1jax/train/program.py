@@ -125,25 +125,17 @@ def abstract_state(
     def place(leaf: Any, sharding: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    opt_state = optax.tree_map_params(
-        optimizer,
-        lambda leaf, param, sharding: place(leaf, sharding if leaf.shape == param.shape else everywhere),
-        state.opt_state,
-        state.params,
-        shardings,
-        transform_non_params=lambda leaf: place(leaf, everywhere),
-    )
     return TrainState(
         step=place(state.step, everywhere),
         params=jax.tree.map(place, state.params, shardings),
-        opt_state=opt_state,
+        opt_state=_like_parameters(state.opt_state, state.params, shardings, everywhere),
         frozen=jax.tree.map(place, state.frozen, frozen),
         hooks=_like_parameters(state.hooks, state.params, shardings, everywhere),
     )
 
 
 def _like_parameters(tree: Any, params: Any, shardings: Any, everywhere: Any) -> Any:
-    """The tree of hooks' states, each leaf laid out as `StateHook.init` says."""
+    """A tree with each leaf laid out as the parameter whose path its own path ends in, if their shapes are equal."""
     known = {
         _keys(path): (leaf.shape, sharding)
         for (path, leaf), sharding in zip(

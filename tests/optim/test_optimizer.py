@@ -5,13 +5,13 @@ import numpy as np
 
 from m1jax.config import OptimizerConfig
 from m1jax.config import file as config_file
-from m1jax.optim import optimizer
+from m1jax.optim import adamw, optimizer
 from m1jax.optim.schedules import learning_rate
 
 
 def test_norms_and_convolutions_are_not_decayed():
     params = {"periods": {"global": {"attn_norm": 1, "conv_k": 1, "q_proj": 1}}, "final_norm": 1, "head": 1}
-    mask = optimizer.decay_mask(OptimizerConfig(eps=1e-8), params)
+    mask = adamw.decay_mask(OptimizerConfig(eps=1e-8), params)
     assert mask == {
         "periods": {"global": {"attn_norm": False, "conv_k": False, "q_proj": True}},
         "final_norm": False,
