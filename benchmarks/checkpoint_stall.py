@@ -27,7 +27,8 @@ from m1jax.config import to_dict
 from m1jax.parallel import jax_setup, rules
 from m1jax.parallel import mesh as meshes
 from m1jax.train import program as programs
-from m1jax.train.checkpoint.checkpoints import Checkpoints, Meta
+from m1jax.train.checkpoint.checkpoints import Checkpoints
+from m1jax.train.checkpoint.folder import Meta
 
 
 def batch_of(rows: int, length: int, vocab: int) -> dict[str, np.ndarray]:

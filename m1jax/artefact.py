@@ -56,9 +56,9 @@ def require(path: Path, kind: str, verb: str) -> dict[str, Any]:
     """The stamp of a whole `kind` at `path`; raises UserError that names the verb which makes one."""
     found = stamp(path)
     if found is None:
-        raise UserError(f"{path} holds no finished {kind}: run `m1 {verb}` first, or give the right folder.")
+        raise UserError(f"{path} has no finished {kind}: run `m1 {verb}` first, or choose the right folder.")
     if found["kind"] != kind:
-        raise UserError(f"{path} holds {found['kind']!r} where {kind!r} is needed: give the right folder.")
+        raise UserError(f"{path} is of kind {found['kind']!r}, but {kind!r} is needed: choose the right folder.")
     return found
 
 
@@ -71,7 +71,7 @@ def building(path: Path, kind: str, of: str, details: dict[str, Any] | None = No
     """
     path = path.absolute()
     if path.exists() and stamp(path) is None and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists and is no m1jax {kind}: choose another folder, or remove it first.")
+        raise UserError(f"{path} exists and is not an m1jax {kind}: choose another folder, or remove it first.")
     partial = path.parent / f".{path.name}.partial"
     retired = path.parent / f".{path.name}.retired"
     for leftover in (partial, retired):

@@ -20,8 +20,8 @@ from m1jax.errors import UserError
 from m1jax.generate.engine import LanguageModel
 from m1jax.parallel import rules
 from m1jax.tokenizer import SpecialIds, Tokenizer
-from m1jax.train.checkpoint.checkpoints import Checkpoints, check_model
-from m1jax.train.run.reports import stage_of
+from m1jax.train.checkpoint.checkpoints import check_model
+from m1jax.train.checkpoint.folder import CheckpointFolder, existing
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ class Trained:
 
 def from_run(folder: Path, step: int | None = None) -> Trained:
     """The model of a run's folder at a checkpoint (default: the newest); raises UserError where there is none."""
-    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    checkpoints = existing(folder / "checkpoints")
     try:
         config, step = _run_at(checkpoints, folder, step)
         params = checkpoints.restore_params(target_of(config.model), step)
     finally:
         checkpoints.close()
-    return Trained(config, step, params, stage_of(config, step - 1).rope_base)
+    return Trained(config, step, params, config.timeline.stage(step - 1).rope_base)
 
 
-def _run_at(checkpoints: Checkpoints, folder: Path, step: int | None) -> tuple[RunConfig, int]:
+def _run_at(checkpoints: CheckpointFolder, folder: Path, step: int | None) -> tuple[RunConfig, int]:
     """The config that a checkpoint was made with, and its step."""
     newest = checkpoints.latest_step()
     if step is not None and step not in checkpoints.steps():
@@ -92,7 +92,7 @@ def of_config(config: RunConfig, step: int | None) -> Trained:
         else:
             params = jax.jit(model.initialise, static_argnums=0)(config.model, config.seed)
         return Trained(config, 0, params, config.stages[0].rope_base)
-    checkpoints = Checkpoints(config.checkpoints, read_only=True)
+    checkpoints = existing(config.checkpoints)
     try:
         check_model(config, checkpoints.meta(), config.checkpoints)
     finally:
@@ -127,7 +127,7 @@ def stored(folder: Path) -> Stored:
             f"{folder} is neither a run's folder (it has no checkpoints) nor an imported model (it has no "
             f"{model_folder.RECORD}): check the path."
         )
-    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    checkpoints = existing(folder / "checkpoints")
     try:
         config, step = _run_at(checkpoints, folder, None)
     finally:
@@ -136,7 +136,7 @@ def stored(folder: Path) -> Stored:
     found = tokenizer_of(folder, config)
     return Stored(
         config.model,
-        stage_of(config, step - 1).rope_base,
+        config.timeline.stage(step - 1).rope_base,
         checkpoints.state_folder(step),
         artefact.key(to_dict(config), step),
         step,

@@ -46,7 +46,7 @@ def test_what_a_killed_process_left_is_not_whole_and_is_cleared(tmp_path):
 
 def test_a_folder_of_somebody_else_is_never_overwritten(tmp_path):
     (tmp_path / "thesis.txt").write_text("ten years of work")
-    with pytest.raises(UserError, match="exists and is no m1jax rows"), artefact.building(tmp_path, "rows", "k"):
+    with pytest.raises(UserError, match="exists and is not an m1jax rows"), artefact.building(tmp_path, "rows", "k"):
         pass
     assert (tmp_path / "thesis.txt").read_text() == "ten years of work"
 
@@ -55,7 +55,7 @@ def test_errors_name_the_verb(tmp_path):
     with pytest.raises(UserError, match="run `m1 pack` first"):
         artefact.require(tmp_path, "rows", "pack")
     (tmp_path / artefact.STAMP).write_text(json.dumps({"kind": "corpus", "key": "k"}))
-    with pytest.raises(UserError, match="holds 'corpus' where 'rows' is needed"):
+    with pytest.raises(UserError, match="is of kind 'corpus', but 'rows' is needed"):
         artefact.require(tmp_path, "rows", "pack")
     (tmp_path / artefact.STAMP).write_text("{")
     with pytest.raises(UserError, match="damaged"):

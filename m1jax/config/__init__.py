@@ -19,6 +19,7 @@ from m1jax.config.schema import (
     to_dict,
 )
 from m1jax.config.stages import LearningRateConfig, RampConfig, StageConfig, blend, easy_first
+from m1jax.config.timeline import Timeline
 
 __all__ = [
     "CLIP_POLICIES",
@@ -35,6 +36,7 @@ __all__ = [
     "RunConfig",
     "SpecialIdsConfig",
     "StageConfig",
+    "Timeline",
     "TrainConfig",
     "VocabPartConfig",
     "blend",

@@ -4,6 +4,7 @@ Fields that the Baichuan-M1 report leaves undisclosed have no default: a config 
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from m1jax.config.stages import LearningRateConfig as LearningRateConfig
 from m1jax.config.stages import RampConfig as RampConfig
 from m1jax.config.stages import StageConfig as StageConfig
 from m1jax.config.stages import bounded as _bounded
+from m1jax.config.timeline import Timeline
 from m1jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
@@ -245,10 +247,15 @@ class RunConfig(RunFolders):
     train: TrainConfig = TrainConfig()
     seed: int = _bounded(0, default=0)
 
+    @functools.cached_property
+    def timeline(self) -> Timeline:
+        """Stage, rows and tokens of every step."""
+        return Timeline(self.stages)
+
     @property
     def total_steps(self) -> int:
         """Optimiser steps of all stages."""
-        return sum(stage.steps for stage in self.stages)
+        return self.timeline.steps
 
 
 def to_dict(config: Any) -> Any:

@@ -78,21 +78,10 @@ class StageConfig:
         """Optimiser steps of this stage."""
         return sum(steps for _, steps in self.batches)
 
-    def batch_of(self, step: int) -> int:
-        """Rows of the stage's step `step`, from 0."""
-        for rows, steps in self.batches:
-            if step < steps:
-                return rows
-            step -= steps
-        raise IndexError(step)
-
-    def rows_before(self, step: int) -> int:
-        """Rows of the stage's first `step` steps."""
-        total = 0
-        for rows, steps in self.batches:
-            total += rows * min(steps, step)
-            step -= min(steps, step)
-        return total
+    @property
+    def rows(self) -> int:
+        """Rows of all steps of this stage."""
+        return sum(rows * steps for rows, steps in self.batches)
 
 
 def blend(stage: Mapping[str, Any], to: Mapping[str, float], parts: int) -> tuple[dict[str, Any], ...]:

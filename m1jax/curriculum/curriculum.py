@@ -6,18 +6,17 @@ begun, so that no document is read twice in an epoch. Every epoch has its own or
 inside each of them.
 """
 
-import bisect
 import dataclasses
 import functools
 import itertools
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from m1jax.config import StageConfig
+from m1jax.config import StageConfig, Timeline
 from m1jax.curriculum.mixture import Quotas, check_epochs, period_table, quantise, source_shares
 from m1jax.curriculum.record import compare
 from m1jax.errors import UserError
@@ -87,6 +86,8 @@ class Curriculum:
         Raises UserError where a stage's row length is not packed, its mixture does not fit the sources, or a source
         would be read more often than it may.
         """
+        self.timeline = Timeline(stages)
+        """Which stage, rows and tokens a step has, and which step reads a row."""
         self.stages = stages
         self.manifest = manifest
         self.seed = seed
@@ -99,12 +100,7 @@ class Curriculum:
         self._packing_windows = functools.lru_cache(maxsize=256)(self._make_packing_windows)
         self._starts = functools.lru_cache(maxsize=256)(self._make_starts)
         self._row_order = functools.lru_cache(maxsize=512)(self._make_row_order)
-        self._first_steps = [0, *itertools.accumulate(stage.steps for stage in stages)]
-        self._first_rows = [0, *itertools.accumulate(stage.rows_before(stage.steps) for stage in stages)]
-        # Steps of one size follow each other: (first step, first row, rows of a step) of each such part of the run.
-        self._parts = list(self._make_parts())
-        self._part_steps = [step for step, _, _ in self._parts]
-        self._part_rows = [row for _, row, _ in self._parts]
+        self._first_rows = list(itertools.accumulate((stage.rows for stage in stages), initial=0))
         self._quotas = [
             quantise(stage.name, source_shares(stage.name, stage.mixture, manifest.sources, stage.difficulty))
             for stage in stages
@@ -114,37 +110,9 @@ class Curriculum:
         self._bases = [{source: self._linear(source, use.start) for source, use in uses.items()} for uses in self._uses]
 
     @property
-    def steps(self) -> int:
-        """Steps of all stages."""
-        return self._first_steps[-1]
-
-    @property
     def used(self) -> list[tuple[int, str]]:
         """The (row length, source) pairs that some stage reads."""
         return sorted({(s.row_length, name) for s, q in zip(self.stages, self._quotas, strict=True) for name in q.rows})
-
-    def stage_of_step(self, step: int) -> int:
-        """Index of the stage that step `step` (from 0) belongs to."""
-        self._check_step(step)
-        return bisect.bisect_right(self._first_steps, step) - 1
-
-    def first_row(self, step: int) -> int:
-        """Number of the first global row of a step; of the step after the last one, the number of rows in all."""
-        if step == self.steps:
-            return self._first_rows[-1]
-        self._check_step(step)
-        first_step, first_row, rows = self._parts[bisect.bisect_right(self._part_steps, step) - 1]
-        return first_row + (step - first_step) * rows
-
-    def step_of_row(self, row: int) -> int:
-        """The step that reads global row `row`."""
-        first_step, first_row, rows = self._parts[bisect.bisect_right(self._part_rows, row) - 1]
-        return first_step + (row - first_row) // rows
-
-    def batch_of(self, step: int) -> int:
-        """Rows of step `step`, over all hosts."""
-        self._check_step(step)
-        return self._parts[bisect.bisect_right(self._part_steps, step) - 1][2]
 
     def quantisation_error(self, stage: int) -> float:
         """Largest relative difference between a source's share of the stage's rows and the share that was asked for."""
@@ -152,9 +120,8 @@ class Curriculum:
 
     def locate(self, row: int) -> Place:
         """The place of global row `row`; raises UserError where the run has no such row."""
-        if not 0 <= row < self._first_rows[-1]:
-            raise UserError(f"row {row} is not in the curriculum, which has {self._first_rows[-1]} rows.")
-        stage = bisect.bisect_right(self._first_rows, row) - 1
+        step = self.timeline.step_of_row(row)
+        stage = self.timeline.stage_index(step)
         in_stage = row - self._first_rows[stage]
         quotas = self._quotas[stage].rows
         names = list(quotas)
@@ -169,7 +136,7 @@ class Curriculum:
         order = self._row_order(source, cursor.row_length, cursor.epoch, packing_window)
         first = self.manifest.sources[source].files[cursor.row_length].first_rows[packing_window]
         index = first + int(order[cursor.row])
-        return Place(stage, self.step_of_row(row), source, cursor.epoch, packing_window, index)
+        return Place(stage, step, source, cursor.epoch, packing_window, index)
 
     def table(self) -> list[Use]:
         """What every stage reads of every source, in order."""
@@ -204,25 +171,13 @@ class Curriculum:
         """
         return compare(saved, self.record(), step, amend)
 
-    def _make_parts(self) -> Iterator[tuple[int, int, int]]:
-        step = row = 0
-        for stage in self.stages:
-            for rows, steps in stage.batches:
-                if steps:
-                    yield step, row, rows
-                step, row = step + steps, row + steps * rows
-
-    def _check_step(self, step: int) -> None:
-        if not 0 <= step < self.steps:
-            raise UserError(f"step {step} is not in the curriculum, which has steps 0 to {self.steps - 1}.")
-
     def _all_uses(self) -> list[dict[str, Use]]:
         """What each stage reads of each source, from where to where."""
         cursors: dict[str, Cursor] = {}
         found = []
         for stage, quotas in zip(self.stages, self._quotas, strict=True):
             uses = {}
-            for source, rows in _rows_of(quotas, stage.rows_before(stage.steps)).items():
+            for source, rows in _rows_of(quotas, stage.rows).items():
                 start = cursors.get(source, Cursor(row_length=stage.row_length))
                 skipped = 0
                 if rows:

@@ -85,7 +85,7 @@ class Loader:
         The row length changes with the stage. Errors of the reading thread are raised by `next`; the thread ends with
         the iterator, at the latest when the process exits.
         """
-        assert 0 <= first_step <= last_step <= self._curriculum.steps, "steps outside the curriculum"
+        assert 0 <= first_step <= last_step <= self._curriculum.timeline.steps, "steps outside the curriculum"
         return ReadAhead(_Steps(self, first_step, last_step))
 
     def documents(self, step: int) -> list[Served]:
@@ -114,8 +114,8 @@ class Loader:
 
     def _places(self, step: int) -> dict[int, Place]:
         """Global row number to place, of this process's rows of a step."""
-        rows = self._curriculum.batch_of(step) // self._process_count
-        first = self._curriculum.first_row(step) + self._process_index * rows
+        rows = self._curriculum.timeline.batch_of(step) // self._process_count
+        first = self._curriculum.timeline.rows_before(step) + self._process_index * rows
         return {number: self._curriculum.locate(number) for number in range(first, first + rows)}
 
     def _read(self, place: Place) -> Row:

@@ -68,6 +68,6 @@ def step_times(flops: float, hbm_bytes: float, collectives: Iterable[Collective]
 
 def stage_cost(stage: StageConfig, seconds: float, topology: Topology) -> StageCost:
     """A stage of which a full step takes `seconds`; ramped steps are counted by their share of rows."""
-    steps = stage.rows_before(stage.steps) / stage.global_batch
+    steps = stage.rows / stage.global_batch
     total = steps * seconds
     return StageCost(stage.name, stage.steps, total / DAY, total / 3600 * topology.chips)

@@ -142,10 +142,7 @@ def _candidate(
     train = dataclasses.replace(config.train, accumulation=accumulation, remat=remat)
     setting = dataclasses.replace(config, train=train)
     seconds = [_seconds(setting, stage, topology, mesh) for stage in stages]
-    hours = sum(
-        stage.rows_before(stage.steps) / stage.global_batch * step / 3600
-        for stage, step in zip(stages, seconds, strict=True)
-    )
+    hours = sum(stage.rows / stage.global_batch * step / 3600 for stage, step in zip(stages, seconds, strict=True))
     return Candidate(
         topology=topology,
         mesh=mesh,

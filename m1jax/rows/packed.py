@@ -29,7 +29,7 @@ def load_manifest(address: str) -> Manifest:
             f"{address}/{artefact.STAMP} is damaged ({error}): copy the packed rows there again."
         ) from error
     if kind != "rows":
-        raise UserError(f"{address} holds {kind!r} where 'rows' is needed: give the right folder.")
+        raise UserError(f"{address} is of kind {kind!r}, but 'rows' is needed: choose the right folder.")
     return Manifest.parse(storage.read(manifests.FILE), f"{storage.url}/{manifests.FILE}")
 
 

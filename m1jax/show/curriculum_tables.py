@@ -14,7 +14,7 @@ def stages(curriculum: Curriculum) -> list[dict[str, Any]]:
     first = 0
     found = []
     for stage in curriculum.stages:
-        rows = curriculum.first_row(first), curriculum.first_row(first + stage.steps)
+        rows = [curriculum.timeline.rows_before(step) for step in (first, first + stage.steps)]
         found.append(
             {
                 "stage": stage.name,
@@ -46,8 +46,8 @@ def uses(curriculum: Curriculum) -> list[dict[str, Any]]:
 
 def stage_table(curriculum: Curriculum) -> Table:
     """A row for each stage."""
-    rows = curriculum.first_row(curriculum.steps)
-    table = Table(title=f"Curriculum: {curriculum.steps:,} steps, {rows:,} rows", box=box.SIMPLE_HEAD)
+    timeline = curriculum.timeline
+    table = Table(title=f"Curriculum: {timeline.steps:,} steps, {timeline.rows:,} rows", box=box.SIMPLE_HEAD)
     table.add_column("stage")
     for column in ("steps", "rows", "tokens", "row length", "batch, rows", "learning rate", "RoPE base"):
         table.add_column(column, justify="right")

@@ -41,7 +41,7 @@ def _shares(curriculum: Curriculum) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, shares (name, stage) and tokens (stage,); sources of a domain are adjacent, the largest first."""
     uses = curriculum.table()
     stages = [stage.name for stage in curriculum.stages]
-    tokens = np.array([stage.rows_before(stage.steps) * stage.row_length for stage in curriculum.stages], float)
+    tokens = np.array([stage.rows * stage.row_length for stage in curriculum.stages], float)
     sources = {use.source: use.domain for use in uses}
     table = {name: np.zeros(len(stages)) for name in sources}
     for use in uses:

@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from m1jax import __version__
 from m1jax.config import RunConfig, to_dict
 from m1jax.train import program as programs
-from m1jax.train.checkpoint.checkpoints import Checkpoints, Meta, check_model
+from m1jax.train.checkpoint.checkpoints import Checkpoints, check_model
 from m1jax.train.checkpoint.emergency import EmergencyCheckpoints
+from m1jax.train.checkpoint.folder import Meta
 from m1jax.train.hooks.hook import Hook, StateHook
 from m1jax.train.objective import Batch, Objective
-from m1jax.train.run.reports import first_row, stage_of
 from m1jax.train.state import TrainState
 
 _VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
@@ -92,7 +92,7 @@ class Trainer:
 
         The state given is donated: it must not be used again.
         """
-        return self.program.step(state, batch, programs.stage_scalars(stage_of(self.config, step)))
+        return self.program.step(state, batch, programs.stage_scalars(self.config.timeline.stage(step)))
 
     def save(self, state: TrainState, done: int, emergency: bool = False) -> None:
         """Starts to save the state after `done` steps, in the run's folder or as an emergency checkpoint.
@@ -100,7 +100,7 @@ class Trainer:
         Arrays are copied before it returns, and written behind the next steps. Raises UserError where the disk of the
         run's folder has no room.
         """
-        meta = dataclasses.replace(self._meta, row=first_row(self.config, done))
+        meta = dataclasses.replace(self._meta, row=self.config.timeline.rows_before(done))
         if not emergency:
             self.checkpoints.save(state, meta)
         elif self.emergency is not None:

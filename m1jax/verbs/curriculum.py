@@ -106,15 +106,15 @@ def replay(config: RunConfig, step: int, *, as_json: bool = False) -> None:
 
     console = consoles.make(as_json)
     curriculum, stores = open_curriculum(config)
-    if not 1 <= step <= curriculum.steps:
-        raise UserError(f"step {step} is not in the run, which has steps 1 to {curriculum.steps}.")
+    if not 1 <= step <= curriculum.timeline.steps:
+        raise UserError(f"step {step} is not in the run, which has steps 1 to {curriculum.timeline.steps}.")
     tokenizer = _tokenizer(config, curriculum)
     rows = _described(config, curriculum, tokenizer, Loader(curriculum, stores).documents(step - 1))
     if as_json:
         print(json.dumps({"step": step, "rows": rows}, ensure_ascii=False))
         return
-    stage = curriculum.stages[curriculum.stage_of_step(step - 1)]
-    console.print(f"Step {step:,} of {curriculum.steps:,}, stage {stage.name}: {len(rows)} rows.")
+    stage = curriculum.timeline.stage(step - 1)
+    console.print(f"Step {step:,} of {curriculum.timeline.steps:,}, stage {stage.name}: {len(rows)} rows.")
     for row in rows:
         console.print(f"\n[bold]{_place(row)}[/]")
         _print_pieces(console, row, limit=len(row["pieces"]))

@@ -42,8 +42,13 @@ def curricula(draw):
     return tuple(stages), toy_rows.manifest(windows), draw(st.integers(0, 3))
 
 
+def sizes_of(stage):
+    """Rows of every step."""
+    return [rows for rows, steps in stage.batches for _ in range(steps)]
+
+
 def places(curriculum):
-    return [curriculum.locate(row) for row in range(curriculum.first_row(curriculum.steps))]
+    return [curriculum.locate(row) for row in range(curriculum.timeline.rows_before(curriculum.timeline.steps))]
 
 
 @given(curricula())
@@ -85,11 +90,11 @@ def test_epochs_are_read_whole_and_nothing_twice(case):
 def test_steps_rows_and_shares(case):
     stages, manifest, seed = case
     curriculum = Curriculum(stages, manifest, seed)
-    assert curriculum.steps == sum(stage.steps for stage in stages)
+    assert curriculum.timeline.steps == sum(stage.steps for stage in stages)
     all_places = places(curriculum)
-    assert curriculum.first_row(curriculum.steps) == len(all_places)
+    assert curriculum.timeline.rows_before(curriculum.timeline.steps) == len(all_places)
     expected = [
-        (i, step) for i, stage in enumerate(stages) for step in range(stage.steps) for _ in range(stage.batch_of(step))
+        (i, step) for i, stage in enumerate(stages) for step, size in enumerate(sizes_of(stage)) for _ in range(size)
     ]
     before = 0
     for i, stage in enumerate(stages):
@@ -103,9 +108,9 @@ def test_steps_rows_and_shares(case):
             assert all(abs(counts[name] - t * use.share) < 1 + 1e-9 for name, use in uses.items())
         assert dict(counts) == {name: use.rows for name, use in uses.items() if use.rows}
         for step in range(before, before + stage.steps):
-            assert curriculum.stage_of_step(step) == i
-            assert curriculum.batch_of(step) == stage.batch_of(step - before)
-            assert all_places[curriculum.first_row(step)].step == step
+            assert curriculum.timeline.stage_index(step) == i
+            assert curriculum.timeline.batch_of(step) == sizes_of(stage)[step - before]
+            assert all_places[curriculum.timeline.rows_before(step)].step == step
         before += stage.steps
 
 
@@ -114,11 +119,10 @@ def test_steps_rows_and_shares(case):
 def test_a_ramp_grows_to_the_full_batch(batch, steps, data):
     ramp = data.draw(ramps(8, batch, steps))
     stage = toy_rows.stage("s", 8, batch, steps, {"a": 1}, ramp=ramp)
-    sizes = [stage.batch_of(step) for step in range(stage.steps)]
+    sizes = sizes_of(stage)
     assert sizes == sorted(sizes) and set(sizes) <= {*range(ramp.start or batch, batch, ramp.increment or 1), batch}
     # Whole steps: no token short, and less than one step of the last size too many.
     assert 0 <= 8 * sum(sizes) - stage.tokens < 8 * batch or stage.batches[-1][1] == 0
-    assert [stage.rows_before(step) for step in range(len(sizes) + 1)] == [0, *itertools.accumulate(sizes)]
     for size, count in stage.batches[:-1]:
         assert sizes.count(size) == count == math.ceil(ramp.tokens / len(stage.batches[:-1]) / (8 * size))
 
@@ -220,9 +224,9 @@ def test_the_far_end_over_random_weights(parts, seed):
         toy_rows.stage("2", 32768, 512, 2 * 10**12 // 2**24, back),
     )
     curriculum = Curriculum(stages, manifest, seed)
-    rows = curriculum.first_row(curriculum.steps)
+    rows = curriculum.timeline.rows_before(curriculum.timeline.steps)
     counts = {use.source: use.rows for use in curriculum.table() if use.stage == "2"}
-    total = rows - curriculum.first_row(stages[0].steps)
+    total = rows - curriculum.timeline.rows_before(stages[0].steps)
     assert sum(counts.values()) == total
     quotas = {use.source: round(use.share * 2**16) for use in curriculum.table() if use.stage == "2"}
     assert all(abs(counts[n] * 2**16 - total * quotas[n]) < 2**16 for n in names)
@@ -231,7 +235,7 @@ def test_the_far_end_over_random_weights(parts, seed):
         mine = [(place.epoch, place.row) for place in tail if place.source == name]
         assert len(set(mine)) == len(mine) and mine == sorted(mine, key=lambda pair: pair[0])
     for row, place in enumerate(tail, rows - 300):
-        assert curriculum.first_row(place.step) <= row < curriculum.first_row(place.step + 1)
+        assert curriculum.timeline.rows_before(place.step) <= row < curriculum.timeline.rows_before(place.step + 1)
 
 
 def test_the_far_end_of_twenty_trillion_tokens():
@@ -246,9 +250,9 @@ def test_the_far_end_of_twenty_trillion_tokens():
         toy_rows.stage("3", 32768, 512, 2 * 10**12 // 2**24, {"a": 0.1, "b": 0.9}),
     )
     curriculum = Curriculum(stages, manifest, 0)
-    last = curriculum.first_row(curriculum.steps) - 1
+    last = curriculum.timeline.rows_before(curriculum.timeline.steps) - 1
     tail = [curriculum.locate(row) for row in range(last - 5000, last + 1)]
-    assert tail[-1].step == curriculum.steps - 1 and tail[-1].stage == 2
+    assert tail[-1].step == curriculum.timeline.steps - 1 and tail[-1].stage == 2
     end = {use.source: use.end for use in curriculum.table()}
     for name in "ab":
         mine = [(place.epoch, place.row) for place in tail if place.source == name]

@@ -101,7 +101,7 @@ def test_bad_mixtures_and_rows():
             curriculum.locate(row)
     for step in (-1, 2):
         with pytest.raises(UserError, match="steps 0 to 1"):
-            curriculum.stage_of_step(step)
+            curriculum.timeline.stage_index(step)
 
 
 def by_difficulty(**tokens):

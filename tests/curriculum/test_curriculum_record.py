@@ -108,14 +108,14 @@ def test_the_past_is_what_was_really_read(old_steps, new_steps, old_ramp, new_ra
         return Curriculum(stages, MANIFEST, 0)
 
     old, new = build(old_steps, old_ramp), build(new_steps, new_ramp)
-    taken = min(taken, old.steps)
+    taken = min(taken, old.timeline.steps)
 
     def read(curriculum):
-        rows = curriculum.first_row(min(taken, curriculum.steps))
+        rows = curriculum.timeline.rows_before(min(taken, curriculum.timeline.steps))
         places = [curriculum.locate(row) for row in range(rows)]
         return [(place.stage, place.step, place.source, place.row) for place in places]
 
-    same = taken <= new.steps and read(old) == read(new)
+    same = taken <= new.timeline.steps and read(old) == read(new)
     try:
         new.check(old.record(), taken, amend=True)
         assert same

@@ -62,12 +62,12 @@ def test_batches_are_the_rows_that_the_curriculum_names(folder, batches):
     stores = open_stores(folder, manifest, curriculum.used)
     row = 0
     for step, batch in enumerate(batches):
-        stage = STAGES[curriculum.stage_of_step(step)]
+        stage = STAGES[curriculum.timeline.stage_index(step)]
         places = [curriculum.locate(row + i) for i in range(stage.global_batch)]
         row += stage.global_batch
         equal(batch, expand([stores[stage.row_length, place.source][place.row] for place in places]))
         assert batch["tokens"].shape == (stage.global_batch, stage.row_length)
-    assert len(batches) == 17 and row == curriculum.first_row(17)
+    assert len(batches) == 17 and row == curriculum.timeline.rows_before(17)
 
 
 def test_arrays_are_what_a_model_reads(batches):
@@ -163,7 +163,8 @@ def test_documents_of_a_step(folder, batches):
                 own = toy_rows.tokens_of(document, LENGTHS[row.place.source][document])
                 expected += own[offset : offset + length]
             assert batch["tokens"][i, : len(expected)].tolist() == expected
-            assert row.number == loader._curriculum.first_row(step) + len(served) + i and row.place.step == step
+            assert row.number == loader._curriculum.timeline.rows_before(step) + len(served) + i
+            assert row.place.step == step
 
 
 def test_an_abandoned_iterator_leaves_no_thread(folder):

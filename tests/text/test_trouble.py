@@ -230,7 +230,7 @@ def test_a_hole_in_packed_rows_is_named_with_its_row(run, capsys):
 def test_no_weights_and_wrong_arguments(run, capsys):
     refused(capsys, verb("pack", run, "--set", "stages.0.mixture={'domain:general': 0}"), "no weight above 0")
     refused(capsys, verb("pack", run, "--workers", "-1"), "--workers -1")
-    refused(capsys, verb("pack", run, "--verify"), "holds no finished rows")
+    refused(capsys, verb("pack", run, "--verify"), "has no finished rows")
     refused(capsys, verb("pack", run, "--set", "data.difficulty_buckets=2"), "no document has a difficulty")
     assert not (run / "rows").exists()
 

@@ -22,7 +22,6 @@ from m1jax.train.hooks.journal import TIMING, Journal, read_journal
 from m1jax.train.loop import fit
 from m1jax.train.objective import Objective, Ratio, Terms
 from m1jax.train.report import StepReport
-from m1jax.train.run.reports import stage_of
 from m1jax.train.trainer import Trainer
 
 VOCAB = 300
@@ -85,7 +84,7 @@ class Call(Hook):
 def batches_of(config, spoil=()):
     def batches(first):
         for step in range(first, config.total_steps):
-            stage = stage_of(config, step)
+            stage = config.timeline.stage(step)
             rng = np.random.default_rng(step)
             tokens = rng.integers(0, VOCAB, (stage.global_batch, stage.row_length), np.int32)
             weights = np.ones(tokens.shape, np.float32)

@@ -77,7 +77,7 @@ def test_a_folder_of_somebody_else_stays(capsys, tmp_path):
     text = texts.write(tmp_path / "text", count=5)
     (tmp_path / "run" / "corpus").mkdir(parents=True)
     (tmp_path / "run" / "corpus" / "thesis.txt").write_text("mine")
-    refused(capsys, [*verb("corpus", tmp_path / "run"), "--text", str(text)], "is no m1jax corpus")
+    refused(capsys, [*verb("corpus", tmp_path / "run"), "--text", str(text)], "is not an m1jax corpus")
     assert (tmp_path / "run" / "corpus" / "thesis.txt").read_text() == "mine"
 
 

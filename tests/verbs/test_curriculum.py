@@ -168,7 +168,7 @@ def test_what_the_command_refuses(road, capsys):
         (command(["curriculum", "replay", "--step", "19"], road), "step 19 is not in the run, which has steps 1 to 18"),
         (command(["curriculum", "replay", "--step", "0"], road), "step 0 is not in the run"),
         (command(["curriculum"], road, "data.max_epochs={'*': 0.1}"), r"more than data.max_epochs['*'] = 0.1 allows"),
-        (command(["curriculum"], road, f"data.rows=file://{road}/corpus"), "holds 'corpus' where 'rows' is needed"),
+        (command(["curriculum"], road, f"data.rows=file://{road}/corpus"), "is of kind 'corpus', but 'rows' is needed"),
         (command(["curriculum"], road, "data.rows=file:///nowhere/rows"), "m1jax.json is missing"),
     ):
         assert main(arguments) == 2

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +21,8 @@ from orbax.checkpoint.type_handlers import create_type_handler_registry
 
 from m1jax import disk
 from m1jax.errors import UserError, first_line
-from m1jax.train.checkpoint.checkpoints import Checkpoints, DamagedError, Meta, described
+from m1jax.train.checkpoint.checkpoints import Checkpoints
+from m1jax.train.checkpoint.folder import CheckpointFolder, DamagedError, Meta, described
 from m1jax.train.state import TrainState
 
 IDENTITY = "run_id"
@@ -31,7 +31,7 @@ KEPT = 2
 """A process begins a save when its last one is done, so processes are at most one apart: of two, one is common."""
 
 
-class EmergencyCheckpoints(Checkpoints):
+class EmergencyCheckpoints:
     """The newest emergency checkpoints of a run, below `folder` on every machine; `shared` are those of its folder."""
 
     def __init__(self, folder: Path, shared: Checkpoints, say: Callable[[str], None]):
@@ -60,13 +60,13 @@ class EmergencyCheckpoints(Checkpoints):
             own.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"train.emergency_folder = {folder} cannot be written to ({error.strerror}): give a folder of every"
-                f" machine's own disk or memory, or set train.emergency_every = 0."
+                f"train.emergency_folder = {folder} cannot be written to ({error.strerror}): choose a folder on"
+                f" each machine's own disk or in its memory, or set train.emergency_every = 0."
             ) from error
         # What a process that was killed left half written.
         for left in own.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(left, ignore_errors=True)
-        self._open(own, options, handler, ocp.JsonCheckpointHandler(multiprocessing_options=group))
+        self._files = CheckpointFolder(own, options, handler, ocp.JsonCheckpointHandler(multiprocessing_options=group))
 
     def save(self, state: TrainState, meta: Meta) -> None:
         """Starts to save this process's share; where that fails, says so once and saves no more."""
@@ -75,8 +75,10 @@ class EmergencyCheckpoints(Checkpoints):
             return
         after = sorted({self._shared.latest_step() or 0, self._shared.saving or 0})
         try:
-            self._try_folder(state)
-            self._write(state, dataclasses.replace(meta, arrays=arrays, after=after))
+            needed = sum(_own_bytes(leaf) for leaf in jax.tree.leaves(state))
+            if missing := disk.missing_room(self._files.path, needed):
+                raise OSError(missing)
+            self._files.save(state, dataclasses.replace(meta, arrays=arrays, after=after))
         except Exception as error:  # noqa: BLE001 (whatever it is, the run goes on)
             self._stop(error)
 
@@ -85,64 +87,64 @@ class EmergencyCheckpoints(Checkpoints):
     ) -> tuple[TrainState, Meta] | None:
         """The newest one that all processes hold and that is newer than those of the run's folder; else None.
 
-        What cannot be used is removed. Arguments as of `Checkpoints.restore_newest`.
+        What cannot be used is removed. Arguments: see `Checkpoints.restore_newest`.
         """
         newest = self._shared.latest_step() or 0
-        usable = [step for step in self.steps() if self._follows(step, newest)]
+        usable = [step for step in self._files.steps() if self._follows(step, newest)]
         for step in reversed(_held_by_all(usable)):
-            meta = self.meta(step)
+            meta = self._files.meta(step)
             check(meta)
             try:
-                state = self.restore(target, step)
+                state = self._files.restore(target, step)
             except DamagedError as error:
-                say(f"{error.what}: the one before is tried.")
+                say(f"{error.what}: the one before it is tried.")
                 continue
-            say(f"The emergency checkpoint of step {step} is newer than those of the run's folder: it is taken.")
+            say(f"Training continues from the emergency checkpoint of step {step}: the run's folder has none as new.")
             return state, meta
         self._clear()
         return None
 
+    def wait(self) -> None:
+        """Returns when everything that `save` started is on disk; raises UserError where that failed."""
+        self._files.wait()
+
     def close(self) -> None:
-        """Waits, then lets the manager's threads go."""
+        """Waits, then lets the threads end."""
         try:
-            super().close()
+            self._files.close()
         except Exception as error:  # noqa: BLE001
             self._stop(error)
 
     def remove(self) -> None:
         """Closes, and frees the machine of what was kept: the run is at its end."""
         self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._files.path, ignore_errors=True)
         with contextlib.suppress(OSError):  # another process of the machine is not done yet
-            self.folder.parent.rmdir()
+            self._files.path.parent.rmdir()
 
     def _follows(self, step: int, newest: int) -> bool:
-        """Whether a checkpoint was made after the one that is now the newest of the run's folder: who removes that, to
-        go back to an earlier one, does not want what came after it.
+        """True where a checkpoint was made after the one that is now the newest of the run's folder.
+
+        A user who removes that one, to go back to an earlier one, does not want what came after it.
         """
         try:
-            return newest in self.meta(step).after
+            return newest in self._files.meta(step).after
         except DamagedError:
             return False
 
     def _clear(self) -> None:
-        for step in self.steps():
-            shutil.rmtree(self.folder / str(step), ignore_errors=True)
-        self._manager.reload()
-
-    def _try_folder(self, state: TrainState) -> None:
-        """Raises OSError where a save would: Orbax's own would leave threads that hold the process for minutes."""
-        with tempfile.TemporaryFile(dir=self.folder):
-            pass
-        needed = sum(_own_bytes(leaf) for leaf in jax.tree.leaves(state))
-        if missing := disk.missing_room(self.folder, needed):
-            raise OSError(missing)
+        for step in self._files.steps():
+            shutil.rmtree(self._files.path / str(step), ignore_errors=True)
+        self._files.reload()
 
     def _stop(self, error: Exception) -> None:
         if self._broken:  # one failed save can raise twice: at the next one, and on closing
             return
         self._broken = True
-        self._say(f"No emergency checkpoints any more, the run goes on without ({self.folder}: {first_line(error)}).")
+        reason = first_line(error.__cause__ or error)
+        self._say(
+            f"Emergency checkpoints have stopped, training continues without them ({self._files.path}: {reason})."
+        )
 
 
 def _own_bytes(array: jax.Array) -> int:

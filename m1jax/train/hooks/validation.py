@@ -5,7 +5,6 @@ from typing import Any
 
 from m1jax.config import RunConfig, StageConfig
 from m1jax.train.hooks.hook import Hook
-from m1jax.train.run.reports import stage_of
 from m1jax.train.state import TrainState
 
 Measure = Callable[[Any, StageConfig], Mapping[str, float]]
@@ -30,4 +29,4 @@ class Validation(Hook):
 
     def read(self, step: int, state: TrainState) -> Mapping[str, float]:
         """The measured values, at the rotary base and row length of the stage that ends with this step."""
-        return self._measure(state.all_params, stage_of(self._config, step - 1))
+        return self._measure(state.all_params, self._config.timeline.stage(step - 1))

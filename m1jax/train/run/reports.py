@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from m1jax.config import RunConfig, StageConfig
+from m1jax.config import RunConfig
 from m1jax.errors import UserError
 from m1jax.optim.schedules import learning_rate
 from m1jax.parallel import measure
@@ -49,8 +49,8 @@ class Reporter:
         self._rate = learning_rate(config)
         peak = measure.peak_flops(mesh.devices.flat[0], config.model.compute_dtype)
         self._peak = peak * mesh.size if peak else None
-        self._tokens = _before(config, first)[1]
-        self._total = _before(config, config.total_steps)[1]
+        self._tokens = config.timeline.tokens_before(first)
+        self._total = config.timeline.tokens
         self._pending: Taken | None = None
         self._measured: dict[str, float] = {}
         self._paused = 0.0
@@ -75,8 +75,9 @@ class Reporter:
 
     def _report(self, taken: Taken) -> None:
         found = {name: float(value) for name, value in jax.device_get(dict(taken.metrics)).items()}
-        stage, step_of_stage = stage_and_step(self._config, taken.step)
-        first_row, rows = _before(self._config, taken.step)[0], stage.batch_of(step_of_stage)
+        timeline = self._config.timeline
+        stage, rows = timeline.stage(taken.step), timeline.batch_of(taken.step)
+        first_row = timeline.rows_before(taken.step)
         tokens = stage.row_length * rows
         flops = self._objective.flops(taken.positions) * self._parts
         # The clock stands still while hooks read the state.
@@ -113,39 +114,9 @@ class Reporter:
     def _stop_where_nothing_is_finite(self, report: StepReport, in_row: int) -> None:
         if in_row < self._config.train.max_nonfinite:
             return
-        first = _before(self._config, max(report.step - in_row, 0))[0]
+        first = self._config.timeline.rows_before(max(report.step - in_row, 0))
         raise UserError(
             f"loss or gradient was not finite in {in_row} steps in a row, up to step {report.step} (global rows "
             f"{first} to {report.rows[1]}): lower the learning rate, or look at the documents of these rows; "
             f"parameters were left as they were before."
         )
-
-
-def stage_of(config: RunConfig, step: int) -> StageConfig:
-    """The stage that global step `step` (from 0) belongs to."""
-    return stage_and_step(config, step)[0]
-
-
-def stage_and_step(config: RunConfig, step: int) -> tuple[StageConfig, int]:
-    """The stage of global step `step` (from 0), and which of the stage's own steps it is."""
-    for stage in config.stages:
-        if step < stage.steps:
-            return stage, step
-        step -= stage.steps
-    raise IndexError(step)
-
-
-def first_row(config: RunConfig, step: int) -> int:
-    """Number of the first global row of a step; after the last one, of all rows."""
-    return _before(config, step)[0]
-
-
-def _before(config: RunConfig, step: int) -> tuple[int, int]:
-    """Rows and tokens of all steps before global step `step`."""
-    rows = tokens = 0
-    for stage in config.stages:
-        steps = min(stage.steps, step)
-        of_stage = stage.rows_before(steps)
-        rows, tokens = rows + of_stage, tokens + of_stage * stage.row_length
-        step -= steps
-    return rows, tokens

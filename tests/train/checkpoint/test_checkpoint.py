@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import subprocess
+import threading
 import time
 
 import jax
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 from m1jax.errors import UserError
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import rules
-from m1jax.train.checkpoint.checkpoints import Checkpoints
 from m1jax.train.checkpoint.checksums import checksums
+from m1jax.train.checkpoint.folder import existing
 from tests.train.test_loop import run, same, small_config
 
 # The text of `Meta` is one line in Orbax's JSON file; arrays lie in files of OCDBT.
@@ -70,10 +71,10 @@ def test_a_damaged_newest_is_told_of_and_the_one_before_taken(trained, tmp_path,
     assert starts == [11, 12, 13, 14, 15]
     (sentence,) = said
     assert "15 cannot be read (" in sentence
-    assert sentence.endswith("it is now 15.damaged, and the run goes on after step 10.")
+    assert sentence.endswith("it is now called 15.damaged, and training continues after step 10.")
     assert same(whole, state)
     assert (config.checkpoints / "15.damaged").is_dir()
-    checkpoints = Checkpoints(config.checkpoints, read_only=True)
+    checkpoints = existing(config.checkpoints)
     assert checkpoints.steps() == [5, 10, 15]
     checkpoints.close()
     assert run(config, say=said.append) is not None
@@ -103,7 +104,7 @@ def test_one_that_belongs_to_another_run_is_refused_and_not_put_aside(trained, t
 
 def test_what_a_checkpoint_says_of_itself(trained):
     config, state = trained
-    checkpoints = Checkpoints(config.checkpoints, read_only=True)
+    checkpoints = existing(config.checkpoints)
     meta = checkpoints.meta(10)
     assert meta.row == 5 * 4 + 5 * 4
     assert meta.run["seed"] == config.seed
@@ -115,7 +116,7 @@ def test_what_a_checkpoint_says_of_itself(trained):
 def test_the_newest_and_those_of_every_so_many_steps_are_kept(tmp_path):
     config = small_config(tmp_path, checkpoint_every=1, keep_checkpoints=2, keep_every=6)
     run(config)
-    checkpoints = Checkpoints(config.checkpoints, read_only=True)
+    checkpoints = existing(config.checkpoints)
     assert checkpoints.steps() == [6, 12, 14, 15]
     checkpoints.close()
 
@@ -125,7 +126,7 @@ def test_a_partial_checkpoint_is_never_taken_for_whole(trained, tmp_path):
     whole = config.checkpoints / "15"
     partial = config.checkpoints / "20.orbax-checkpoint-tmp-1"
     shutil.copytree(whole, partial)
-    checkpoints = Checkpoints(config.checkpoints, read_only=True)
+    checkpoints = existing(config.checkpoints)
     assert checkpoints.latest_step() == 15
     checkpoints.close()
     run(config)
@@ -214,7 +215,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(disk, monkeypatch, trai
     with pytest.raises(UserError, match="is full: free some space"):
         run(config, on_report=fill)
     monkeypatch.undo()
-    checkpoints = Checkpoints(config.checkpoints, read_only=True)
+    checkpoints = existing(config.checkpoints)
     assert checkpoints.steps() == [5]
     checkpoints.close()
     assert same(free_again(config, filler), trained[1])
@@ -231,13 +232,15 @@ def test_a_folder_that_becomes_read_only(disk, trained):
     (disk / "run" / "checkpoints").mkdir(parents=True)
     place = disk / "run" / "checkpoints"
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", place], check=True)
+    before = threading.active_count()
     try:
         with pytest.raises(UserError, match="is read-only: make it writable"):
             run(config, on_report=freeze)
+        assert threading.active_count() <= before  # none that waits in vain and holds the process
         with pytest.raises(UserError, match="is read-only: make it writable"):
             run(config)
         subprocess.run(["mount", "-o", "remount,rw", place], check=True)
-        checkpoints = Checkpoints(config.checkpoints, read_only=True)
+        checkpoints = existing(config.checkpoints)
         assert checkpoints.steps() == [5]
         checkpoints.close()
         assert same(run(config), trained[1])

@@ -78,7 +78,9 @@ def test_goes_on_from_the_newer_one_with_the_same_losses(tmp_path, whole):
     run = Run(tmp_path)
     run.train(until=17).train()
     assert run.first == 17  # step 16 was the last that was kept
-    assert run.said == ["The emergency checkpoint of step 16 is newer than those of the run's folder: it is taken."]
+    assert run.said == [
+        "Training continues from the emergency checkpoint of step 16: the run's folder has none as new."
+    ]
     assert run.losses == {step: loss for step, loss in whole.items() if step >= 17}
     assert not list((tmp_path / "local").iterdir())  # a run at its end leaves nothing behind
 
@@ -148,8 +150,9 @@ def test_where_it_cannot_be_written_the_run_goes_on(tmp_path, whole, monkeypatch
     before = threading.active_count()
     run.train(before=spoil)
     assert run.losses == whole
-    assert len(run.said) == 1 and run.said[0].startswith("No emergency checkpoints any more, the run goes on without")
-    assert ("MB are free" in run.said[0]) == (trouble == "full")
+    (sentence,) = run.said
+    assert sentence.startswith("Emergency checkpoints have stopped, training continues without them (")
+    assert ("MB are free" in sentence) == (trouble == "full")
     assert threading.active_count() <= before  # none that waits in vain and holds the process
 
 
