@@ -11,6 +11,7 @@ from m1jax.objectives.next_token import NextToken
 from m1jax.optim import masks
 from m1jax.parallel import mesh as meshes
 from m1jax.train import program as programs
+from m1jax.train.checkpoint.folder import existing
 from m1jax.train.objective import StageScalars
 from m1jax.train.trainer import Trainer
 from tests.parallel import toy
@@ -74,6 +75,9 @@ def test_a_reference_is_saved_and_restored_with_the_run(tmp_path):
     with Trainer(other, pairs.Preference(), mesh_of(fsdp=4, tensor=2)) as trainer:
         again = trainer.restore()
         assert trainer.restored is not None
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), again)
+        params = existing(config.checkpoints).restore_params(target.all_params, 0)
+    assert same(params, state.all_params) and set(params) == {"embed", "head", "reference"}
     assert same(state, again)
     assert not again.frozen["reference"]["embed"].sharding.is_fully_replicated
 

@@ -20,9 +20,12 @@ from jax.experimental import multihost_utils
 from m1jax import disk
 from m1jax.errors import UserError, first_line
 from m1jax.model.layout import stacked
+from m1jax.optim import masks
 from m1jax.train.checkpoint.checksums import checksums, names
 from m1jax.train.state import TrainState
 
+FORMAT = 2
+"""Format of a checkpoint: 2 since frozen parameters and hooks' states are parts of the state."""
 _CHUNK_BYTES = 64 << 20
 
 
@@ -48,6 +51,7 @@ class Meta:
     """(shape, dtype, checksum) of every array of the state, by name."""
     after: list[int] = dataclasses.field(default_factory=list)
     """Of an emergency checkpoint: the newest of the run's folder, and the one being written (emergency.py)."""
+    format: int = FORMAT
 
 
 def described(state: TrainState) -> dict[str, Any]:
@@ -117,13 +121,22 @@ class CheckpointFolder:
         self.saving = int(state.step)
 
     def meta(self, step: int | None = None) -> Meta:
-        """The run that the checkpoint of `step` (default: the newest) belongs to; raises DamagedError."""
+        """The run that the checkpoint of `step` (default: the newest) belongs to.
+
+        Raises UserError where an earlier m1jax wrote it in another format, and DamagedError.
+        """
         step = self._newest() if step is None else step
         with self._reading(step):
             restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             if zlib.crc32(restored["text"].encode()) != restored["crc32"]:
                 raise ValueError("its description has another checksum than it was written with")
-            return Meta(**json.loads(restored["text"]))
+            saved = json.loads(restored["text"])
+        if (found := saved.get("format", 1)) != FORMAT:
+            raise UserError(
+                f"checkpoint {self.path / str(step)} has format {found}, this m1jax reads {FORMAT}: export it with the "
+                f"m1jax that made it and set train.initial to the export, or train in another folder."
+            )
+        return Meta(**saved)
 
     def restore(self, target: TrainState, step: int) -> TrainState:
         """The state of `step` in the shapes, dtypes and shardings of the abstract `target`.
@@ -149,14 +162,20 @@ class CheckpointFolder:
         return state
 
     def restore_params(self, target: Any, step: int | None = None) -> Any:
-        """Only the parameters of a checkpoint, in the shapes and shardings of the abstract `target`."""
+        """Only the parameters of a checkpoint, trained or frozen, as the abstract `target` has them.
+
+        Each comes in the shape, dtype and sharding of its leaf in `target`, a tree of nested dicts.
+        """
         step = self._newest() if step is None else step
-        tree = {"params": target}
+        saved = self.meta(step).arrays
+        trained, frozen = masks.split(target, lambda path: f"frozen.{path.replace('/', '.')}" not in saved)
+        tree = {name: part for name, part in (("params", trained), ("frozen", frozen)) if part}
         arguments = ocp.args.PyTreeRestore(
             tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
         )
         with self._reading(step):
-            return self._manager.restore(step, args=ocp.args.Composite(state=arguments))["state"]["params"]
+            state = self._manager.restore(step, args=ocp.args.Composite(state=arguments))["state"]
+        return masks.merge(state.get("params", {}), state.get("frozen", {}))
 
     def reload(self) -> None:
         """Lists the folder again, after another hand changed it."""

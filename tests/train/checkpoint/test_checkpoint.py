@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import threading
 import time
+import zlib
 
 import jax
 import numpy as np
@@ -253,3 +254,15 @@ def test_the_description_is_json_with_a_checksum(trained):
     found = json.loads((config.checkpoints / "15" / "meta" / "metadata").read_text())
     assert set(found) == {"text", "crc32"}
     assert json.loads(found["text"])["row"] == 20 + 20 + 10
+
+
+def test_a_checkpoint_of_an_earlier_format_gets_one_sentence(trained, tmp_path):
+    config, _ = copy_of(trained, tmp_path)
+    file = config.checkpoints / "15" / "meta" / "metadata"
+    text = json.loads(json.loads(file.read_text())["text"])
+    assert text.pop("format") == 2
+    old = json.dumps(text)
+    file.write_text(json.dumps({"text": old, "crc32": zlib.crc32(old.encode())}))
+    with pytest.raises(UserError, match=r"15 has format 1, this m1jax reads 2: export it with the m1jax that made it"):
+        run(config)
+    assert (config.checkpoints / "15").is_dir()
