@@ -22,7 +22,7 @@ CONFIG = str(pathlib.Path(__file__).with_name("three_domains.py"))
 
 
 def write(folder):
-    """Two domains in folders, all three in a field of one file, a text that names none, a misspelt one."""
+    """Two domains in folders, all three in a field of one file, texts that name none, and a misspelt one."""
     for seed, domain in enumerate(("radiology", "pathology")):
         (folder / domain).mkdir(parents=True)
         lines = [json.dumps({"text": text}) for text in texts.sentences(seed, 60)]
@@ -30,7 +30,8 @@ def write(folder):
     records = [{"text": text, "domain": DOMAINS[number % 3]} for number, text in enumerate(texts.sentences(7, 120))]
     records.append({"text": "A record whose domain no config lists.", "domain": "Radiology"})
     (folder / "reports.jsonl").write_text("\n".join(map(json.dumps, records)))
-    (folder / "letter.txt").write_text("A letter that names no domain.")
+    for number, text in enumerate(texts.sentences(8, 20)):
+        (folder / f"letter-{number}.txt").write_text(text)
     return folder
 
 

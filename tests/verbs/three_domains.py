@@ -14,8 +14,9 @@ MIXTURES = (
 
 def get_config():
     config = tiny.get_config().to_dict()
-    config["data"]["domains"] = DOMAINS
+    config["data"] |= {"domains": DOMAINS, "row_lengths": (64,)}  # one program to compile
+    config["model"]["num_layers"] = 2
     config["train"]["checkpoint_every"] = 100
     for stage, mixture in zip(config["stages"], MIXTURES, strict=True):
-        stage["mixture"] = mixture
+        stage |= {"mixture": mixture, "row_length": 64, "tokens": 4 * 512}
     return ConfigDict(config)
