@@ -75,10 +75,16 @@ def _run_at(checkpoints: CheckpointFolder, folder: Path, step: int | None) -> tu
     newest = checkpoints.latest_step()
     if step is not None and step not in checkpoints.steps():
         raise UserError(f"{folder} holds no checkpoint of step {step}: there are {checkpoints.steps()}.")
-    config = config_file.from_dict(checkpoints.meta(step).run)
     step = newest if step is None else step
+    stored = checkpoints.meta(step).run
     assert step is not None
-    return config, step
+    try:
+        return config_file.from_dict(stored), step
+    except UserError as error:
+        raise UserError(
+            f"the checkpoint of step {step} in {folder} is of another version of m1jax ({str(error).rstrip('.?')}): "
+            f"export it with that version (`m1 export`) and `m1 import` the result, or train again."
+        ) from error
 
 
 def of_config(config: RunConfig, step: int | None) -> Trained:

@@ -1,7 +1,9 @@
 """Every mistake gets one sentence, exit status 2 and no traceback, and leaves nothing that reads as whole."""
 
+import json
 import shutil
 import subprocess
+import zlib
 
 import pytest
 
@@ -87,6 +89,17 @@ def test_damaged_documents_and_rows(capsys, copy):
     shutil.rmtree(copy / "rows")
     refused(capsys, verb("pack", copy), parquet)
     assert not (copy / "rows").exists()
+
+
+def test_a_checkpoint_whose_config_an_older_version_wrote(capsys, copy):
+    path = max((copy / "checkpoints").glob("[0-9]*"), key=lambda folder: int(folder.name)) / "meta" / "metadata"
+    stored = json.loads(path.read_text())
+    meta = json.loads(stored["text"])
+    meta["run"]["data"]["general_vocab_size"] = 385
+    text = json.dumps(meta)
+    path.write_text(json.dumps({**stored, "text": text, "crc32": zlib.crc32(text.encode())}))
+    generate = ["generate", "--model", str(copy), "--prompt", "In"]
+    refused(capsys, generate, copy, "is of another version of m1jax", "data.general_vocab_size", "`m1 export`")
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "gone"])
