@@ -55,7 +55,7 @@ def compare_logits(folder: Path, config: ModelConfig, rows: list[list[int]], our
             f"{name} finds logits that differ from ours by {found.relative_difference:.1e} of the largest: nothing was "
             f"written, please report this as a fault of m1jax."
         )
-    return {**dataclasses.asdict(found), "agrees": True, "judge": name, "sentence": _sentence(name, found)}
+    return {**dataclasses.asdict(found), "agrees": True, "program": name, "sentence": _sentence(name, found)}
 
 
 def _sentence(name: str, found: Agreement) -> str:

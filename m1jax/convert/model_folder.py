@@ -58,7 +58,7 @@ def build(
     dtype: str | None = None,
     advance: reading.Advance = lambda _: None,
 ) -> Record:
-    """Fills an existing folder from a checkpoint that `reading.open_checkpoint` has judged in `dtype`.
+    """Fills an existing folder from a checkpoint that `reading.open_checkpoint` has checked in `dtype`.
 
     `advance` is told of bytes read. model.json is written last: a folder without it is no model. Raises UserError for a
     NaN or an infinity, naming tensor and file.

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint's folder as one set of tensors, judged whole before anything is made of it."""
+"""A Hugging Face checkpoint's folder as one set of tensors, checked before anything is made of it."""
 
 import json
 import math

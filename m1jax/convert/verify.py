@@ -1,7 +1,7 @@
-"""A checkpoint judged by another program: it loads the folder, and its logits are compared with ours.
+"""A checkpoint read by another program: it loads the folder, and its logits are compared with ours.
 
 mlx-lm is somebody else's program and is preferred. It knows NormHead and a head of its own only, and reads safetensors:
-other checkpoints are judged by the PyTorch model that our exports carry.
+other checkpoints are compared with the PyTorch model that our exports carry.
 """
 
 from collections.abc import Callable, Sequence

@@ -33,12 +33,12 @@ def blocks(parameters: Parameters, entry: Entry, dtype: str | None = None) -> It
             leaf = parameters.read(path, entry.stack_index).reshape(columns, -1)
             yield _turned(leaf, target, entry.name, parameters.place)
         elif entry.stack_index is not None:
-            yield _judged(parameters.read(path, entry.stack_index).reshape(-1), target, entry.name, parameters.place)
+            yield _checked(parameters.read(path, entry.stack_index).reshape(-1), target, entry.name, parameters.place)
         else:
             rows = parameters.rows(path)
             for first in range(0, shape[0], rows):
                 part = parameters.read(path, slice(first, min(first + rows, shape[0])))
-                yield _judged(part.reshape(-1), target, entry.name, parameters.place)
+                yield _checked(part.reshape(-1), target, entry.name, parameters.place)
 
 
 def _turned(leaf: Array, dtype: str, name: str, place: str) -> Array:
@@ -47,11 +47,11 @@ def _turned(leaf: Array, dtype: str, name: str, place: str) -> Array:
     # Strips whose transposes fill whole cache lines, as in reading.
     strip = _CACHE_LINE // out.itemsize
     for row in range(0, len(leaf), strip):
-        out[:, row : row + strip] = _judged(leaf[row : row + strip], dtype, name, place).T
+        out[:, row : row + strip] = _checked(leaf[row : row + strip], dtype, name, place).T
     return out.reshape(-1)
 
 
-def _judged(part: Array, dtype: str, name: str, place: str) -> Array:
+def _checked(part: Array, dtype: str, name: str, place: str) -> Array:
     converted = converted_to(part, dtype)
     if not finite(converted):
         what = f"a number too large for {dtype}" if finite(part) else "NaN or infinity"

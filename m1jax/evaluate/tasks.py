@@ -56,7 +56,7 @@ class MalformedError(Exception):
 
 @dataclass(frozen=True)
 class Task:
-    """A set of items and how they are asked and judged."""
+    """A set of items and how they are asked and scored."""
 
     name: str
     source: str

@@ -62,13 +62,13 @@ def threshold(config: ClipConfig, norms: jax.Array) -> jax.Array:
     return jnp.full((), jnp.inf)
 
 
-def judge(config: ClipConfig, history: NormHistory, norm: jax.Array, active: Any = True) -> NormHistory:
+def decide(config: ClipConfig, history: NormHistory, norm: jax.Array, active: Any = True) -> NormHistory:
     """The history after a step whose gradient has `norm` (fp32 ()); its `last_skipped` says whether it is skipped.
 
     With a full history, a norm above the policy's threshold is skipped, at most `max_skips` times in a row, after which
     the update is forced (report, Algorithm 1). A skipped norm is not stored. One that is not finite is skipped always:
     `NaN > threshold` is false, so Algorithm 1 alone would accept it. `active` (bool ()) says whether finite norms are
-    judged; they are stored either way.
+    compared with the threshold; they are stored either way.
     """
     finite = jnp.isfinite(norm)
     spike = (history.accepted >= config.history) & (norm > threshold(config, history.norms))
@@ -90,7 +90,7 @@ def judge(config: ClipConfig, history: NormHistory, norm: jax.Array, active: Any
 def guard(inner: optax.GradientTransformation, config: ClipConfig) -> optax.GradientTransformationExtraArgs:
     """`inner` behind the policy: on a skip neither parameters nor `inner`'s state move; the data has moved on.
 
-    The update takes `active` (bool (), default True), as `judge` does.
+    The update takes `active` (bool (), default True), as `decide` does.
     """
 
     def init(params: optax.Params) -> ClipState:
@@ -99,7 +99,7 @@ def guard(inner: optax.GradientTransformation, config: ClipConfig) -> optax.Grad
     def update(
         grads: optax.Updates, state: ClipState, params: optax.Params | None = None, *, active: Any = True, **_: Any
     ) -> tuple[optax.Updates, ClipState]:
-        history = judge(config, state.history, optax.global_norm(grads).astype(jnp.float32), active)
+        history = decide(config, state.history, optax.global_norm(grads).astype(jnp.float32), active)
 
         def hold() -> tuple[optax.Updates, Any]:
             return jax.tree.map(jnp.zeros_like, grads), state.inner

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from m1jax.config import CLIP_POLICIES, ClipConfig, RunConfig
 from m1jax.errors import UserError
-from m1jax.optim.clipping import judge, no_history, threshold
+from m1jax.optim.clipping import decide, no_history, threshold
 from m1jax.show import console as consoles
 from m1jax.show import figures
 from m1jax.train.hooks.journal import read_journal
@@ -28,7 +28,7 @@ class Replay:
     skipped: np.ndarray
     """bool."""
     threshold: np.ndarray
-    """Norms above it are to be skipped; infinite where the policy does not judge steps (yet)."""
+    """Norms above it are to be skipped; infinite where the policy skips none (yet)."""
     scale: np.ndarray
     """Factor of the gradients of a step that is taken."""
     forced: np.ndarray
@@ -39,10 +39,10 @@ def replay(config: ClipConfig, norms: np.ndarray, active: np.ndarray) -> Replay:
     """Runs a policy over global gradient norms (float32), judging where `active`: the code that a step runs."""
 
     def one(history: Any, step: Any) -> tuple[Any, Any]:
-        norm, judged = step
-        full = (history.accepted >= config.history) & judged
+        norm, active = step
+        full = (history.accepted >= config.history) & active
         limit = jnp.where(full, threshold(config, history.norms), jnp.inf)
-        history = judge(config, history, norm, judged)
+        history = decide(config, history, norm, active)
         return history, (history.last_skipped, limit)
 
     norms = norms.astype(np.float32)
@@ -62,9 +62,9 @@ def run(config: RunConfig, trace: Path) -> Path:
     if not lines:
         raise UserError(f"{trace} holds no gradient norms: give the metrics.jsonl of a run (in its train folder).")
     clip = config.optimizer.clip
-    judged = {stage.name: stage.skip_steps for stage in config.stages}
+    skipping = {stage.name: stage.skip_steps for stage in config.stages}
     steps, norms = (np.array([line[key] for line in lines]) for key in ("step", "grad_norm"))
-    active = np.array([judged.get(str(line.get("stage")), True) for line in lines])
+    active = np.array([skipping.get(str(line.get("stage")), True) for line in lines])
     replays = [replay(dataclasses.replace(clip, policy=policy), norms, active) for policy in REPLAYED]
     console = consoles.make()
     console.print(_table(replays, steps, clip))

@@ -40,7 +40,7 @@ def train_step(
     batch = objective.prepare(state.all_params, batch)
     terms, grads = _summed(objective, state, batch, stage, split)
     loss = terms.loss.value
-    # The loss itself may be the first value that is not finite; the clip must see it in the norm that it judges.
+    # The loss itself may be the first value that is not finite; the clip must see it in the norm that it reads.
     scale = jnp.where(jnp.isfinite(loss), 1.0 / terms.loss.divisor, jnp.nan)
     grads = jax.tree.map(lambda g, p: (g * scale).astype(p.dtype), grads, state.params)
     updates, opt_state = optimizer.update(

@@ -68,7 +68,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_export_is_verified_by_a_program_that_knows_its_kind(name, tmp_path):
-    changes, words, judge = CASES[name]
+    changes, words, program = CASES[name]
     config = small.config(num_layers=2, init_std=0.1, **changes)
     _, params = model.create(config, 0)
     (tmp_path / "hf").mkdir()
@@ -77,16 +77,16 @@ def test_an_export_is_verified_by_a_program_that_knows_its_kind(name, tmp_path):
     command = ["export", "--model", str(tmp_path / "ours"), "--out", str(tmp_path / "out"), "--verify", *words]
     assert main(command) == 0
     found = json.loads((tmp_path / "out" / "verification.json").read_text())
-    assert found["agrees"] and found["sentence"].startswith(judge) and found["longest"] > config.window
+    assert found["agrees"] and found["sentence"].startswith(program) and found["longest"] > config.window
     assert found["relative_difference"] < (1e-2 if name == "rounded" else 1e-5)
     assert found["tensors"] == 21 - config.tie_embeddings
-    # The judge is not blind: a model of another RoPE base is told apart.
+    # The comparison is not blind: a model of another RoPE base is told apart.
     content = json.loads((tmp_path / "ours" / "model.json").read_text())
     (tmp_path / "ours" / "model.json").write_text(json.dumps({**content, "rope_base": 30.0}))
-    judged = agreement.compare_logits(
+    compared = agreement.compare_logits(
         tmp_path / "out", config, [[1, 2, 3] * 20], m1jax.load(tmp_path / "out", dtype="float32")[0]
     )
-    assert judged["agrees"]
+    assert compared["agrees"]
     with pytest.raises(UserError, match="differ from ours"):
         agreement.compare_logits(
             tmp_path / "out", config, [[1, 2, 3] * 20], m1jax.load(tmp_path / "ours", dtype="float32")[0]

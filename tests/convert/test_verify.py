@@ -29,7 +29,7 @@ def test_mlx_computes_the_same_logits_past_the_window(changes, tmp_path):
     assert agreement.tokens == 46 and agreement.longest == 33
     assert agreement.relative_difference < 1e-5 and agreement.greedy_agreement == 1
 
-    # The judge is not blind: a model of another RoPE base, or of other weights, is told apart.
+    # The comparison is not blind: a model of another RoPE base, or of other weights, is told apart.
     assert convert.verify_with_mlx(tmp_path, prompts, LanguageModel(config, 1e3, params)).relative_difference > 1e-3
     other = LanguageModel(config, 1e5, model.create(config, 1)[1])
     assert convert.verify_with_mlx(tmp_path, prompts, other).greedy_agreement < 0.5

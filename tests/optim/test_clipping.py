@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m1jax.config import CLIP_POLICIES, ClipConfig
-from m1jax.optim.clipping import guard, judge, no_history, scaling
+from m1jax.optim.clipping import decide, guard, no_history, scaling
 
 
 def algorithm_1(norms, config):
@@ -62,7 +62,7 @@ def test_skips_as_the_report_says(norms, history, max_skips):
     assert all(np.isfinite(m).all() for m in moments)
 
 
-def test_a_spike_passes_where_the_stage_does_not_judge_but_never_a_nan():
+def test_a_spike_passes_where_the_policy_is_off_but_never_a_nan():
     norms = [1.0] * 4 + [100.0, float("nan")]
     skipped, _, _ = run(norms, ClipConfig(history=3), active=False)
     assert skipped == [False] * 5 + [True]
@@ -99,7 +99,7 @@ def test_skips_by_standard_deviations(norms, history, max_skips, sigmas):
 @pytest.mark.parametrize("policy", CLIP_POLICIES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_what_is_not_finite_moves_nothing_under_any_policy(policy, bad):
-    """1e30 is finite, its square is not: the norm is what is judged."""
+    """1e30 is finite, its square is not: the norm is what counts."""
     config = ClipConfig(policy=policy, history=2, max_skips=1)
     clip = guard(optax.chain(scaling(config), optax.trace(0.9)), config)
     params = {"w": jnp.ones(3)}
@@ -122,7 +122,7 @@ def test_the_mean_is_that_of_the_norms_before():
     config = ClipConfig(history=3, factor=10.0)
     history, means = no_history(config), []
     for n in [1.0, 2.0, float("nan"), 3.0, 4.0, 5.0]:
-        history = judge(config, history, jnp.float32(n))
+        history = decide(config, history, jnp.float32(n))
         means.append(float(history.last_mean))
     assert means == [0.0, 1.0, 1.5, 1.5, 2.0, 3.0]
 

@@ -35,7 +35,7 @@ def test_a_replay_skips_what_a_run_would_have_skipped(policy):
     assert found.skipped.sum() == {"skip_spikes": 4, "skip_sigmas": 3, "global_norm": 1}[policy]
 
 
-def test_where_a_stage_does_not_judge_nothing_finite_is_skipped():
+def test_where_a_stage_does_not_skip_nothing_finite_is_skipped():
     active = np.arange(60) >= 45
     found = norm_replay.replay(ClipConfig(history=10), trace(), active)
     assert list(np.flatnonzero(found.skipped)) == [40, 50]
