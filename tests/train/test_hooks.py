@@ -128,7 +128,7 @@ def test_a_moving_average_is_saved_and_resharded_over_another_mesh(tmp_path):
 def test_a_run_that_kept_no_average_is_not_silently_gone_on_with(tmp_path):
     config = small_config(tmp_path, checkpoint_every=5)
     run(config)
-    with pytest.raises(UserError, match=r"holds no hooks\.average\.embed, the config makes hooks\.average\.embed"):
+    with pytest.raises(UserError, match=r"has no hooks\.average\.embed, but the config needs hooks\.average\.embed"):
         averaged(dataclasses.replace(config, train=dataclasses.replace(config.train, average_decay=DECAY)))
 
 
