@@ -126,6 +126,6 @@ def test_killed_processes_go_on_from_what_their_machines_kept(tmp_path, whole, m
     running = start(tmp_path, 2, seconds=0, emergency=local)
     said = [process.communicate(timeout=300)[1] for process in running]
     assert [process.returncode for process in running] == [0, 0], said
-    taken = f"The emergency checkpoint of step {common} is newer" in said[0]
+    taken = f"continues from the emergency checkpoint of step {common}:" in said[0]
     assert taken == (not machine_is_new and common > 20)
     assert losses(tmp_path) == whole
