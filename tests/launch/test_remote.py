@@ -167,9 +167,9 @@ def test_set_up_makes_a_virtual_environment_with_the_constraints(make_host, tmp_
     code.symlink_to(tmp_path / "code")
     package = tmp_path / "code"
     (package / "launch").symlink_to(ROOT / "launch")
-    (package / "m1jax" / "cli").mkdir(parents=True)
+    (package / "m1jax" / "verbs").mkdir(parents=True)
     (package / "m1jax" / "__init__.py").write_text("")
-    (package / "m1jax" / "cli" / "__init__.py").write_text("def main():\n    print('it is here')\n    return 0\n")
+    (package / "m1jax" / "verbs" / "__init__.py").write_text("def main():\n    print('it is here')\n    return 0\n")
     (package / "pyproject.toml").write_text(
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
         '[project]\nname = "m1jax"\nversion = "1"\n[project.optional-dependencies]\ntpu = []\n'
