@@ -59,8 +59,9 @@ class Initializer:
         if self.stack is None:
             value = draw(jax.random.fold_in(self.key, tag))
             return nnx.Param(value.astype(self.dtype), out_sharding=axes)
-        keys = [jax.random.fold_in(jax.random.fold_in(self.key, number), tag) for number in self.stack]
-        value = jax.vmap(draw)(jnp.stack(keys))
+        numbers = jnp.asarray(self.stack, jnp.uint32)
+        # One vectorised program for all layers: unrolled, the keys of many layers took most of its compilation.
+        value = jax.vmap(lambda number: draw(jax.random.fold_in(jax.random.fold_in(self.key, number), tag)))(numbers)
         return nnx.Param(value.astype(self.dtype), out_sharding=("layers", *axes))
 
 
