@@ -77,22 +77,32 @@ def train(
     `processes` says how this process joins the others of the run, where that cannot be detected. `amend` accepts
     changes of the stages after the checkpoint and records them in the run's history. `profile` names the first and
     last step (from 1) of a trace for XProf; `hooks` join the run's own on process 0. Raises UserError for rows, a
-    tokenizer or a checkpoint that do not fit the config, and InterruptedRunError (saved) on a signal.
+    tokenizer or a checkpoint that do not fit the config and where another process trains in the run's folder, and
+    InterruptedRunError (saved) on a signal.
     """
     from m1jax.parallel import jax_setup
     from m1jax.parallel import processes as joining
     from m1jax.train.hooks.profile import Profile
+    from m1jax.train.run.lease import Lease
     from m1jax.train.run.liveness import Liveness
 
     jax_setup.prepare()
     joining.start(processes)
+    import jax
+
+    console = consoles.make(quiet=jax.process_index() != 0)
     traced = [Profile(*profile, config.journal / "profile")] if profile else []
-    with Liveness(config.journal) as watch:
-        _train(config, amend, [watch, *traced], hooks)
+    with (
+        Lease(config.journal, functools.partial(console.print, highlight=False, soft_wrap=True)) as lease,
+        Liveness(config.journal, leaving=lease.release) as watch,
+    ):
+        _train(config, amend, console, [lease, watch, *traced], hooks)
 
 
-def _train(config: RunConfig, amend: bool, everywhere: Sequence["Hook"], more: Sequence["Hook"]) -> None:
-    """`train` once all processes are there; `everywhere` are hooks of every process, `more` those of process 0."""
+def _train(
+    config: RunConfig, amend: bool, console: "Console", everywhere: Sequence["Hook"], more: Sequence["Hook"]
+) -> None:
+    """`train` in a folder of its own; `everywhere` are hooks of every process, `more` those of process 0."""
     import jax
 
     from m1jax import loading, objectives
@@ -107,7 +117,6 @@ def _train(config: RunConfig, amend: bool, everywhere: Sequence["Hook"], more: S
     from m1jax.train.trainer import Trainer
 
     first_process = jax.process_index() == 0
-    console = consoles.make(quiet=not first_process)
     say = functools.partial(console.print, highlight=False, soft_wrap=True)
     mesh = meshes.make(config.mesh)
     meshes.check_batches(config, mesh)

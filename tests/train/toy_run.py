@@ -19,6 +19,7 @@ from m1jax.parallel import mesh as meshes
 from m1jax.parallel import processes
 from m1jax.train.hooks.journal import Journal
 from m1jax.train.loop import fit
+from m1jax.train.run.lease import Lease
 from m1jax.train.run.liveness import Liveness
 from m1jax.train.trainer import Trainer
 from tests.train import test_loop
@@ -54,10 +55,11 @@ def main(folder, seconds, steps, silence, coordinator="", count="1", index="0"):
     def say(sentence):
         sys.stderr.write(f"{sentence}\n")
 
-    watch = Liveness(Path(folder) / "train", float(silence))
-    hooks = [watch] if jax.process_index() else [watch, Journal(Path(folder) / "train")]
+    lease = Lease(Path(folder) / "train", say)
+    watch = Liveness(Path(folder) / "train", float(silence), lease.release)
+    hooks = [lease, watch] if jax.process_index() else [lease, watch, Journal(Path(folder) / "train")]
     try:
-        with watch, Trainer(config, test_loop.Bigram(), mesh, hooks=hooks, say=say) as trainer:
+        with lease, watch, Trainer(config, test_loop.Bigram(), mesh, hooks=hooks, say=say) as trainer:
             fit(trainer, trainer.restore(), batches)
     except InterruptedRunError as error:
         say(error)

@@ -1,5 +1,6 @@
 """What a step reports: a line of JSON, TensorBoard events, and the memory that the devices used."""
 
+import fcntl
 import json
 import socket
 import time
@@ -11,8 +12,10 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from m1jax.errors import UserError
 from m1jax.train.hooks.hook import Hook
 from m1jax.train.report import StepReport
+from m1jax.train.run import records
 
 
 def hbm_bytes() -> int | None:
@@ -28,8 +31,8 @@ TIMING = ("time", "seconds", "tokens_per_second", "mfu", "data_wait", "hbm_bytes
 class Journal(Hook):
     """The record of a run: metrics.jsonl, a line a step, and TensorBoard events, a run of TensorBoard's a stage.
 
-    Where a run goes on, it drops the lines of later steps, which a killed run wrote after its last checkpoint, and
-    lets TensorBoard drop them too.
+    Where a run goes on, it cuts off the lines of later steps, which a killed run wrote after its last checkpoint, and
+    lets TensorBoard drop them too. The file itself is kept, and locked: it is never replaced under another writer.
     """
 
     def __init__(self, folder: Path):
@@ -38,18 +41,23 @@ class Journal(Hook):
         self._folder = folder
         self._events = folder / "tensorboard"
         self._first = 0
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
         self._stages: dict[str, RecordWriter] = {}
 
     def begin(self, step: int) -> None:
-        """Opens the record after `step` steps."""
+        """Opens the record after `step` steps. Raises UserError where another process writes it."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        lines = [line for line in read_journal(self.path) if line["step"] <= step]
-        kept = "".join(json.dumps(line) + "\n" for line in lines)
-        replacement = self.path.with_suffix(".partial")
-        replacement.write_text(kept, encoding="utf-8")
-        replacement.replace(self.path)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed by end())
+        self._file = open(self.path, "ab+", buffering=0)  # noqa: SIM115 (closed by end())
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise UserError(
+                f"{self.path} is being written by another process: let that one end, or train in another folder."
+            ) from error
+        except OSError:  # a file system without locks: the lease on the run's folder still holds
+            pass
+        self._file.truncate(_length(self._file, step))
         self._first = step
         # Stages whose events a killed run wrote, and this one may not come to again, forget them too.
         for stage in self._events.glob("*/"):
@@ -59,8 +67,8 @@ class Journal(Hook):
         """Records a step: its numbers go to TensorBoard too."""
         assert self._file is not None, "a report before begin()"
         now, values = time.time(), report.flat()
-        self._file.write(json.dumps({"step": report.step, "stage": report.stage, "time": now, **values}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": report.step, "stage": report.stage, "time": now, **values}) + "\n"
+        self._file.write(line.encode())
         numbers = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in values.items()
@@ -72,8 +80,8 @@ class Journal(Hook):
         """Writes out what is buffered."""
         if self._file is not None:
             self._file.close()
-        for records in self._stages.values():
-            records.close()
+        for events in self._stages.values():
+            events.close()
 
     def _of(self, stage: str) -> RecordWriter:
         if stage not in self._stages:
@@ -93,14 +101,18 @@ def _event(records: RecordWriter, event: Event) -> None:
     records.flush()
 
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that a killed run left unfinished is passed over."""
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+def _length(file: IO[bytes], step: int) -> int:
+    """Bytes of a metrics.jsonl up to the first line of a step after `step`, or up to a last line without its end."""
+    file.seek(0)
+    length = 0
+    for line in file.read().splitlines(keepends=True):
+        record = records.parsed(line)
+        if not line.endswith(b"\n") or (record is not None and record["step"] > step):
             break
-    return lines
+        length += len(line)
+    return length
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; one that a killed run left unfinished is passed over."""
+    return records.read(path)

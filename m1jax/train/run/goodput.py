@@ -1,12 +1,13 @@
 """How much of a run's wall time, restarts and all, went into steps that count."""
 
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from m1jax.train.run import records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +35,12 @@ class Goodput:
 
 def note_start(path: Path, step: int) -> None:
     """Adds a start of the run, after `step` steps, to its record."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps({"time": time.time(), "step": step}) + "\n")
+    records.append(path, {"time": time.time(), "step": step})
 
 
 def measure(starts: Path, lines: Sequence[Mapping[str, Any]], now: float) -> Goodput:
     """Goodput at `now` (Unix seconds) of a run from the record of its starts and the lines of its metrics.jsonl."""
-    begun = [json.loads(text) for text in starts.read_text(encoding="utf-8").splitlines() if text.endswith("}")]
+    begun = records.read(starts)
     firsts = {start["step"] + 1 for start in begun}
     productive, usual, stage = 0.0, _medians(lines), None
     for line in lines:

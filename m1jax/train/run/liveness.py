@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,8 +46,11 @@ class Liveness(Hook):
     own, the others do the same and exit with its status. Entered and left by all processes.
     """
 
-    def __init__(self, folder: Path, silence: float = SILENCE_SECONDS) -> None:
-        self._folder, self._silence = folder, silence
+    def __init__(
+        self, folder: Path, silence: float = SILENCE_SECONDS, leaving: Callable[[], None] = lambda: None
+    ) -> None:
+        """`leaving` is called where the process is ended without leaving the contexts around it."""
+        self._folder, self._silence, self._leaving = folder, silence, leaving
         self._index, self._count = jax.process_index(), jax.process_count()
         self._step = 0
         self._ended = threading.Event()
@@ -166,6 +170,7 @@ class Liveness(Hook):
                 now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
                 print(f"{now} on {socket.gethostname()}\n{sentence}\n", file=file, flush=True)
                 faulthandler.dump_traceback(file, all_threads=True)
+        self._leaving()
         os._exit(status)
 
 

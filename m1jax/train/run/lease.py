@@ -1,0 +1,271 @@
+"""The lease on a run's folder: one run trains in it at a time, and one that died frees it.
+
+`running.json` names the process that trains (of a run of several processes: process 0), its machine, and a beat that it
+counts up. A process of this machine is looked up: it holds the folder while it lives. One of another machine holds it
+while its beat moves. Whether it does is watched, so that the clocks of two machines are never compared.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from m1jax import disk
+from m1jax.errors import UserError
+from m1jax.train.hooks.hook import Hook
+
+FILE = "running.json"
+BEAT_SECONDS = 15.0
+SILENCE_SECONDS = 90.0
+"""A beat that rests for so long is a dead process's. A bucket that gcsfuse mounts shows a file up to 60 s late."""
+_RECORD_BYTES = 512
+_OURS, _WAIT = "", "wait"
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """The process that holds a folder, as running.json has it."""
+
+    token: str
+    host: str
+    pid: int
+    machine: str
+    """This boot of this machine, and the container's numbering of processes; empty where the system does not say."""
+    born: int
+    """When the process began, as the kernel counts: a pid may be given to another process later."""
+    since: str
+    beat: int = 0
+
+    @classmethod
+    def here(cls) -> "Holder":
+        """This process."""
+        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        pid = os.getpid()
+        return cls(secrets.token_hex(8), socket.gethostname(), pid, _machine(), _born(pid) or 0, since)
+
+    @property
+    def name(self) -> str:
+        """For sentences."""
+        return f"process {self.pid} on {self.host}"
+
+    def encoded(self) -> bytes:
+        """A line of JSON, always of the same length, so that it can be overwritten in place."""
+        return json.dumps(dataclasses.asdict(self)).encode().ljust(_RECORD_BYTES - 1) + b"\n"
+
+    @classmethod
+    def decoded(cls, data: bytes) -> "Holder":
+        """The process of a record; of one that cannot be read, a process that nothing is known of."""
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError):
+            return cls(data.hex(), "an unknown machine", 0, "", 0, "an unknown time")
+
+    @property
+    def alive(self) -> bool:
+        """Whether it lives; only for a process of this machine."""
+        born = _born(self.pid)
+        return _hidden(self.pid) if born is None else born == self.born
+
+
+class Lease(Hook):
+    """A context around a run, and a hook of it; entered and left by all processes.
+
+    Raises UserError on all of them where another run trains in the folder, naming its host and process, and before the
+    next step where another run has taken the folder over.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        say: Callable[[str], None] = lambda sentence: None,
+        silence: float = SILENCE_SECONDS,
+        beat: float = BEAT_SECONDS,
+    ) -> None:
+        """Nothing is written before the context is entered; `silence` and `beat` are in seconds."""
+        self._folder, self._say, self._silence, self._beat = folder, say, silence, beat
+        self._path = folder / FILE
+        self._own = Holder.here()
+        self._watched: tuple[Holder, float] | None = None
+        self._written = 0.0
+        self._made: list[Path] = []
+        self._thief: Holder | None = None
+        self._ended = threading.Event()
+        self._turn = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "Lease":
+        while said := self._decided():
+            if said != _WAIT:
+                raise UserError(said)
+            time.sleep(min(1.0, self._silence / 10))
+        if jax.process_index() == 0:
+            self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Frees the folder: also for a process that ends without leaving the context."""
+        if self._thread is None:
+            return
+        self._ended.set()
+        if not self._turn.acquire(timeout=5):  # a beat that a disk or a network does not answer
+            return
+        with contextlib.suppress(OSError):
+            if Holder.decoded(self._path.read_bytes()).token == self._own.token:
+                self._path.unlink()
+            for folder in self._made:
+                folder.rmdir()  # only where the run wrote nothing
+        self._turn.release()
+
+    def before(self, step: int) -> None:
+        """Stops the run where another one has taken the folder: this process was frozen or cut off for too long."""
+        del step
+        if self._thread is None:
+            return
+        if time.monotonic() - self._written > self._silence / 2:
+            self._touch()
+        if self._thief is not None:
+            raise UserError(
+                f"{self._thief.name} has taken over {self._folder} while this process was not heard of: the run goes "
+                f"on there, and this process stops after its last checkpoint."
+            )
+
+    def _decided(self) -> str:
+        """What process 0 found, on every process: _OURS, _WAIT, or why the folder cannot be had."""
+        said = _OURS
+        if jax.process_index() == 0:
+            try:
+                with disk.refusals(self._folder):
+                    said = self._ask()
+            except (UserError, OSError) as error:
+                said = str(error)
+        if jax.process_count() == 1:
+            return said
+        # One short collective a try: none waits as long as a beat may rest.
+        text = np.frombuffer(said.encode()[:1024].ljust(1024), np.uint8)
+        return bytes(np.asarray(multihost_utils.broadcast_one_to_all(text)).tolist()).decode(errors="ignore").strip()
+
+    def _ask(self) -> str:
+        self._made = self._made or [f for f in (self._folder, *self._folder.parents) if not f.exists()]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            try:
+                found = Holder.decoded(self._path.read_bytes())
+            except FileNotFoundError:
+                return self._take(new=True)
+            if found.machine and found.machine == self._own.machine:
+                return self._refusal(found) if found.alive else self._take()
+            if self._watched is None:
+                self._watched = found, time.monotonic()
+                self._say(
+                    f"{found.name} has trained in {self._folder} since {found.since} and did not say that it ended: "
+                    f"waiting up to {self._silence:.0f} s for a sign of life."
+                )
+                return _WAIT
+            if found != self._watched[0]:
+                return self._refusal(found)
+            return _WAIT if time.monotonic() - self._watched[1] < self._silence else self._take()
+
+    def _refusal(self, found: Holder) -> str:
+        return (
+            f"{self._folder} is in use: {found.name} has trained there since {found.since}. Let it end, stop it with "
+            f"`kill {found.pid}` on {found.host} (it saves first), or train in another folder."
+        )
+
+    def _take(self, new: bool = False) -> str:
+        if new:
+            try:
+                with open(self._path, "xb", buffering=0) as file:
+                    file.write(self._own.encoded())
+            except FileExistsError:  # another start was faster
+                return _WAIT
+        else:
+            fresh = self._path.with_name(f".{FILE}.{self._own.token}")
+            fresh.write_bytes(self._own.encoded())
+            fresh.replace(self._path)
+        self._written = time.monotonic()
+        return _OURS
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other starts out while one decides, where the file system can; elsewhere the loser sees it later."""
+        number = os.open(self._folder, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(number, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(number)
+
+    def _keep(self) -> None:
+        while not self._ended.wait(self._beat):
+            self._touch()
+
+    def _touch(self) -> None:
+        """Counts the beat up, in place: that works on a full disk, and never hits the record of another run."""
+        with self._turn:
+            if self._ended.is_set() or self._thief is not None:
+                return
+            self._own = dataclasses.replace(self._own, beat=self._own.beat + 1)
+            try:
+                with open(self._path, "r+b", buffering=0) as file:
+                    found = Holder.decoded(file.read())
+                    if found.token != self._own.token:
+                        self._thief = found
+                        return
+                    file.seek(0)
+                    file.write(self._own.encoded())
+            except FileNotFoundError:  # removed by hand
+                with contextlib.suppress(OSError):
+                    self._take(new=True)
+                return
+            except OSError:  # the disk or the network does not answer: the next beat tries again
+                return
+            self._written = time.monotonic()
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _born(pid: int) -> int | None:
+    """When a process of this machine began, in the kernel's ticks; -1: it has ended, None: it is not seen."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    state, *rest = text.rpartition(")")[2].split()  # the name before it may hold anything
+    return -1 if state in "ZX" else int(rest[18])
+
+
+def _hidden(pid: int) -> bool:
+    """Whether a process is there that /proc does not show, as some machines hide those of other users."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return False
