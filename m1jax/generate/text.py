@@ -8,11 +8,6 @@ from m1jax.errors import UserError
 from m1jax.generate.session import Generation
 from m1jax.tokenizer import Tokenizer
 
-# Some decoders treat the first token of a text in another way, so each token is decoded behind a few that precede it.
-_BEHIND = 8
-# U+FFFD, by which decoders that work on text stand in for a character whose last bytes are still to come.
-_INCOMPLETE = "�".encode()
-
 
 @dataclass
 class Answer:
@@ -62,8 +57,8 @@ class Writer:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = ()):
         """`before` are the tokens that precede; they are not written."""
-        self._tokenizer, self._stop = tokenizer, tuple(stop)
-        self._behind, self._waiting = list(before[-_BEHIND:]), list[int]()
+        self._decoder, self._stop = tokenizer.decoder(), tuple(stop)
+        self._decoder.begin(before)
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self.stopped = False
@@ -73,22 +68,13 @@ class Writer:
         """The text that is certain now, often none: a token may hold half a character, or the start of a stop."""
         if self.stopped:
             return ""
-        self._waiting.append(token)
-        known = self._tokenizer.decode_bytes(self._behind)
-        new = self._tokenizer.decode_bytes(self._behind + self._waiting)[len(known) :]
-        if new.endswith(_INCOMPLETE) and len(self._waiting) < _BEHIND:
-            return ""
-        self._behind, self._waiting = (self._behind + self._waiting)[-_BEHIND:], []
-        return self._released(self._characters.decode(new))
+        return self._released(self._characters.decode(self._decoder.push(token)))
 
     def finish(self) -> str:
         """What was held back, where no stop string has come."""
         if self.stopped:
             return ""
-        known = self._tokenizer.decode_bytes(self._behind)
-        rest = self._tokenizer.decode_bytes(self._behind + self._waiting)[len(known) :]
-        self._waiting = []
-        text = self._released(self._characters.decode(rest, final=True)) + self._held
+        text = self._released(self._characters.decode(self._decoder.finish(), final=True)) + self._held
         self._held = ""
         return text
 

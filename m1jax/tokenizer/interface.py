@@ -1,6 +1,7 @@
 """What the other rooms know of a tokenizer, whatever its origin."""
 
 import abc
+import codecs
 import concurrent.futures
 import dataclasses
 import os
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m1jax.errors import UserError
+from m1jax.tokenizer.decoding import Decoder
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # What `bytes.decode(errors="surrogateescape")` makes of a byte that is no UTF-8.
@@ -79,8 +81,8 @@ class Tokenizer(abc.ABC):
         """`encode_arrays`; may raise TypeError or UnicodeError for a text without UTF-8 form."""
 
     @abc.abstractmethod
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that ids stand for; special tokens, and ids beyond the vocabulary, stand for none."""
+    def decoder(self) -> Decoder:
+        """What turns the ids of one text into bytes, as they come (`decode_stream` gives text)."""
 
     @abc.abstractmethod
     def save(self, folder: Path) -> None:
@@ -133,9 +135,29 @@ class Tokenizer(abc.ABC):
                 ids.append(self.byte_ids[ord(part) - 0xDC00])
         return ids
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text that ids stand for; bytes that are no UTF-8 become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+    def decode_bytes(self, ids: Iterable[int], before: Iterable[int] = ()) -> bytes:
+        """The bytes that ids stand for; special tokens, and ids beyond the vocabulary, stand for none.
+
+        `before` are the ids that precede them in the same text: many a tokenizer writes the first token of a text
+        without its space.
+        """
+        decoder = self.decoder()
+        decoder.begin(before)
+        return b"".join([*map(decoder.push, ids), decoder.finish()])
+
+    def decode(self, ids: Iterable[int], before: Iterable[int] = ()) -> str:
+        """The text that ids stand for; bytes that are no UTF-8 become U+FFFD. `before`: see `decode_bytes`."""
+        return self.decode_bytes(ids, before).decode("utf-8", errors="replace")
+
+    def decode_stream(self, ids: Iterable[int], before: Iterable[int] = ()) -> Iterator[str]:
+        """The text of `decode` in pieces, each as soon as its last token is there; never a part of a character."""
+        decoder, characters = self.decoder(), codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.begin(before)
+        for token in ids:
+            if text := characters.decode(decoder.push(token)):
+                yield text
+        if text := characters.decode(decoder.finish(), final=True):
+            yield text
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from m1jax.errors import UserError
+from m1jax.tokenizer.decoding import Chain, ChainDecoder, Decoder, TableDecoder, WholeDecoder, chain_of, fallback_byte
 from m1jax.tokenizer.interface import SpecialIds, Tokenizer
 from m1jax.tokenizer.layout import BYTE_OF
 from m1jax.tokenizer.trained import CONFIG_FILE, FILE
@@ -75,7 +76,7 @@ class JsonTokenizer(Tokenizer):
                 table[i] = token.encode()
             elif self._byte_level and all(character in BYTE_OF for character in token):
                 table[i] = bytes(BYTE_OF[character] for character in token)
-            elif (byte := _fallback_byte(token)) is not None and "ByteFallback" in _types(self._saved.get("decoder")):
+            elif (byte := fallback_byte(token)) is not None and "ByteFallback" in _types(self._saved.get("decoder")):
                 table[i] = bytes([byte])
             else:
                 # The mark of a space, and of a word that goes on, as sentencepiece and WordPiece write them.
@@ -100,13 +101,21 @@ class JsonTokenizer(Tokenizer):
         found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in found]
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that ids stand for; special tokens, and ids beyond the vocabulary, stand for none."""
+    @cached_property
+    def _chain(self) -> Chain | None:
+        """How the file's decoder writes one token at a time; None where it must see all of them at once."""
+        written = {i: token for i, token in self._tokens.items() if i not in self._special}
+        return chain_of(self._saved.get("decoder"), written)
+
+    def decoder(self) -> Decoder:
+        """What turns the ids of one text into bytes; in byte-level BPE every id has its own."""
         if self._byte_level:
-            table = self._bytes
-            return b"".join(table[i] for i in ids if i < len(table))
+            return TableDecoder(self._bytes)
+        return WholeDecoder(self._decode_whole) if self._chain is None else ChainDecoder(self._chain)
+
+    def _decode_whole(self, ids: Sequence[int]) -> str:
         kept = [i for i in ids if i in self._tokens and i not in self._special]
-        return self._backend.decode(kept, skip_special_tokens=True).encode()
+        return self._backend.decode(kept, skip_special_tokens=True)
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which `tokenizers` and `transformers` load."""
@@ -127,13 +136,3 @@ def _types(part: Any) -> set[str]:
     if not isinstance(part, dict):
         return set()
     return {part["type"]}.union(*(_types(inner) for inner in part.get("decoders", [])))
-
-
-def _fallback_byte(token: str) -> int | None:
-    """The byte that sentencepiece writes as <0xE4>."""
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        try:
-            return int(token[3:5], 16)
-        except ValueError:
-            return None
-    return None

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m1jax.errors import UserError
+from m1jax.tokenizer.decoding import Decoder
 from m1jax.tokenizer.interface import SpecialIds, Tokenizer
 
 
@@ -34,6 +35,33 @@ def _processor(path: Path) -> Any:
             f"{path} is no readable SentencePiece model ({error}): give another, or fetch it anew."
         ) from error
     return processor
+
+
+class _Decoder(Decoder):
+    """What the library decodes, one id at a time; bytes stay bytes, so that a character may come in several."""
+
+    def __init__(self, processor: Any, special: Sequence[int]) -> None:
+        self._processor, self._special = processor, special
+        # Spaces at the beginning of a text may be dropped: until there is some text, the library sees all ids.
+        self._start: list[int] | None = []
+
+    def push(self, token: int) -> bytes:
+        """See m1jax.tokenizer.decoding.Decoder."""
+        model = self._processor
+        if token in self._special or not 0 <= token < model.get_piece_size():
+            return b""
+        if model.is_byte(token):
+            self._start = None
+            return bytes([int(model.id_to_piece(token)[3:5], 16)])
+        if self._start is not None:
+            self._start.append(token)
+            text = model.decode(self._start)
+            if text:
+                self._start = None
+            return text.encode()
+        if model.is_control(token) or model.is_unknown(token):
+            return model.decode([token]).encode()
+        return model.id_to_piece(token).replace("▁", " ").encode()
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -96,11 +124,9 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         return [np.array(self._processor.encode(text), np.uint32) for text in texts]
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that ids stand for; special tokens, and ids beyond the vocabulary, stand for none."""
-        special = (self.bos_id, self.eos_id, self.pad_id)
-        kept = [int(i) for i in ids if i < self.vocab_size and i not in special]
-        return self._processor.decode(kept).encode()
+    def decoder(self) -> Decoder:
+        """What turns the ids of one text into bytes."""
+        return _Decoder(self._processor, (self.bos_id, self.eos_id, self.pad_id))
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.model and tokenizer_config.json with the ids of bos, eos and pad."""

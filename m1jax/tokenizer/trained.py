@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from m1jax.tokenizer import fast, layout
+from m1jax.tokenizer.decoding import Decoder, TableDecoder
 from m1jax.tokenizer.interface import Tokenizer
 
 FILE = "tokenizer.json"
@@ -86,10 +87,9 @@ class TrainedTokenizer(Tokenizer):
         found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in found]
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that ids stand for; special tokens, and ids beyond the vocabulary, stand for none."""
-        table = self._bytes
-        return b"".join(table[i] for i in ids if i < len(table))
+    def decoder(self) -> Decoder:
+        """What turns the ids of one text into bytes."""
+        return TableDecoder(self._bytes)
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which `tokenizers` and `transformers` load."""
