@@ -68,15 +68,22 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
 def requests(items: Sequence[Item], tokenizer: Encoder, max_tokens: int) -> tuple[list[Request], int]:
     """One request a choice, item after item, and the number of items whose prompt was shortened.
 
-    Prompt and choice are encoded apart: the choice begins with its space, where a new word begins for the tokenizer
-    anyway. A prompt too long for `max_tokens` loses its beginning, the same for all choices of the item.
+    Prompt and choice are encoded together, so that a choice has the tokens that it has in the whole text; they are cut
+    where the prompt ends. Where a token of any choice spans that place, all choices of the item are cut before it, and
+    their scores still belong to the same piece of text. A prompt too long for `max_tokens` loses its beginning, the
+    same for all choices of the item.
     """
     prompts = tokenizer.encode_batch([item.prompt for item in items])
-    continuations = iter(tokenizer.encode_batch([f" {choice}" for item in items for choice in item.choices]))
+    wholes = iter(tokenizer.encode_batch([f"{item.prompt} {choice}" for item in items for choice in item.choices]))
     made: list[Request] = []
     shortened = 0
     for index, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
-        ends = [next(continuations) for _ in item.choices]
+        texts = [next(wholes) for _ in item.choices]
+        cut = min(_common(prompt, text) for text in texts)
+        if cut:
+            prompt, ends = prompt[:cut], [text[cut:] for text in texts]
+        else:  # nothing is left to condition on
+            ends = tokenizer.encode_batch([f" {choice}" for choice in item.choices])
         room = max_tokens - max(len(end) for end in ends)
         if room < 1:
             raise UserError(f"a choice of item {item.id} fills a row of {max_tokens} tokens: take longer rows.")
@@ -84,6 +91,11 @@ def requests(items: Sequence[Item], tokenizer: Encoder, max_tokens: int) -> tupl
         shortened += len(kept) < len(prompt)
         made.extend(Request(index, choice, (*kept, *end), len(kept)) for choice, end in enumerate(ends))
     return made, shortened
+
+
+def _common(prompt: Sequence[int], text: Sequence[int]) -> int:
+    """Tokens with which both begin."""
+    return next((n for n, (one, other) in enumerate(zip(prompt, text, strict=False)) if one != other), len(prompt))
 
 
 def count_hits(items: Sequence[Item], scores: Sequence[Sequence[float]]) -> dict[str, int]:

@@ -5,12 +5,16 @@ import subprocess
 import sys
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models, normalizers
 
 from m1jax.errors import UserError
 from m1jax.evaluate import choice, seqio_adapter, tasks
 from m1jax.evaluate.scoring import RowScorer
+from m1jax.tokenizer import SpecialIds
+from m1jax.tokenizer.json_file import JsonTokenizer
 from tests.evaluate.toy import Toy, alone
 
 TASKS = {task.name: task for task in tasks.TASKS}
@@ -171,3 +175,84 @@ def test_a_long_prompt_loses_its_beginning_alike_for_all_choices():
 def test_a_choice_as_long_as_a_row_is_refused():
     with pytest.raises(UserError, match=r"item x/7 fills a row of 8 tokens"):
         choice.requests([tasks.Item("x/7", "Q:", ("a" * 7,), 0, "")], Bytes(), 8)
+
+
+PIECES = [
+    "▁Where",
+    "▁is",
+    "▁it",
+    ":",
+    "▁the",
+    "▁heart",
+    "▁lung",
+    "▁",
+    "the",
+    ":▁the",
+    "：肺",
+    "：",
+    "肺",
+    "炎",
+    "在",
+    "哪",
+]
+
+
+def dummy_prefix():
+    """A tokenizer that puts a space before every text, and one token that spans the join of prompt and choice."""
+    special = ["<s>", "</s>", "<pad>", "<unk>"]
+    scores = [(token, 0.0) for token in special] + [(piece, -float(len(PIECES) - n)) for n, piece in enumerate(PIECES)]
+    scores = [(piece, -1.0 if piece in (":▁the", "：肺") else score) for piece, score in scores]
+    backend = tokenizers.Tokenizer(models.Unigram(scores, unk_id=3, byte_fallback=False))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.add_special_tokens(special)
+    return JsonTokenizer(backend, SpecialIds(0, 1, 2))
+
+
+def names(tokenizer, ids):
+    return [tokenizer._tokens[i] for i in ids]
+
+
+def test_the_tokens_of_a_choice_are_those_of_the_whole_text():
+    tokenizer = dummy_prefix()
+    items = [tasks.Item("a", "Where is it", ("heart", "lung lung"), 0, "")]
+    asked, _ = choice.requests(items, tokenizer, 99)
+    for request, option in zip(asked, items[0].choices, strict=True):
+        assert list(request.tokens) == tokenizer.encode(f"Where is it {option}")
+    assert [names(tokenizer, request.tokens[request.first :]) for request in asked] == [
+        ["▁heart"],
+        ["▁lung", "▁lung"],
+    ]
+
+
+def test_where_a_token_spans_the_join_all_choices_are_cut_before_it():
+    tokenizer = dummy_prefix()
+    items = [tasks.Item("a", "Where is it:", ("the heart", "heart"), 0, "")]
+    asked, _ = choice.requests(items, tokenizer, 99)
+    assert [list(request.tokens) for request in asked] == [
+        tokenizer.encode("Where is it: the heart"),
+        tokenizer.encode("Where is it: heart"),
+    ]
+    # What is scored begins at the same place of the text for every choice, else one would be scored for less text.
+    assert [names(tokenizer, request.tokens[request.first :]) for request in asked] == [
+        [":▁the", "▁heart"],
+        [":", "▁heart"],
+    ]
+    # One token holds the whole prompt and a part of the choice: nothing would be left to condition on.
+    asked, _ = choice.requests([tasks.Item("b", ":", ("the", "heart"), 0, "")], Joined(), 99)
+    assert [(request.tokens, request.first) for request in asked] == [((1, 3), 1), ((1, 4), 1)]
+
+
+class Joined:
+    """Knows five texts."""
+
+    def encode_batch(self, texts):
+        return [{":": [1], ": the": [2], ": heart": [1, 4], " the": [3], " heart": [4]}[text] for text in texts]
+
+
+@settings(deadline=None)
+@given(
+    st.text("ab :", min_size=1, max_size=8), st.lists(st.text("ab :", min_size=1, max_size=4), min_size=1, max_size=3)
+)
+def test_bytes_are_cut_at_the_prompt(prompt, choices):
+    asked, _ = choice.requests([tasks.Item("a", prompt, tuple(choices), 0, "")], Bytes(), 99)
+    assert [request.first for request in asked] == [len(prompt)] * len(choices)
