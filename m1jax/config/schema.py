@@ -12,6 +12,7 @@ from typing import Any
 from m1jax.config.domains import VocabPartConfig as VocabPartConfig
 from m1jax.config.domains import check_keys, check_known, check_names, check_parts
 from m1jax.config.folders import RunFolders
+from m1jax.config.records import check_records
 from m1jax.config.stages import LearningRateConfig as LearningRateConfig
 from m1jax.config.stages import RampConfig as RampConfig
 from m1jax.config.stages import StageConfig as StageConfig
@@ -105,6 +106,11 @@ class DataConfig:
     row_lengths: tuple[int, ...] = (8192,)
     packing_window: int = _bounded(1, default=4096)
     """Documents of one packing window (shuffled once, packed together for every row length)."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """Names of the fields (columns) of own records by what they hold: text, id, source, language, domain, difficulty.
+    Those not named are called so; "" ignores one. The text is in `text` or `content`."""
+    domain_names: Mapping[str, str] = field(default_factory=dict)
+    """Domains by values of the records' field `domain`, "*" for all others; "" means that of the file's folder."""
     difficulty_buckets: int = _bounded(1, default=1)
     """Parts, of equally many documents, in which a source whose documents have a difficulty is packed."""
     workers: int = _bounded(0, default=0)
@@ -334,6 +340,7 @@ def check_run(config: RunConfig) -> None:
 def _check_domains(data: DataConfig, stages: tuple[StageConfig, ...]) -> None:
     """Raises UserError where a domain has no proper name, or something names a domain that is not listed."""
     check_names(data.domains)
+    check_records(data.fields, data.domain_names, data.domains)
     check_parts(data.vocab_parts, data.vocab_size, data.domains)
     for i, stage in enumerate(stages):
         check_keys(f"stages.{i}.mixture", stage.mixture, data.domains)

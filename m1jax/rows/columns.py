@@ -8,7 +8,7 @@ import numpy.typing as npt
 from m1jax.errors import UserError
 from m1jax.rows.record import Array
 from m1jax.rows.spans import Ints
-from m1jax.text.documents import Document
+from m1jax.text.documents import PAIR, Document
 
 
 class Columns:
@@ -18,6 +18,8 @@ class Columns:
         self._documents = 0
         self._values: dict[str, list[npt.NDArray[np.float64]]] = {}
         self._fractions: set[str] = set()
+        self._shards: dict[str, int] = {}
+        self._shard_of: list[Ints] = []
 
     def add(self, documents: Sequence[Document]) -> None:
         """Appends the columns of these documents; a number that is missing is NaN until `arrays` refuses it."""
@@ -29,12 +31,16 @@ class Columns:
             gathered.append(np.array(values, np.float64))
             if any(isinstance(document.columns.get(name), float) for document in documents):
                 self._fractions.add(name)
+        shards = [self._shards.setdefault(document.shard, len(self._shards)) for document in documents]
+        self._shard_of.append(np.array(shards, np.int64))
         self._documents += len(documents)
 
     def arrays(self, source: str) -> dict[str, Array]:
         """Each column by name, with a value a document: int32 where all of them are whole numbers, else float32.
 
-        Raises UserError where some of the source's documents have a column and others do not.
+        `pair` becomes the number of the pair in the source, from 0 in the order in which pairs begin: documents are of
+        one pair where shard and value are equal, since values often begin again in every shard. Raises UserError where
+        some of the source's documents have a column and others do not.
         """
         found: dict[str, Array] = {}
         for name, gathered in sorted(self._values.items()):
@@ -45,6 +51,10 @@ class Columns:
                     f"document of the source this column, or none."
                 )
             found[name] = values.astype(np.float32 if name in self._fractions else np.int32)
+        if PAIR in found:
+            # A value of 32 bits and the number of its shard make one key of 64.
+            key = (np.concatenate(self._shard_of) << 32) + found[PAIR].astype(np.int64)
+            found[PAIR] = pairs(key).astype(np.int32)
         return found
 
 

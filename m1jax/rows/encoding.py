@@ -28,6 +28,7 @@ NO_TOKEN = "gives no token"
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
+        pa.field("record_id", pa.string(), nullable=False),
         pa.field("tokens", pa.int64(), nullable=False),
         pa.field("utf8_bytes", pa.int64(), nullable=False),
         pa.field("difficulty", pa.float64()),
@@ -57,6 +58,7 @@ class Indexed:
     """A line of documents/<source>.parquet: the row's document number is its place in the file."""
 
     id: str
+    record_id: str
     tokens: int
     utf8_bytes: int
     difficulty: float | None
@@ -67,7 +69,8 @@ class EncodedSource:
     """A source's documents: document i is `tokens[starts[i] : starts[i + 1]]`, EOS last.
 
     `utf8_bytes` (int64), `difficulty` (float64, NaN where none was given) and each of `columns` (int32 or float32) are
-    by document; the runs of `spans` are of `tokens`. `packed` (int64) are the documents that rows are made of.
+    by document; the runs of `spans` are of `tokens`. `places` (int64) says which of the source's items, counted from 0
+    as they are read, each document is. `packed` (int64) are the documents that rows are made of.
     """
 
     language: str
@@ -78,6 +81,7 @@ class EncodedSource:
     difficulty: npt.NDArray[np.float64]
     spans: Spans
     columns: Mapping[str, Array]
+    places: Ints
     packed: Ints
     rejected: int
 
@@ -103,6 +107,7 @@ def encode_source(
     sizes: list[Array] = []
     difficulties: list[Array] = []
     spans: list[Spans] = []
+    places: list[Ints] = []
     columns = Columns()
     rejected = count = tokens = 0
     with Table(index, INDEX_SCHEMA) as table, concurrent.futures.ThreadPoolExecutor(max(1, workers)) as pool:
@@ -116,13 +121,15 @@ def encode_source(
             for document, length, size in zip(
                 chosen, batch.lengths[kept].tolist(), batch.sizes[kept].tolist(), strict=True
             ):
-                table.write(Indexed(document.id, length, size, document.difficulty), len(document.id) + 24)
+                line = Indexed(document.id, document.record_id, length, size, document.difficulty)
+                table.write(line, len(line.id) + len(line.record_id) + 24)
             columns.add(chosen)
             languages.update(document.language for document in batch.documents)
             domains.update(document.domain for document in batch.documents)
             numbers = [np.nan if document.difficulty is None else document.difficulty for document in chosen]
             lengths.append(batch.lengths[kept])
             sizes.append(batch.sizes[kept])
+            places.append(batch.places[kept])
             difficulties.append(np.array(numbers, np.float64))
             spans.append(batch.spans.shifted(tokens))
             count += len(chosen)
@@ -147,6 +154,7 @@ def encode_source(
         difficulty=np.concatenate(difficulties),
         spans=joined(spans),
         columns=columns.arrays(name),
+        places=np.concatenate(places),
         packed=np.arange(count),
         rejected=rejected,
     )
@@ -157,6 +165,7 @@ class _Batch:
     documents: list[Document]
     rejected: list[Rejected]
     sizes: Ints
+    places: Ints
     lengths: Ints = dataclasses.field(default_factory=lambda: np.empty(0, np.int64))
     spans: Spans = NO_SPANS
 
@@ -176,8 +185,10 @@ def _encoded(
         spool.append(encoded)
         return dataclasses.replace(batch, lengths=encoded.lengths, spans=encoded.spans)
 
+    first = 0
     for some in batches(items):
-        batch, of = _measured(some, tokenizer.vocab_size)
+        batch, of = _measured(some, first, tokenizer.vocab_size)
+        first += len(some)
         if (known := spool.found(of)) is None:
             waiting.append((batch, pool.submit(_encode, batch.documents, of, tokenizer, dtype)))
         else:
@@ -189,11 +200,11 @@ def _encoded(
         yield finish()
 
 
-def _measured(items: Iterable[Document | Rejected], vocab_size: int) -> tuple[_Batch, str]:
-    """A batch without its tokens' lengths, and the hash of what is encoded of its documents."""
-    documents, rejected, sizes = [], [], []
+def _measured(items: Iterable[Document | Rejected], first: int, vocab_size: int) -> tuple[_Batch, str]:
+    """A batch without its tokens' lengths, and the hash of what is encoded of its documents; `first` is its place."""
+    documents, rejected, sizes, places = [], [], [], []
     digest = hashlib.blake2b(digest_size=16)
-    for item in items:
+    for place, item in enumerate(items, first):
         if isinstance(item, Rejected):
             rejected.append(item)
         elif beyond := [i for part in item.parts for i in part.ids if i >= vocab_size]:
@@ -202,11 +213,12 @@ def _measured(items: Iterable[Document | Rejected], vocab_size: int) -> tuple[_B
             text = item.text.encode()
             documents.append(item)
             sizes.append(len(text))
+            places.append(place)
             digest.update(len(text).to_bytes(8, "little"))
             digest.update(text)
             if item.parts:
                 digest.update(repr(item.parts).encode())
-    return _Batch(documents, rejected, np.array(sizes, np.int64)), digest.hexdigest()
+    return _Batch(documents, rejected, np.array(sizes, np.int64), np.array(places, np.int64)), digest.hexdigest()
 
 
 def _encode(

@@ -5,7 +5,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +14,7 @@ from m1jax.errors import UserError, first_line
 from m1jax.rows.store import RowStore
 
 FILE = "manifest.json"
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,18 +123,25 @@ def bucket_name(source: str, bucket: int) -> str:
 
 
 def index_path(folder: Path, source: str) -> Path:
-    """Where a source's documents are listed: identifier, tokens, bytes and difficulty by the number that rows use."""
+    """Where a source's documents are listed: identifiers, tokens, bytes and difficulty by the number that rows use."""
     return folder / "documents" / f"{source}.parquet"
 
 
-def document_ids(folder: Path, source: str, numbers: Iterable[int]) -> dict[int, str]:
+class DocumentIds(NamedTuple):
+    """A document's identifier inside its source, and what its record calls itself, which may be empty."""
+
+    id: str
+    record_id: str
+
+
+def document_ids(folder: Path, source: str, numbers: Iterable[int]) -> dict[int, DocumentIds]:
     """Identifiers of a source's documents by the numbers that rows hold; a bucket's documents are its source's.
 
     Raises UserError where the list is missing or damaged.
     """
     path = index_path(folder, source)
     wanted = sorted(set(numbers))
-    found: dict[int, str] = {}
+    found: dict[int, DocumentIds] = {}
     first = 0
     try:
         with pq.ParquetFile(path) as file:
@@ -142,8 +149,8 @@ def document_ids(folder: Path, source: str, numbers: Iterable[int]) -> dict[int,
                 last = first + file.metadata.row_group(group).num_rows
                 here = wanted[bisect.bisect_left(wanted, first) : bisect.bisect_left(wanted, last)]
                 if here:
-                    ids = file.read_row_group(group, columns=["id"]).column(0)
-                    found |= {number: ids[number - first].as_py() for number in here}
+                    ids = file.read_row_group(group, columns=list(DocumentIds._fields)).take([n - first for n in here])
+                    found |= {n: DocumentIds(**row) for n, row in zip(here, ids.to_pylist(), strict=True)}
                 first = last
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): run `m1 pack` again.") from error

@@ -1,13 +1,13 @@
 """Packing documents into rows: best fit, decreasing, inside packing windows of shuffled documents.
 
     rows/<row length>/<source>.array_record   packed rows; <source>.d<n> for a bucket of difficulty
-    documents/<source>.parquet                identifier, tokens, bytes and difficulty by the number that rows use
-    rejected.parquet                          what was set aside: origin, reason, text, source
+    documents/<source>.parquet                identifiers, tokens, bytes and difficulty by the number that rows use
+    rejected.parquet                          what was set aside: origin, reason, text, source, record_id
     manifest.json                             counts, checksums, packing window → first row, the tokenizer's fingerprint
 
 Every row length packs the same windows, so that a change of row length can go on at the border of one. A document is
 its tokens and one EOS. bestfit.py says how its pieces repeat a token and which documents are cut. Documents of a source
-with a column `pair` are never cut, and those of an equal value are packed into one row.
+with a column `pair` are never cut, and those of a shard with an equal value are packed into one row.
 """
 
 import concurrent.futures
@@ -24,7 +24,7 @@ from m1jax.errors import UserError
 from m1jax.rows.bestfit import Pieces, best_fit, pack_documents, pack_pairs, packing_borders, pieces_of, split
 from m1jax.rows.columns import longer_pairs, pairs
 from m1jax.rows.encoding import EncodedSource, Encoder, Progress, encode_source
-from m1jax.rows.manifest import Manifest, RowFile, SourceRows, bucket_name, document_ids, index_path, row_path
+from m1jax.rows.manifest import Manifest, RowFile, SourceRows, bucket_name, index_path, row_path
 from m1jax.rows.ranges import write_index
 from m1jax.rows.record import Row, token_dtype
 from m1jax.rows.shuffle import permutation
@@ -78,7 +78,7 @@ def pack(
             index = index_path(folder, name)
             encoded = encode_source(name, documents_by_source[name](), tokenizer, kept, index, aside, workers, report)
             if PAIR in encoded.columns:
-                encoded = _without_long_pairs(name, documents_by_source[name], encoded, folder, row_lengths[0], aside)
+                encoded = _without_long_pairs(name, documents_by_source[name], encoded, row_lengths[0], aside)
             for store in _stores(name, encoded, difficulty_buckets):
                 if store.name in sources or (store.of and store.name in documents_by_source):
                     raise UserError(f"two sources would both be stored as {store.name!r}: rename one of them.")
@@ -105,7 +105,7 @@ def pack(
 
 
 def _without_long_pairs(
-    name: str, documents: Documents, source: EncodedSource, folder: Path, row_length: int, aside: Table
+    name: str, documents: Documents, source: EncodedSource, row_length: int, aside: Table
 ) -> EncodedSource:
     """The source without pairs that are longer than the shortest rows; their documents, read again, go to `aside`."""
     lengths = np.diff(source.starts)
@@ -117,10 +117,10 @@ def _without_long_pairs(
         )
     if not longer.any():
         return source
-    ids = set(document_ids(folder, name, np.flatnonzero(longer).tolist()).values())
+    places = set(source.places[longer].tolist())
     reason = f"pair longer than a row of {row_length} tokens"
-    for item in screen(documents(), texts=False):
-        if isinstance(item, Document) and item.id in ids:
+    for place, item in enumerate(screen(documents(), texts=False)):
+        if isinstance(item, Document) and place in places:
             aside.write(dataclasses.replace(set_aside(item, reason), source=item.source or name), len(item.text))
     count = int(longer.sum())
     return dataclasses.replace(source, packed=np.flatnonzero(~longer), rejected=source.rejected + count)

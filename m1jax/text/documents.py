@@ -1,8 +1,9 @@
-"""What a document is, and its Parquet files, written and read back."""
+"""What a document is, how it is told from every other, and its Parquet files, written and read back."""
 
 import contextlib
 import dataclasses
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from m1jax.errors import UserError, first_line
+from m1jax.text import cells
 
 _BATCH = 1024
 _ROW_GROUP_BYTES = 2 << 20
@@ -21,7 +23,7 @@ _ROW_GROUP_ROWS = 8192
 BATCH_ARRAYS = ("tokens", "targets", "weights", "segment_ids", "positions")
 """The arrays that every batch has; no column of documents has one of these names."""
 PAIR = "pair"
-"""The column of documents that belong together: those of a source with an equal value are packed into one row."""
+"""The column of documents that belong together: those of a shard with an equal value are packed into one row."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,9 +38,34 @@ class Part:
     weight: float = 1.0
 
 
+def identity(shard: str, place: int | str | None = None) -> str:
+    """The identifier of a document inside its source: the shard (a file, say) that holds it, and its place there.
+
+    Every reader of other people's text makes identifiers with it. The id that a record gives itself decides nothing:
+    such ids often begin again in every file, and may repeat inside one. A shard that is one document has no `place`.
+    """
+    return shard if place is None else f"{shard}#{place}"
+
+
+def record_name(value: Any) -> str:
+    """What a record calls itself, as text: its id of any type, bytes that are no UTF-8 in hexadecimal; "" for None."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            value = value.hex()
+    if isinstance(value, list | dict):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    return "" if value is None else str(value).encode(errors="backslashreplace").decode()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Document:
     """One reading unit: `language` is a code such as en or zh, `domain` a name that the config gives.
+
+    `id` tells it from every other document of its source (see `identity`). `record_id` is what its record calls itself,
+    which may be empty or that of other documents too. `shard` is the part of the source that it came from: documents
+    are of one pair where both `shard` and the column `pair` are equal.
 
     `difficulty` is any finite number that its maker gave it, larger for harder; None where there is none. Without
     `parts` all of the text is learned, with weight 1. With parts, these are encoded, each apart, so that no token is
@@ -55,24 +82,30 @@ class Document:
     difficulty: float | None = None
     parts: tuple[Part, ...] = ()
     columns: Mapping[str, int | float] = dataclasses.field(default_factory=dict, hash=False)
+    shard: str = ""
+    record_id: str = ""
 
     @classmethod
     def of_parts(
         cls, identifier: str, parts: Sequence[Part], source: str, language: str, domain: str, **rest: Any
     ) -> "Document":
-        """A document of these parts; `rest` are `difficulty` and `columns`."""
+        """A document of these parts; `rest` are `difficulty`, `columns`, `shard` and `record_id`."""
         text = "".join(part.text for part in parts)
         return cls(identifier, text, source, language, domain, parts=tuple(parts), **rest)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rejected:
-    """What could not become a document: where it lay, why, and as much of its text as can be shown."""
+    """What could not become a document: its place (see `identity`), why, and as much of its text as can be shown.
+
+    `record_id` is what its record calls itself, where that is known.
+    """
 
     origin: str
     reason: str
     text: str = ""
     source: str = ""
+    record_id: str = ""
 
 
 def _schema(*names: str) -> pa.Schema:
@@ -80,11 +113,12 @@ def _schema(*names: str) -> pa.Schema:
 
 
 _TEXTS = ("id", "text", "source", "language", "domain")
+_ORIGIN = ("shard", "record_id")
 _PART = pa.struct([("text", pa.string()), ("ids", pa.list_(pa.int64())), ("weight", pa.float64())])
 _COLUMN = pa.struct([("name", pa.string()), ("integer", pa.int64()), ("number", pa.float64())])
 _OPTIONAL = {"difficulty": pa.float64(), "parts": pa.list_(_PART), "columns": pa.list_(_COLUMN)}
-DOCUMENT_SCHEMA = pa.schema([*_schema(*_TEXTS), *itertools.starmap(pa.field, _OPTIONAL.items())])
-REJECTED_SCHEMA = _schema("origin", "reason", "text", "source")
+DOCUMENT_SCHEMA = pa.schema([*_schema(*_TEXTS), *itertools.starmap(pa.field, _OPTIONAL.items()), *_schema(*_ORIGIN)])
+REJECTED_SCHEMA = _schema("origin", "reason", "text", "source", "record_id")
 
 
 class Table(contextlib.AbstractContextManager["Table"]):
@@ -92,7 +126,7 @@ class Table(contextlib.AbstractContextManager["Table"]):
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        repeated = [name for name in schema.names if name in ("source", "language", "domain", "reason")]
+        repeated = [name for name in schema.names if name in ("source", "language", "domain", "shard", "reason")]
         self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=repeated)
         self._schema = schema
         self._rows: list[tuple[Any, ...]] = []
@@ -145,8 +179,10 @@ def document_files(*paths: Path) -> list[Path]:
 def read_documents(*paths: Path) -> Iterator[Document]:
     """Documents of Parquet files or folders (see `document_files`), in file and row order, a batch in memory at once.
 
-    Raises UserError, naming the file, where one is missing, is no readable Parquet, lacks a column of Document or has
-    an empty value in one, and where all of them together hold no document.
+    A file without the column `shard`, which `m1 corpus` did not write, is itself a shard: its documents are known by
+    their rows, and its column `id`, if it has one, is what records call themselves. Raises UserError, naming the file,
+    where one is missing, is no readable Parquet, lacks a column of Document or has an empty value in one, and where
+    all of them together hold no document.
     """
     files = document_files(*paths)
     empty = True
@@ -161,28 +197,42 @@ def read_documents(*paths: Path) -> Iterator[Document]:
 def _read_file(path: Path) -> Iterator[Document]:
     try:
         with pq.ParquetFile(path) as file:
-            missing = [name for name in _TEXTS if name not in file.schema_arrow.names]
-            if missing:
+            names = set(file.schema_arrow.names)
+            ours = "shard" in names
+            needed = _TEXTS if ours else _TEXTS[1:]
+            if missing := [name for name in needed if name not in names]:
                 raise UserError(
                     f"{path} has no column {', '.join(missing)}: give a corpus made by `m1 corpus`, or run that on it."
                 )
-            names = [name for name in DOCUMENT_SCHEMA.names if name in file.schema_arrow.names]
-            for batch in file.iter_batches(_BATCH, columns=names):
-                columns = {name: batch.column(name).cast(DOCUMENT_SCHEMA.field(name).type) for name in names}
-                holes = [name for name in _TEXTS if batch.column(name).null_count]
-                if holes:
+            first = 1
+            for batch in file.iter_batches(_BATCH, columns=[name for name in DOCUMENT_SCHEMA.names if name in names]):
+                columns = {name: batch.column(cells.all_of(batch.schema, name)[0]) for name in batch.schema.names}
+                if holes := [name for name in needed if columns[name].null_count]:
                     raise UserError(f"{path} has rows without {', '.join(holes)}: run `m1 corpus` on it first.")
+                if not ours:
+                    own = cells.values(columns["id"]) if "id" in columns else [None] * batch.num_rows
+                    columns |= _placed(path.name, first, own)
                 yield from _documents(columns, batch.num_rows)
+                first += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no readable Parquet file ({first_line(error)}): make it again.") from error
 
 
+def _placed(shard: str, first: int, own: Sequence[Any]) -> dict[str, pa.Array]:
+    """The columns that tell documents apart, for rows from number `first` of a file which has no such columns."""
+    ids = [identity(shard, first + i) for i in range(len(own))]
+    names = [record_name(value) for value in own]
+    return {name: pa.array(some) for name, some in (("id", ids), ("record_id", names), ("shard", [shard] * len(own)))}
+
+
 def _documents(columns: Mapping[str, pa.Array], rows: int) -> Iterator[Document]:
     """Documents of the columns of a file, those of _OPTIONAL where they are there."""
-    filled = {name for name in _OPTIONAL if name in columns and columns[name].null_count < rows}
-    texts = [columns[name].to_pylist() for name in _TEXTS]
-    difficulty, parts, named = (columns[name].to_pylist() if name in filled else [None] * rows for name in _OPTIONAL)
-    return map(Document, *texts, difficulty, map(_parts, parts), map(_columns, named))
+    typed = {name: column.cast(DOCUMENT_SCHEMA.field(name).type) for name, column in columns.items()}
+    filled = {name for name in _OPTIONAL if name in typed and typed[name].null_count < rows}
+    texts = [typed[name].to_pylist() for name in _TEXTS]
+    difficulty, parts, named = (typed[name].to_pylist() if name in filled else [None] * rows for name in _OPTIONAL)
+    shards, record_ids = (typed[name].to_pylist() if name in typed else [""] * rows for name in _ORIGIN)
+    return map(Document, *texts, difficulty, map(_parts, parts), map(_columns, named), shards, record_ids)
 
 
 def _parts(cell: Iterable[Mapping[str, Any]] | None) -> tuple[Part, ...]:

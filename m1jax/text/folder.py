@@ -1,143 +1,140 @@
 """Anybody's text: a folder of .txt, .jsonl and .parquet files, read as documents."""
 
 import json
-import math
 import os
-import re
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from m1jax.errors import UserError, first_line
+from m1jax.text import cells
 from m1jax.text.documents import Document, Rejected
+from m1jax.text.encodings import BROKEN, Readable, is_utf16, kind_of, open_text, undecodable
+from m1jax.text.records import LARGEST, Place, Reading
 
-KINDS = (".txt", ".jsonl", ".parquet")
-# The largest document, in bytes: a library of books in one file is no reading unit, and one line must fit in memory.
-LARGEST = 32 << 20
+KINDS = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
+"""Endings of the files that are read; all but Parquet may be compressed."""
 
 _TOO_LARGE = f"larger than {LARGEST >> 20} MiB"
-_NO_TEXT = "no field text or content"
-_UNDECODABLE = "undecodable bytes (not UTF-8)"
-_TEXT_FIELDS = ("text", "content")
+_OTHER = "not a .txt, .jsonl or .parquet file"
 _BATCH = 256
-_SHOWN = 1000
+_HEAD = 1 << 12
+_NONE: Mapping[str, str] = types.MappingProxyType({})
 
 
-def read_folder(folder: Path, domains: Sequence[str], language: str = "en") -> Iterator[Document | Rejected]:
+def read_folder(
+    folder: Path,
+    domains: Sequence[str],
+    language: str = "en",
+    *,
+    fields: Mapping[str, str] = _NONE,
+    domain_names: Mapping[str, str] = _NONE,
+) -> Iterator[Document | Rejected]:
     """Documents of all .txt, .jsonl and .parquet files below `folder`, in the order of their paths.
 
-    A .txt file is one document (UTF-8), a .jsonl line one object, a .parquet row one record, with the text in `text`
-    or `content` and optionally `id`, `source`, `language` and `domain`, which win over what follows, and `difficulty`,
-    a number, larger for harder. The domain is
-    the first folder on the way that is called like one of `domains`, else the first of `domains`. The source is the
-    first folder below `folder` that is not called so; for a file outside such a folder its stem, or for .txt the name
-    of the folder that holds it. The identifier is the path, with #line or #row. Hidden files are left alone.
+    A .txt file is one document (UTF-8), a line of a .jsonl, .ndjson or .json file one object, a .parquet row one
+    record; text and lines may be compressed (.gz, .zst, .bz2, .xz). The text is in `text`, or in `content` where that
+    is missing or blank, and optionally there are `id`, `source`, `language` and `domain`, which win over what follows,
+    and `difficulty`, a number, larger for harder. `fields` and `domain_names` are those of DataConfig. What cannot be
+    used of the optional ones is as if it was not there.
+
+    The domain is the first folder on the way that is called like one of `domains`, else the first of `domains`. The
+    source is the first folder below `folder` that is not called so, for a file outside of such a folder the one that
+    holds it, with the domain (see `source_key`): files of one folder are shards of one source. The identifier is the
+    path, with #line or #row. Hidden files are left alone; links are followed.
 
     What is no text is yielded as Rejected: undecodable bytes, a line that is no JSON object with text, a row without
-    text, more than 32 MiB, a file of another kind. Raises UserError for a missing folder, one without such files, an
-    unreadable file, and a broken Parquet file or one without a column of text.
+    text, more than 32 MiB, a file of another kind, a link that leads nowhere or back. Raises UserError for a missing
+    folder, one without such files, an unreadable file, a broken compressed or Parquet file, and a Parquet file without
+    a column of text.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give a folder of .txt, .jsonl or .parquet files.")
-    files = [path for path in _files(folder) if path.suffix.lower() in KINDS]
-    if not files:
+    if not any(kind_of(path)[0] in KINDS for path, fault in files_of(folder) if not fault):
         raise UserError(f"{folder} holds no .txt, .jsonl or .parquet file: put your text there, or give its folder.")
-    for path in _files(folder):
-        place = _Place(folder, path, domains, language)
-        kind = path.suffix.lower()
+    reading = Reading(domains, language, fields, domain_names)
+    for path, fault in files_of(folder):
+        place = Place(folder, path, reading)
+        if fault:
+            yield place.rejected(fault)
+            continue
         try:
+            yield from _documents(path, place, reading)
+        except (OSError, *BROKEN) as error:
+            raise UserError(
+                f"{path} cannot be read ({first_line(error)}): check the file and its rights, or make it again."
+            ) from error
+
+
+def _documents(path: Path, place: Place, reading: Reading) -> Iterator[Document | Rejected]:
+    kind, packing = kind_of(path)
+    if kind not in KINDS:
+        yield place.rejected(_OTHER)
+    elif kind == ".parquet":
+        yield from [place.rejected("a compressed Parquet file")] if packing else _parquet_rows(path, place, reading)
+    else:
+        with open_text(path) as file:
             if kind == ".txt":
-                yield _text_file(path, place)
-            elif kind == ".jsonl":
-                with open(path, "rb") as file:
-                    yield from _json_lines(file, place)
-            elif kind == ".parquet":
-                yield from _parquet_rows(path, place)
+                yield _text_file(file, place)
             else:
-                yield Rejected(place.name, "not a .txt, .jsonl or .parquet file", source=place.source)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({first_line(error)}): check the file and its rights.") from error
+                yield from _json_lines(file, place, reading, only_lines=kind != ".json")
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """All files below the folder that are not hidden, in an order that is the same on every machine."""
-    for root, folders, names in os.walk(folder, onerror=_unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(root, name)
+def files_of(folder: Path) -> Iterator[tuple[Path, str]]:
+    """All files below a folder that are not hidden, through links, in an order that is the same on every machine.
+
+    With each comes what is wrong with it: a link that leads nowhere, or to a folder that it is in; a pipe or a device.
+    """
+    yield from _files_of(folder, (os.path.realpath(folder),))
 
 
-def _unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename} cannot be read ({error.strerror}): check the folder and its rights.") from error
-
-
-class _Place:
-    """What a file's path says about its documents."""
-
-    def __init__(self, folder: Path, path: Path, domains: Sequence[str], language: str) -> None:
-        inside = path.relative_to(folder)
-        # A name that is no UTF-8 is shown by its bytes: Parquet holds valid text only.
-        self.name = os.fsencode(inside.as_posix()).decode(errors="backslashreplace")
-        above = inside.parts[:-1]
-        self.domain = next((part for part in above if part in domains), domains[0])
-        self.language = language
-        named = next((part for part in above if part not in domains), None)
-        if named is None:
-            named = (above[-1] if above else folder.resolve().name) if path.suffix.lower() == ".txt" else path.stem
-        self.source = source_name(named)
-
-    def document(self, record: dict[str, Any], text: str, number: int) -> Document:
-        """A document of a record, its own fields first."""
-        identifier = record.get("id")
-        return Document(
-            id=f"{self.name}#{number}" if identifier in (None, "") else str(identifier),
-            text=text,
-            source=source_name(str(record.get("source") or self.source)),
-            language=str(record.get("language") or self.language),
-            domain=str(record.get("domain") or self.domain),
-            difficulty=_number(record.get("difficulty")),
-        )
-
-    def rejected(self, reason: str, raw: bytes, number: int | None = None) -> Rejected:
-        """Why a piece of the file is set aside, with its beginning."""
-        origin = self.name if number is None else f"{self.name}#{number}"
-        return Rejected(origin, reason, raw[:_SHOWN].decode(errors="backslashreplace"), self.source)
-
-
-def _number(value: Any) -> float | None:
-    """A record's number as it is, NaN for anything else that was given: `screen` then sets the document aside."""
-    if value is None or value == b"":
-        return None
+def _files_of(folder: Path, above: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
+    inner = []
     try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
+        with os.scandir(folder) as entries:
+            found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        for entry in found:
+            path = Path(folder, entry.name)
+            # Of a link pathlib asks for the target, and takes a link to itself for one that leads nowhere.
+            link = entry.is_symlink()
+            if path.is_dir() if link else entry.is_dir():
+                inner.append(path)
+            elif path.is_file() if link else entry.is_file():
+                yield path, ""
+            else:
+                yield path, "a link that leads nowhere" if link else "not a file"
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}): check the folder and its rights.") from (
+            error
+        )
+    for path in inner:
+        real = os.path.realpath(path)
+        if real in above:
+            yield path, "a link to a folder that it is in"
+        else:
+            yield from _files_of(path, (*above, real))
 
 
-def source_name(name: str) -> str:
-    """A name that can be a file's: other characters than letters, digits, _, . and - become -."""
-    encodable = name.encode(errors="replace").decode()
-    return re.sub(r"[^\w.-]+", "-", encodable).strip(".-")[:60] or "text"
-
-
-def _text_file(path: Path, place: _Place) -> Document | Rejected:
-    with open(path, "rb") as file:
-        raw = file.read(LARGEST + 1)
+def _text_file(file: Readable, place: Place) -> Document | Rejected:
+    raw = file.read(LARGEST + 1)
     if len(raw) > LARGEST:
         return place.rejected(_TOO_LARGE, raw)
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return place.rejected(_UNDECODABLE, raw)
-    return place.document({"id": place.name}, text, 0)
+    if is_utf16(raw):
+        return place.rejected(undecodable(raw), raw)
+    return place.document([raw.removeprefix(b"\xef\xbb\xbf")], {}, raw)
 
 
-def _json_lines(file: BinaryIO, place: _Place) -> Iterator[Document | Rejected]:
+def _json_lines(file: Readable, place: Place, reading: Reading, only_lines: bool) -> Iterator[Document | Rejected]:
+    """Documents of lines; where the file may be something else than `only_lines`, its first line decides."""
     number = 0
+    head = file.peek(_HEAD)
+    if is_utf16(head):
+        yield place.rejected(undecodable(head), head)
+        return
     while line := file.readline(LARGEST + 1):
         number += 1
         if len(line) > LARGEST:
@@ -145,64 +142,72 @@ def _json_lines(file: BinaryIO, place: _Place) -> Iterator[Document | Rejected]:
             while line and not line.endswith(b"\n"):
                 line = file.readline(LARGEST)
         elif line.strip():
-            yield _json_line(line, place, number)
+            item = _json_line(line, place, reading, number)
+            if not only_lines and isinstance(item, Rejected) and item.reason.startswith("not "):
+                yield place.rejected("JSON, but not an object in each line", line)
+                return
+            only_lines = True
+            yield item
 
 
-def _json_line(line: bytes, place: _Place, number: int) -> Document | Rejected:
+def _json_line(line: bytes, place: Place, reading: Reading, number: int) -> Document | Rejected:
+    text, torn = _decoded(line.removeprefix(b"\xef\xbb\xbf"))
     try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return place.rejected(_UNDECODABLE, line, number)
+        record = json.loads(text)
     except (ValueError, RecursionError):
-        return place.rejected("not JSON", line, number)
+        return place.rejected(undecodable(line) if torn else "not JSON", line, number)
     if not isinstance(record, dict):
         return place.rejected("not a JSON object", line, number)
-    text = next((record[name] for name in _TEXT_FIELDS if isinstance(record.get(name), str)), None)
-    if text is None:
-        return place.rejected(_NO_TEXT, line, number)
-    return place.document(record, text, number)
+    texts = [record.get(name) for name in reading.texts]
+    if torn:
+        texts = [_torn(value) for value in texts]
+    return place.document(texts, {what: record.get(name) for what, name in reading.others.items()}, line, number)
 
 
-def _parquet_rows(path: Path, place: _Place) -> Iterator[Document | Rejected]:
+def _decoded(line: bytes) -> tuple[str, bool]:
+    """A line's text, and whether some bytes are no UTF-8: these are kept as surrogates, so that they cost no other
+    field than their own.
+    """
+    try:
+        return line.decode(), False
+    except UnicodeDecodeError:
+        return line.decode(errors="surrogateescape"), True
+
+
+def _torn(value: Any) -> Any:
+    """A string of such a line as the bytes that it was."""
+    try:
+        return value.encode(errors="surrogateescape") if isinstance(value, str) else value
+    except UnicodeEncodeError:
+        return value
+
+
+def _parquet_rows(path: Path, place: Place, reading: Reading) -> Iterator[Document | Rejected]:
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            text_name = next((name for name in _TEXT_FIELDS if name in schema.names and _is_text(schema, name)), None)
-            if text_name is None:
-                columns = ", ".join(schema.names) or "none"
-                raise UserError(f"{path} has no column of text named text or content (its columns: {columns}).")
-            others = [name for name in ("id", "source", "language", "domain", "difficulty") if name in schema.names]
+            if not any(cells.all_of(schema, name, text=True) for name in reading.texts):
+                raise UserError(
+                    f"{path} has no column of text named {' or '.join(reading.texts)} (its columns: "
+                    f"{', '.join(schema.names) or 'none'}): name it with config key data.fields.text."
+                )
+            wanted = {*reading.texts, *reading.others.values()}.intersection(schema.names)
             number = 0
-            for batch in file.iter_batches(_BATCH, columns=[text_name, *others]):
-                columns_of = {name: _bytes(batch.column(name)) for name in (text_name, *others)}
-                for row in zip(*columns_of.values(), strict=True):
+            for batch in file.iter_batches(_BATCH, columns=sorted(wanted)):
+                texts, others = _columns(batch, reading)
+                for i in range(batch.num_rows):
                     number += 1
-                    yield _parquet_row(dict(zip(columns_of, row, strict=True)), text_name, place, number)
+                    row = {what: values[i] for what, values in others.items()}
+                    yield place.document([values[i] for values in texts], row, b"", number)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is no readable Parquet file ({first_line(error)}): make it again.") from error
 
 
-def _is_text(schema: pa.Schema, name: str) -> bool:
-    kind = schema.field(name).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(check(kind) for check in checks)
-
-
-def _bytes(column: pa.Array) -> list[bytes | None]:
-    """The column's values as bytes: strings inside Parquet are not checked to be UTF-8."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return column.cast(kind).to_pylist()
-    return column.cast(pa.string()).cast(pa.binary()).to_pylist()
-
-
-def _parquet_row(row: dict[str, bytes | None], text_name: str, place: _Place, number: int) -> Document | Rejected:
-    raw = row[text_name]
-    if raw is None:
-        return place.rejected(_NO_TEXT, b"", number)
-    try:
-        values = {name: value.decode() for name, value in row.items() if value is not None}
-    except UnicodeDecodeError:
-        return place.rejected(_UNDECODABLE, raw, number)
-    return place.document(values, values[text_name], number)
+def _columns(batch: pa.RecordBatch, reading: Reading) -> tuple[list[list[Any]], dict[str, list[Any]]]:
+    """Values of the columns that may hold text, and of the others by what they hold, each the first of its name."""
+    texts = [place for name in reading.texts for place in cells.all_of(batch.schema, name, text=True)]
+    others = {what: cells.all_of(batch.schema, name) for what, name in reading.others.items()}
+    return (
+        [cells.values(batch.column(place)) for place in texts],
+        {what: cells.values(batch.column(places[0])) for what, places in others.items() if places},
+    )

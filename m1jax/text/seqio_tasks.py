@@ -15,8 +15,17 @@ from typing import Any
 
 from m1jax import artefact
 from m1jax.errors import UserError, first_line
-from m1jax.text.documents import Document, Part, Rejected, document_files, read_documents
-from m1jax.text.folder import source_name
+from m1jax.text.documents import (
+    Document,
+    Part,
+    Rejected,
+    document_files,
+    identity,
+    read_documents,
+    record_name,
+)
+from m1jax.text.encodings import undecodable
+from m1jax.text.records import source_name
 from m1jax.tokenizer.seqio_vocabulary import import_seqio
 
 TEXT_FEATURES = ("text", "targets_pretokenized", "targets")
@@ -89,9 +98,9 @@ def read_task(task: Any, domain: str, split: str = "train") -> Iterator[Document
     """Documents of a seqio.Task's split, in its own order, after its preprocessors and without shuffling.
 
     The text is the first string among TEXT_FEATURES. Where targets have inputs, the document has two parts: the inputs
-    with weight 0, then the targets with weight 1, and nothing between them. `id`, `language` and `difficulty` are taken
-    where an example has them. Bytes that are no UTF-8 are yielded as Rejected. Raises UserError where the task has no
-    such split or feature, gives its inputs as token ids only, or fails.
+    with weight 0, then the targets with weight 1, and nothing between them. `language`, `difficulty` and the record's
+    `id` are taken where an example has them. Bytes that are no UTF-8 are yielded as Rejected. Raises UserError where
+    the task has no such split or feature, gives its inputs as token ids only, or fails.
     """
     _, tf = import_seqio()
     if split not in task.splits:
@@ -111,7 +120,7 @@ def read_task(task: Any, domain: str, split: str = "train") -> Iterator[Document
                 f"seqio task {task.name!r} gives no string feature {' or '.join(lacking)} (it has: "
                 f"{', '.join(sorted(spec))}): leave tokenising to `m1 pack`, or tokenise with copy_pretokenized=True."
             )
-        for number, example in enumerate(dataset.as_numpy_iterator()):
+        for number, example in enumerate(dataset.as_numpy_iterator(), 1):
             yield _document(name, domain, number, example, text, None if text == "text" else inputs)
     except tf.errors.OpError as error:
         raise UserError(f"seqio task {task.name!r} failed ({first_line(error)}): fix the task.") from error
@@ -121,23 +130,23 @@ def _document(
     source: str, domain: str, number: int, example: Mapping[str, Any], feature: str, inputs: str | None
 ) -> Document | Rejected:
     raw = (example[inputs] if inputs else b"") + example[feature]
-    place = f"{source}/{number}"
+    place, record_id = identity(source, number), record_name(example.get("id"))
     try:
-        identifier = example["id"].decode() if isinstance(example.get("id"), bytes) else place
         prompt = example[inputs].decode() if inputs else ""
         target = example[feature].decode()
     except UnicodeDecodeError:
-        return Rejected(place, "undecodable bytes (not UTF-8)", raw[:1000].decode(errors="backslashreplace"), source)
+        return Rejected(place, undecodable(raw), raw[:1000].decode(errors="backslashreplace"), source, record_id)
     language = example.get("language")
     difficulty = example.get("difficulty")
     return Document(
-        id=identifier or place,
+        id=place,
         text=prompt + target,
         source=source,
         language=language.decode(errors="replace") if isinstance(language, bytes) else LANGUAGE,
         domain=domain,
         difficulty=None if difficulty is None else float(difficulty),
         parts=(Part(prompt, weight=0.0), Part(target)) if prompt else (),
+        record_id=record_id,
     )
 
 

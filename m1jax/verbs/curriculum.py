@@ -18,7 +18,7 @@ from m1jax.curriculum.curriculum import Curriculum
 from m1jax.curriculum.opening import open_curriculum
 from m1jax.errors import UserError
 from m1jax.rows.expand import expand
-from m1jax.rows.manifest import document_ids, index_path
+from m1jax.rows.manifest import DocumentIds, document_ids, index_path
 from m1jax.rows.storage import Storage, is_remote
 from m1jax.show import console as consoles
 from m1jax.show import curriculum_tables as tables
@@ -138,7 +138,7 @@ def _described(
     `spans` divides a piece by the weight that its tokens have as targets: 0 for those that are no target, as the first
     token of a piece always is.
     """
-    ids: dict[str, dict[int, str]] = {}
+    ids: dict[str, dict[int, DocumentIds]] = {}
     for name in {served.place.source for served in rows}:
         numbers = {document for served in rows if served.place.source == name for document, _, _ in served.pieces}
         ids[name] = _document_ids(config, curriculum.manifest.sources[name].of or name, numbers)
@@ -151,7 +151,8 @@ def _described(
             tokens = served.row.tokens[start : start + length].tolist()
             pieces.append(
                 {
-                    "document": ids[served.place.source][document],
+                    "document": ids[served.place.source][document].id,
+                    "record_id": ids[served.place.source][document].record_id,
                     "offset": offset,
                     "tokens": length,
                     "text": _text(tokenizer, tokens),
@@ -181,7 +182,7 @@ def _text(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     return tokenizer.decode_bytes(ids).decode(errors="replace") + "".join(parts)
 
 
-def _document_ids(config: RunConfig, source: str, numbers: Iterable[int]) -> dict[int, str]:
+def _document_ids(config: RunConfig, source: str, numbers: Iterable[int]) -> dict[int, DocumentIds]:
     if not is_remote(config.rows_address):
         return document_ids(Path(config.rows_address), source, numbers)
     with tempfile.TemporaryDirectory() as folder:
@@ -205,7 +206,8 @@ def _print_pieces(console: Console, row: dict[str, Any], limit: int = _EXAMPLE_P
         if len(body) > _EXAMPLE_CHARACTERS:
             half = _EXAMPLE_CHARACTERS // 2
             body = body[:half] + Text(" […] ", style="dim") + body[-half:]
-        head = f"[{piece['document']} from token {piece['offset']:,}, {piece['tokens']:,} tokens] "
+        own = f" (id {piece['record_id']})" if piece["record_id"] else ""
+        head = f"[{piece['document']}{own} from token {piece['offset']:,}, {piece['tokens']:,} tokens] "
         console.print(Text(head, style="dim") + body, soft_wrap=True)
     if (more := len(row["pieces"]) - limit) > 0:
         console.print(Text(f"… and {more} more pieces", style="dim"))

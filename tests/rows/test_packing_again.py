@@ -179,7 +179,7 @@ def test_difficulty_divides_a_source(tmp_path_factory, numbers, buckets):
         (store,) = open_stores(folder, manifest, [(16, name)]).values()
         packed = {int(d) for row in range(len(store)) for d in store[row].documents}
         ids = document_ids(folder, "a", packed)
-        values = [numbers[int(ids[number].removeprefix("a/"))] for number in packed]
+        values = [numbers[int(ids[number].id.removeprefix("a/"))] for number in packed]
         assert source.difficulty == (min(values), max(values)) and len(packed) == source.documents
         seen.append(packed)
     assert sorted(itertools.chain.from_iterable(seen)) == list(range(len(numbers)))

@@ -123,11 +123,11 @@ def test_ids_beyond_the_vocabulary_are_set_aside(tmp_path):
     assert (manifest.sources["a"].documents, manifest.sources["a"].rejected) == (1, 1)
     (row,) = packed_rows(tmp_path, manifest)[8]
     assert row.tokens.tolist() == [59_999, 97, toy_rows.EOS]
-    assert rejected(tmp_path) == [("a/1", "token id 60000 is not one of the tokenizer's 60000", "b", "a")]
+    assert rejected(tmp_path) == [("a/1", "token id 60000 is not one of the tokenizer's 60000", "b", "a", "")]
 
 
 def rejected(folder):
-    names = ("origin", "reason", "text", "source")
+    names = ("origin", "reason", "text", "source", "record_id")
     return [tuple(line[name] for name in names) for line in pq.read_table(folder / "rejected.parquet").to_pylist()]
 
 
@@ -152,12 +152,30 @@ def test_a_column_on_some_documents_only(tmp_path):
 def test_rows_of_before_are_refused_with_what_to_do(tmp_path):
     toy_rows.pack_lengths(tmp_path, {"a": [5]}, [16], 8)
     path = tmp_path / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-    with pytest.raises(UserError, match=r"manifest\.json has format 2, this m1jax reads 3: run `m1 pack` again\."):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
+    with pytest.raises(UserError, match=r"manifest\.json has format 3, this m1jax reads 4: run `m1 pack` again\."):
         Manifest.load(tmp_path)
 
 
 SIZES = st.lists(st.lists(st.integers(1, 20), min_size=1, max_size=3), min_size=1, max_size=25)
+
+
+def test_pairs_of_shards_that_number_them_alike_stay_apart(tmp_path):
+    """A pair is known by its shard and its number there, a document that is set aside by its place, whatever its id."""
+
+    def member(i, pair, shard, size):
+        plain = toy_rows.document(i, size)
+        return dataclasses.replace(plain, id="same", record_id="same", columns={"pair": pair}, shard=shard)
+
+    documents = [member(0, 0, "x", 5), member(1, 0, "y", 5), member(2, 0, "x", 5), member(3, 0, "y", 5)]
+    documents += [member(4, 1, "x", 30), member(5, 1, "x", 3), member(6, 1, "y", 4)]
+    manifest = pack({"a": lambda: iter(documents)}, toy_rows.ToyTokenizer(), tmp_path, [16], 8, 0)
+    members = collections.defaultdict(set)
+    for row in packed_rows(tmp_path, manifest)[16]:
+        for number, pair in zip(row.documents.tolist(), row.columns["pair"].tolist(), strict=True):
+            members[pair].add(number)
+    assert dict(members) == {0: {0, 2}, 1: {1, 3}, 3: {6}}
+    assert [line[2] for line in rejected(tmp_path)] == [documents[4].text, documents[5].text]
 
 
 @given(sizes=SIZES, shuffle=st.randoms(use_true_random=False), window=st.integers(1, 9), buckets=st.integers(1, 2))
@@ -196,7 +214,7 @@ def test_pairs_are_packed_whole_into_one_row(tmp_path_factory, sizes, shuffle, w
                 assert not row.offsets.any() and len(row.tokens) <= length
                 for document, pair in zip(row.documents.tolist(), row.columns["pair"].tolist(), strict=True):
                     places[pair].add(number)
-                    packed[length].append(ids[document])
+                    packed[length].append(ids[document].id)
             assert all(len(some) == 1 for some in places.values())
             first = source.files[length].first_rows
             windows[length] = [

@@ -87,8 +87,8 @@ def test_a_registered_task_is_packed_as_it_reads(module, tmp_path):
     row = store[0]
     pieces = np.split(row.tokens, np.cumsum(row.lengths)[:-1])
     ids = document_ids(tmp_path, "users_text", row.documents.tolist())
-    found = {ids[int(n)]: "".join(map(chr, piece[:-1])) for n, piece in zip(row.documents, pieces, strict=True)}
-    assert found == {f"users_text/{i}": read[i].text for i in (0, 1, 3)}
+    found = {ids[int(n)].id: "".join(map(chr, piece[:-1])) for n, piece in zip(row.documents, pieces, strict=True)}
+    assert found == {f"users_text#{i + 1}": read[i].text for i in (0, 1, 3)}
 
 
 def test_inputs_are_read_and_targets_are_learned(module, tmp_path):
@@ -137,7 +137,7 @@ def test_bytes_that_are_no_text_are_set_aside():
     task = seqio.Task("bytes", seqio.FunctionDataSource(dataset, splits=["train"]), output_features={})
     good, bad = tasks.read_task(task, "general")
     assert good.text == "ok"
-    assert bad == Rejected("bytes/1", "undecodable bytes (not UTF-8)", r"\xff\xfe", "bytes")
+    assert bad == Rejected("bytes#2", "undecodable bytes (not UTF-8)", r"\xff\xfe", "bytes")
     with pytest.raises(UserError, match=r"has no split 'test' \(it has: train\)"):
         next(tasks.read_task(task, "general", "test"))
 
@@ -175,7 +175,8 @@ def test_our_sources_and_mixtures_are_registered(tmp_path):
     for split, folder in tasks.SPLITS.items():
         read = list(tasks.read_task(seqio.get_mixture_or_task("m1_my_notes"), "medical", split))
         expected = list(read_documents(tmp_path / folder / "my-notes.parquet"))
-        assert [(d.id, d.text, d.language) for d in read] == [(d.id, d.text, d.language) for d in expected]
+        assert [(d.record_id, d.text, d.language) for d in read] == [(d.id, d.text, d.language) for d in expected]
+        assert [d.id for d in read] == [f"m1_my_notes#{number}" for number in range(1, len(read) + 1)]
     size = {"my-notes": 6, "b": 2}
     rows = tmp_path / "rows"
     manifest = toy_rows.pack_lengths(rows, {name: [length] * 10 for name, length in size.items()}, [16], 10)

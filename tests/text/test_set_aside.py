@@ -12,14 +12,11 @@ from m1jax.text.set_aside import screen
 
 def by_definition(items):
     """The reason of each document, with plain sets."""
-    identifiers, texts, reasons = set(), set(), []
+    texts, reasons = set(), []
     for document in items:
         if not document.text.strip("\0 "):
             reasons.append("empty")
-        elif document.id in identifiers:
-            reasons.append("duplicate id")
         else:
-            identifiers.add(document.id)
             reasons.append("duplicate text" if document.text in texts else None)
             texts.add(document.text)
     return reasons

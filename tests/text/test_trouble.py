@@ -79,7 +79,7 @@ def packed_texts(run, row_length=64):
                 assert offset == max(0, len(tokens) - 1) and tokens[offset:] == parts[offset][: len(tokens) - offset]
                 tokens += parts[offset][len(tokens) - offset :]
             assert tokens[-1] == tokenizer.eos_id
-            found[name][ids[number]] = tokenizer.decode(tokens[:-1])
+            found[name][ids[number].id] = tokenizer.decode(tokens[:-1])
     return found
 
 
@@ -112,16 +112,19 @@ def test_text_of_every_kind_of_trouble_is_counted(run, tmp_path):
     assert main(verb("corpus", run, "--text", str(text), "--set", "data.heldout_share=0")) == 0
     expected = {
         "undecodable bytes (not UTF-8)": 2, "not JSON": 1, "not a JSON object": 1, "no field text or content": 2,
-        "empty": 1, "duplicate id": 1, "no valid Unicode": 1, "difficulty is no finite number": 1,
+        "empty": 1, "no valid Unicode": 1,
     }  # fmt: skip
     assert json.loads((run / "corpus" / "report.json").read_text())["rejected"] == expected
     assert reasons(run / "corpus" / "rejected.parquet") == expected
     places = {row["origin"] for row in pq.read_table(run / "corpus" / "rejected.parquet").to_pylist()}
-    assert {"lines.jsonl#9", "table.parquet#2", "3"} <= places
+    assert {"lines.jsonl#9", "table.parquet#2"} <= places
     assert main(verb("pack", run)) == 0
     found = packed_texts(run)
-    assert found["lines"] == {**{record["id"]: record["text"] for record in good}, "nul": "a\0b"}
-    assert list(found["table"].values()) == ["one more"]
+    # Whatever ids records have: the second text of id 3 is another document.
+    kept = {**dict(enumerate((record["text"] for record in good), 1)), 15: "a\0b", 18: "hard"}
+    kept[14] = "another text, the same identifier"
+    expected = {f"lines.jsonl#{number}": text for number, text in kept.items()} | {"table.parquet#1": "one more"}
+    assert found == {"bad": expected}
 
 
 @pytest.mark.slow
@@ -138,8 +141,8 @@ def test_a_line_of_50_megabytes(run, tmp_path):
     places = [row["origin"] for row in pq.read_table(run / "corpus" / "rejected.parquet").to_pylist()]
     assert sorted(places) == ["a.jsonl#1", "c.parquet#1", "line.txt"]
     assert main(verb("pack", run)) == 0
-    expected = {"a": "what follows it", "b": "corpulitis " * 400_000, "c": "a row"}
-    assert {name: "".join(found.values()) for name, found in packed_texts(run).items()} == expected
+    expected = {"a.jsonl#2": "what follows it", "b.jsonl#1": "corpulitis " * 400_000, "c.parquet#2": "a row"}
+    assert packed_texts(run) == {"long": expected}
 
 
 def evaluation_package(cache, monkeypatch):
@@ -182,13 +185,18 @@ def test_documents_that_nobody_screened_are_screened_when_packed(run, capsys):
     """A Parquet file put into the corpus by hand: what cannot be packed is counted beside the rows."""
     (path,) = (run / "corpus" / "documents").glob("general*.parquet")
     rows = pq.read_table(path).to_pylist()
-    bad = [{**rows[0], "text": "the same id"}, {**rows[0], "id": "blank", "text": " \0"}]
-    pq.write_table(pa.Table.from_pylist([*rows, *bad]), path)
+    rows = [{name: row[name] for name in ("id", "text", "source", "language", "domain")} for row in rows]
+    rows += [{**rows[0], "text": "the same id"}, {**rows[0], "id": "blank", "text": " \0"}]
+    pq.write_table(pa.Table.from_pylist(rows), path)
     assert main(verb("pack", run)) == 0
-    assert "Set aside: 2 documents" in " ".join(capsys.readouterr().out.split())
-    assert reasons(run / "rows" / "rejected.parquet") == {"duplicate id": 1, "empty": 1}
-    assert packed_texts(run)[path.stem] == {row["id"]: row["text"] for row in rows}
-    assert Manifest.load(run / "rows").sources[path.stem].rejected == 2
+    assert "Set aside: 1 documents" in " ".join(capsys.readouterr().out.split())
+    assert reasons(run / "rows" / "rejected.parquet") == {"empty": 1}
+    # The file is a shard, and its rows are places: ids of its own are kept beside.
+    expected = {f"{path.name}#{number}": row["text"] for number, row in enumerate(rows[:-1], 1)}
+    assert packed_texts(run)[path.stem] == expected
+    ids = document_ids(run / "rows", path.stem, range(len(rows) - 1))
+    assert [entry.record_id for entry in ids.values()] == [row["id"] for row in rows[:-1]]
+    assert Manifest.load(run / "rows").sources[path.stem].rejected == 1
 
 
 def test_an_empty_source(run, capsys):

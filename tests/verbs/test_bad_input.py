@@ -115,7 +115,7 @@ def test_damaged_array_records(capsys, copy, damage):
 
 
 def test_a_mixture_that_names_no_source(capsys, copy):
-    refused(capsys, verb("curriculum", copy, "stages.0.mixture={'wikipedia': 1}"), "wikipedia", "general-cases")
+    refused(capsys, verb("curriculum", copy, "stages.0.mixture={'wikipedia': 1}"), "wikipedia", "general")
 
 
 def test_a_tokenizer_too_large_for_the_model(capsys, copy):

@@ -24,12 +24,14 @@ CONFIG = str(pathlib.Path(__file__).with_name("three_domains.py"))
 def write(folder):
     """Two domains in folders, all three in a field of one file, texts that name none, and a misspelt one."""
     for seed, domain in enumerate(("radiology", "pathology")):
-        (folder / domain).mkdir(parents=True)
-        lines = [json.dumps({"text": text}) for text in texts.sentences(seed, 60)]
-        (folder / domain / "cases.jsonl").write_text("\n".join(lines))
+        (folder / domain / "cases").mkdir(parents=True)
+        lines = [json.dumps({"id": number, "text": text}) for number, text in enumerate(texts.sentences(seed, 60))]
+        for shard in range(2):
+            (folder / domain / "cases" / f"{shard}.jsonl").write_text("\n".join(lines[shard::2]))
     records = [{"text": text, "domain": DOMAINS[number % 3]} for number, text in enumerate(texts.sentences(7, 120))]
     records.append({"text": "A record whose domain no config lists.", "domain": "Radiology"})
-    (folder / "reports.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (folder / "reports").mkdir()
+    (folder / "reports" / "reports.jsonl").write_text("\n".join(map(json.dumps, records)))
     for number, text in enumerate(texts.sentences(8, 20)):
         (folder / f"letter-{number}.txt").write_text(text)
     return folder
@@ -55,15 +57,18 @@ def run(tmp_path_factory):
 def test_the_corpus_has_the_domains_that_folders_and_fields_name(run):
     sources = {name: entry["domain"] for name, entry in artefact.stamp(run / "corpus")["sources"].items()}
     assert sources == {
-        "cases": "pathology",
-        "cases-radiology": "radiology",
+        "cases": "radiology",
+        "cases-pathology": "pathology",
         "reports": "radiology",
         "reports-pathology": "pathology",
         "reports-guidelines": "guidelines",
         "text": "radiology",
     }
     (aside,) = pq.read_table(run / "corpus" / "rejected.parquet").to_pylist()
-    assert (aside["origin"], aside["reason"]) == ("reports.jsonl#121", "domain 'Radiology' is not in data.domains")
+    assert (aside["origin"], aside["reason"]) == (
+        "reports/reports.jsonl#121",
+        "domain 'Radiology' is not in data.domains",
+    )
 
 
 def test_each_domain_extends_the_tokenizer_of_those_before(run):

@@ -55,7 +55,7 @@ def test_both_parts_are_trained_and_recorded(run, capsys):
     assert stamp["fingerprint"] == tokenizer.fingerprint
     sources = artefact.stamp(run / "corpus")["sources"]
     assert stamp["bytes"] == {name: source["bytes"] for name, source in sources.items()}
-    general = [text.text for text in read_documents(run / "corpus" / "documents" / "general-cases.parquet")]
+    general = [text.text for text in read_documents(run / "corpus" / "documents" / "general.parquet")]
     alone = tokenizers.train(general, 600)
     assert tokenizer.merges[: len(alone.merges)] == alone.merges
     capsys.readouterr()
@@ -93,10 +93,10 @@ def test_an_open_part_of_too_little_text_leaves_its_ids_to_the_next(run):
 @pytest.mark.parametrize("kept", ["general", "medical"])
 def test_a_corpus_of_one_domain(run, kept):
     gone = ({"general", "medical"} - {kept}).pop()
-    (run / "corpus" / "documents" / f"{gone}-cases.parquet").unlink()
+    (run / "corpus" / "documents" / f"{gone}.parquet").unlink()
     path = run / "corpus" / artefact.STAMP
     stamp = json.loads(path.read_text())
-    del stamp["sources"][f"{gone}-cases"]
+    del stamp["sources"][gone]
     path.write_text(json.dumps(stamp))
     train(config(run, "data.vocab_size=600"))
     assert decided(run) == [([kept], 600)]
