@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from m1jax.config import ModelConfig, check_model
+from m1jax.convert import config_keys
 from m1jax.convert.torch_model import AUTO_MAP
 from m1jax.errors import UserError
 
@@ -29,6 +30,7 @@ _SIZES = {
 }
 _FACTORS = {"rms_norm_eps": "norm_eps", "initializer_range": "init_std"}
 _FIXED = {"conv_window": 2, "hidden_act": "silu"}
+_READ = frozenset({*_SIZES, *_FACTORS, *_FIXED, "tie_word_embeddings", "normalize_head", "sliding_window_layers"})
 
 
 def to_json(config: ModelConfig, rope_base: float, dtype: str, token_ids: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,8 +56,8 @@ def to_json(config: ModelConfig, rope_base: float, dtype: str, token_ids: Mappin
 def read(folder: Path) -> tuple[ModelConfig, float]:
     """(ModelConfig, RoPE base) of a checkpoint's config.json, dtypes at their defaults.
 
-    Raises UserError where the file is missing or damaged, a key is missing or of the wrong type, or a value is one
-    that m1jax has no code for.
+    Raises UserError where the file is missing or damaged, a key is missing or of the wrong type, a value is one that
+    m1jax has no code for, or a key says what no code of m1jax does (m1jax/convert/config_keys.py).
     """
     path = folder / FILE
     content = _object(path, f"{path} is missing: give the folder of a Hugging Face checkpoint.")
@@ -68,7 +70,9 @@ def read(folder: Path) -> tuple[ModelConfig, float]:
     values["normalize_head"] = _switch({"normalize_head": True} | content, "normalize_head", path)
     config = ModelConfig(**values, pattern=_pattern(content, values["num_layers"], path))
     check_model(config)
-    return config, _number(content, "rope_theta", path, float)
+    base = config_keys.rope_theta(content, path)
+    config_keys.check(content, config, _READ, path)
+    return config, _number({} if base is None else {"rope_theta": base}, "rope_theta", path, float)
 
 
 def token_ids(folder: Path) -> dict[str, Any]:

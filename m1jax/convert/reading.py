@@ -1,5 +1,6 @@
 """From checkpoint tensors to parameters, one layer of one leaf at a time."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 from m1jax.config import ModelConfig
 from m1jax.convert import config_json, parameters, table
 from m1jax.convert.parameters import Stream
-from m1jax.convert.source import BLOCK, Checkpoint
+from m1jax.convert.source import BLOCK, Checkpoint, some
 from m1jax.convert.table import Leaf, Part
 from m1jax.convert.tensor_files import DTYPES, Array
 
@@ -28,9 +29,22 @@ def open_checkpoint(folder: Path, dtype: str | None = None) -> tuple[Checkpoint,
     """
     config, rope_base = config_json.read(folder)
     checkpoint = Checkpoint(folder)
-    checkpoint.check(config, dtype)
+    checkpoint.check(config, rope_base, dtype)
     own = dtype or checkpoint.dtype(table.EMBEDDING.name)
     return checkpoint, replace(config, param_dtype=own, compute_dtype=own), rope_base
+
+
+def said(checkpoint: Checkpoint) -> list[str]:
+    """What people should know of a checkpoint that is read: sentences."""
+    skipped = checkpoint.skipped
+    if not skipped:
+        return []
+    what = (
+        f"{len(skipped)} tensors that m1jax computes itself were"
+        if len(skipped) > 1
+        else "One tensor that m1jax computes itself was"
+    )
+    return [f"{what} left out: {some(skipped)}."]
 
 
 def leaf_dtype(checkpoint: Checkpoint, leaf: Leaf, dtype: str | None) -> str:
@@ -107,6 +121,8 @@ def tree(
     `open_checkpoint`, with the same errors; also raises UserError for a NaN or an infinity.
     """
     checkpoint, config, rope_base = open_checkpoint(folder, dtype)
+    for sentence in said(checkpoint):
+        logging.getLogger(__name__).warning("%s", sentence)
     leaves = {
         leaf.path: place(leaf.path, whole(checkpoint, leaf, leaf_dtype(checkpoint, leaf, dtype)))
         for leaf in table.leaves(config)

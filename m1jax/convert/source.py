@@ -2,13 +2,14 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from m1jax.config import DTYPES, ModelConfig
+from m1jax.config import DTYPES, LAYER_KINDS, ModelConfig
 from m1jax.convert import table
 from m1jax.convert.tensor_files import DTYPES as READABLE
 from m1jax.convert.tensor_files import OPENERS, Array, Stored, TensorFile, nbytes
@@ -27,6 +28,14 @@ _EXPONENTS: dict[str, tuple[int, Any]] = {
     "float16": (0x7C00, np.uint16),
 }
 
+# Buffers that programs save beside the weights: rotary frequencies and their tables, positions, causal masks.
+_DERIVED = re.compile(
+    r"(^|\.)(rotary_emb\.(original_)?(inv_freq|cos_cached|sin_cached)|position_ids|masked_bias|causal_mask)$"
+)
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+# Frequencies may be stored in 16 bits.
+_FREQUENCY_TOLERANCE = 1e-2
+
 
 class Checkpoint:
     """The tensors of a folder: model.safetensors, or those an index lists, or the same as pytorch_model.bin.
@@ -37,6 +46,8 @@ class Checkpoint:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.skipped: tuple[str, ...] = ()
+        """Tensors that `check` left out, as they follow from the others or from config.json."""
         self._home: dict[str, TensorFile] = {}
         for single, index in ((SAFETENSORS, SAFETENSORS_INDEX), (TORCH, TORCH_INDEX)):
             if (folder / single).is_file():
@@ -73,21 +84,29 @@ class Checkpoint:
             for names, fault in ((listed - set(file.tensors), "lacks"), (set(file.tensors) - listed, "also holds")):
                 if names:
                     raise UserError(
-                        f"{path} {fault} {_some(names)}, against {self.path}: fetch or export the folder again."
+                        f"{path} {fault} {some(names)}, against {self.path}: fetch or export the folder again."
                     )
         self._home |= dict.fromkeys(file.tensors, file)
 
-    def check(self, config: ModelConfig, dtype: str | None) -> None:
+    def check(self, config: ModelConfig, rope_base: float, dtype: str | None) -> None:
         """Raises UserError where the tensors are not exactly those of a model, or cannot be had in `dtype`.
 
-        Reads no numbers, except of a head that repeats the embedding it is tied to: it must be equal.
+        Tensors that follow from the others or from config.json are left out (`skipped`). Reads no numbers but theirs: a
+        head must equal the embedding it is tied to, and frequencies must be those of `rope_base`.
         """
         wanted = {entry.name: entry.shape for entry in table.entries(config)}
-        if config.tie_embeddings and table.HEAD.name in self._home:
-            self._check_tied(self.tensors)
+        for name in sorted(self._home):
+            if config.tie_embeddings and name == table.HEAD.name:
+                self._check_tied(self.tensors)
+            elif not _DERIVED.search(name):
+                continue
+            elif name.endswith("inv_freq"):
+                self._check_frequencies(name, config, rope_base)
+            del self._home[name]
+            self.skipped += (name,)
         tensors = self.tensors
         if missing := wanted.keys() - tensors.keys():
-            raise UserError(f"{self.path} lacks {_some(missing)}: check that weights and config.json belong together.")
+            raise UserError(f"{self.path} lacks {some(missing)}: check that weights and config.json belong together.")
         for name, shape in wanted.items():
             found = tensors[name]
             if found.shape != shape:
@@ -97,7 +116,7 @@ class Checkpoint:
                 raise UserError(f"{found.file}: {name} is {found.dtype}, m1jax reads {' and '.join(DTYPES)}{hint}.")
         if extra := tensors.keys() - wanted.keys():
             raise UserError(
-                f"{tensors[min(extra)].file} has more than config.json describes: {_some(extra)}: check that weights "
+                f"{tensors[min(extra)].file} has more than config.json describes: {some(extra)}: check that weights "
                 f"and config.json belong together."
             )
 
@@ -113,7 +132,25 @@ class Checkpoint:
                 f"{head.file}: {table.HEAD.name} differs from {table.EMBEDDING.name}, but config.json says "
                 f"tie_word_embeddings = true: correct the one or the other."
             )
-        del self._home[table.HEAD.name]
+
+    def _check_frequencies(self, name: str, config: ModelConfig, rope_base: float) -> None:
+        """A buffer of rotary frequencies must be the one that the config gives: another model kept its scaling here."""
+        stored = self.tensors[name]
+        layer = _LAYER.search(name)
+        kinds = [config.layer_kinds[int(layer[1])]] if layer and int(layer[1]) < config.num_layers else LAYER_KINDS
+        found = np.empty(0, np.float32)
+        if stored.dtype in READABLE:
+            found = self._raw(name, 0, math.prod(stored.shape)).astype(np.float32)
+        for kind in kinds:
+            head_dim = config.heads(kind)[2]
+            expected = rope_base ** (-np.arange(0, head_dim, 2) / head_dim)
+            if found.shape == expected.shape and np.allclose(found, expected, rtol=_FREQUENCY_TOLERANCE, atol=1e-7):
+                return
+        raise UserError(
+            f"{stored.file}: {name} holds other rotary frequencies (the last is {found[-1] if found.size else None}) "
+            f"than rope_theta = {rope_base} of config.json gives ({expected[-1]}): correct config.json, or take the "
+            f"tensor out."
+        )
 
     def _raw(self, name: str, start: int, stop: int) -> Array:
         return self._home[name].elements(name, start, stop)
@@ -209,6 +246,7 @@ def _inside(folder: Path, name: str, said_by: Path) -> Path:
     return path
 
 
-def _some(names: Iterable[Any]) -> str:
+def some(names: Iterable[Any]) -> str:
+    """The first names in order, and how many others there are."""
     found = sorted(names)
     return ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")

@@ -64,6 +64,8 @@ def import_checkpoint(source: str, out: str, dtype: str | None, verify: bool, pr
             rows = agreement.prompts(config, prompt, tokenizer, checkpoint.folder)
             ours = loading.language_model(record.config, rope_base, folder / model_folder.PARAMETERS, "float32", dtype)
             console.print(agreement.compare_logits(checkpoint.folder, config, rows, ours)["sentence"])
+    for sentence in reading.said(checkpoint):
+        console.print(sentence)
     console.print(f"{config.num_parameters:,} parameters imported to {target}.")
 
 

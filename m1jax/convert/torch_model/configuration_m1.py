@@ -83,6 +83,7 @@ class BaichuanM1Config(PretrainedConfig):
         self.conv_window = conv_window
         self.hidden_act = hidden_act
         self._check()
+        self._refuse(kwargs)
         super().__init__(
             tie_word_embeddings=tie_word_embeddings,
             bos_token_id=bos_token_id,
@@ -110,6 +111,25 @@ class BaichuanM1Config(PretrainedConfig):
     def is_window(self, layer: int) -> bool:
         """Whether a layer (from 0) sees the last `sliding_window` tokens only."""
         return layer in self.sliding_window_layers
+
+    def _refuse(self, others: dict[str, Any]) -> None:
+        """Raises ValueError for keys of other models that ask for mathematics without code here."""
+        for key in ("rope_scaling", "rope_parameters"):
+            rope = others.get(key)
+            if rope is not None:
+                rest = {name: value for name, value in rope.items() if name not in ("rope_type", "type")}
+                if rope.get("rope_type", rope.get("type")) != "default" or rest not in (
+                    {},
+                    {"rope_theta": self.rope_theta},
+                ):
+                    raise ValueError(
+                        f"a Baichuan-M1 config says {key} = {rope} and rope_theta = {self.rope_theta}: only plain "
+                        f"rotary positions of that base have code."
+                    )
+        neutral = {"attention_bias": False, "mlp_bias": False, "head_dim": self.hidden_size // self.num_attention_heads}
+        for key, value in neutral.items():
+            if others.get(key) not in (None, value):
+                raise ValueError(f"a Baichuan-M1 config says {key} = {others[key]!r}: only {value!r} has code.")
 
     def _check(self) -> None:
         for key in _REQUIRED:
