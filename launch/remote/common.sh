@@ -58,3 +58,41 @@ while IFS= read -r word; do
   arguments+=(--set "$word")
 done < <(xargs -r -n1 printf '%s\n' <<<"${M1_SET:-}")
 arguments+=(--set "folder=$bucket/$M1_NAME")
+
+# born PID: when a process began, in the kernel's ticks since the machine started; nothing where it has ended.
+born() {
+  local line
+  line=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+  # shellcheck disable=SC2086 # split into fields, after the name, which may hold anything
+  set -- ${line##*) }
+  [ "$1" != Z ] && echo "${20}"
+}
+
+# note WHAT PID: writes down that a process is this host's supervisor or child.
+note() {
+  echo "$2 $(born "$2")" >"$state/$1"
+}
+
+# alive WHAT: prints the process that was noted where it still runs. Its number alone says little: after a restart of
+# the machine it may be another's.
+alive() {
+  local pid='' was=''
+  [ -s "$state/$1" ] && read -r pid was <"$state/$1"
+  [ -n "$was" ] && [ "$(born "$pid")" = "$was" ] && echo "$pid"
+}
+
+# end_orphan: lets a training that lost its supervisor save and end, and returns when it is gone.
+end_orphan() {
+  local pid until
+  pid=$(alive child) || return 0
+  echo "m1: host $host: m1 train (process $pid) lost its supervisor: it is told to save and end." | tee -a "$M1_ROOT/logs/$host.log" >&2
+  kill -TERM "$pid"
+  until=$((SECONDS + ${M1_STOP_SECONDS:-900}))
+  while alive child >/dev/null; do
+    if [ "$SECONDS" -ge "$until" ]; then
+      echo "m1: host $host: process $pid does not end: it is killed." >&2
+      kill -KILL "$pid"
+    fi
+    sleep 0.2
+  done
+}

@@ -2,7 +2,7 @@
 # On a host, what m1launch asks for over ssh:
 #   doctor      measure the host (m1 doctor), and say "ready" or "broken"
 #   start RUN   start the supervisor, unless it runs already
-#   stop        let training save and end
+#   stop        let training save and end, also one that lost its supervisor
 #   report      the host's own line
 if [ "${1:---help}" = --help ]; then
   sed -n '2,6s/^# //p' "$0"
@@ -10,10 +10,6 @@ if [ "${1:---help}" = --help ]; then
 fi
 # shellcheck source=launch/remote/common.sh
 . "$(dirname "$0")/common.sh"
-
-supervised() {
-  [ -s "$state/supervisor" ] && kill -0 "$(<"$state/supervisor")" 2>/dev/null
-}
 
 case $1 in
   doctor)
@@ -26,20 +22,27 @@ case $1 in
     sed "s/^/$host: /" "$M1_ROOT/logs/doctor.txt"
     ;;
   start)
-    if ! supervised; then
+    exec 8>"$state/lock"
+    flock 8 # another start may be on its way
+    if ! alive supervisor >/dev/null; then
       report running "${2:?}"
-      setsid nohup bash "$code/launch/remote/supervise.sh" "$2" >>"$M1_ROOT/logs/supervisor.txt" 2>&1 </dev/null &
-      echo "$!" >"$state/supervisor"
+      setsid nohup bash "$code/launch/remote/supervise.sh" "$2" >>"$M1_ROOT/logs/supervisor.txt" 2>&1 </dev/null 8>&- &
+      note supervisor "$!"
     else
       cat "$state/report"
     fi
     ;;
   stop)
-    if supervised; then
-      kill -TERM "$(<"$state/supervisor")"
-      while supervised; do
+    if pid=$(alive supervisor); then
+      kill -TERM "$pid"
+      while alive supervisor >/dev/null; do
         sleep 0.2
       done
+    fi
+    if alive child >/dev/null; then
+      end_orphan
+      read -r run attempt < <(sed -n 's/.* run=\([^ ]*\) attempt=\([^ ]*\) .*/\1 \2/p' "$state/report")
+      report stopped "${run:-}" "${attempt:-0}" 75 "$(date +%s.%N)" >/dev/null
     fi
     cat "$state/report"
     ;;

@@ -39,6 +39,19 @@ heartbeat() {
 }
 
 cd "$code" || exit 1
+if other=$(alive supervisor) && [ "$other" != "$$" ]; then
+  echo "m1: host $host: another supervisor (process $other) runs here: see host.sh stop." >&2
+  exit 2
+fi
+note supervisor "$$"
+if alive child >/dev/null; then
+  # Two trainings would fight for the devices and for the run's folder. This one saves, and goes on under supervision.
+  touch "$state/training"
+  heartbeat &
+  beat=$!
+  end_orphan
+  kill "$beat" 2>/dev/null
+fi
 while :; do
   attempt=$((attempt + 1))
   echo "== $(date -u +%FT%TZ) host $host, attempt $attempt: m1 train ${arguments[*]}" >>"$log"
@@ -46,9 +59,14 @@ while :; do
   report running "$run" "$attempt" "$status" "$ended" >/dev/null
   heartbeat &
   beat=$!
-  "$m1" train "${arguments[@]}" >>"$log" 2>&1 &
+  # It notes itself before it begins, so that no supervisor that is killed leaves a child that nobody knows of.
+  (
+    note child "$BASHPID"
+    exec "$m1" train "${arguments[@]}"
+  ) >>"$log" 2>&1 &
   child=$!
-  echo "$child" >"$state/child"
+  # Told to stop in the moment before there was a child.
+  [ -n "$stopping" ] && kill -TERM "$child"
   wait "$child"
   status=$?
   # A trapped signal ends `wait` before the child has saved and ended.
@@ -80,5 +98,9 @@ while :; do
   fi
   report running "$run" "$attempt" "$status" "$ended" >/dev/null
   sleep "${M1_PAUSE_SECONDS:-5}"
+  if [ -n "$stopping" ]; then
+    report stopped "$run" "$attempt" "$status" "$ended" >/dev/null
+    break
+  fi
 done
 exit "$status"
