@@ -18,10 +18,13 @@ _RENAMED = {"data.window_documents": "packing_window", "data.general_vocab_size"
 """New names of keys that were renamed, where the spelling alone would lead elsewhere."""
 
 
-def from_dict(tree: Mapping[str, Any]) -> RunConfig:
-    """The checked RunConfig of a plain tree; raises UserError naming the key and what is allowed."""
+def from_dict(tree: Mapping[str, Any], stage: str | None = None) -> RunConfig:
+    """The checked RunConfig of a plain tree; raises UserError naming the key and what is allowed.
+
+    Where `stage` is the name of one, the others are not checked.
+    """
     config = _build(RunConfig, tree, "")
-    check_run(config)
+    check_run(config, stage)
     return config
 
 
@@ -32,17 +35,17 @@ def model_from_dict(tree: Mapping[str, Any]) -> ModelConfig:
     return model
 
 
-def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+def load(path: str | Path, overrides: Iterable[str] = (), stage: str | None = None) -> RunConfig:
     """Reads a config file, applies `key=value` overrides and checks the whole.
 
     The file defines `get_config()` returning an ml_collections.ConfigDict; `path` is a file, or the name of one of
-    the shipped configs. Raises UserError for a missing or failing file, an
-    unknown key (naming the nearest known one) and a bad value (naming what is allowed).
+    the shipped configs. Where `stage` is the name of one, the others are not checked. Raises UserError for a missing or
+    failing file, an unknown key (naming the nearest known one) and a bad value (naming what is allowed).
     """
     tree = _plain(_run_file(_find(path)))
     for override in overrides:
         _apply(tree, override)
-    return from_dict(tree)
+    return from_dict(tree, stage)
 
 
 def _find(path: str | Path) -> Path:

@@ -294,8 +294,8 @@ def check_model(model: ModelConfig) -> None:
             )
 
 
-def check_run(config: RunConfig) -> None:
-    """Raises UserError where fields of the run do not go together."""
+def check_run(config: RunConfig, only: str | None = None) -> None:
+    """Raises UserError where fields of the run do not go together; of its stages only that of this name is checked."""
     check_model(config.model)
     for name in ("b1", "b2"):
         if getattr(config.optimizer, name) >= 1:
@@ -312,7 +312,7 @@ def check_run(config: RunConfig) -> None:
             f"config key data.vocab_size = {config.data.vocab_size} exceeds model.vocab_size = "
             f"{config.model.vocab_size}: the model must hold every token."
         )
-    _check_domains(config.data, config.stages)
+    _check_domains(config.data, config.stages, only)
     for key, size in config.data.source_bytes.items():
         if size < 1:
             raise UserError(f"config key data.source_bytes.{key} must be at least 1, got {size}.")
@@ -324,6 +324,8 @@ def check_run(config: RunConfig) -> None:
         path = f"stages.{i}"
         if names.count(stage.name) > 1:
             raise UserError(f"config key {path}.name = {stage.name!r} is used twice: give every stage its own name.")
+        if only not in (None, stage.name):
+            continue
         if stage.row_length not in config.data.row_lengths:
             raise UserError(
                 f"config key {path}.row_length = {stage.row_length} is not among data.row_lengths = "
@@ -337,13 +339,14 @@ def check_run(config: RunConfig) -> None:
         _check_stage(path, stage, config.stages[i - 1] if i else None)
 
 
-def _check_domains(data: DataConfig, stages: tuple[StageConfig, ...]) -> None:
+def _check_domains(data: DataConfig, stages: tuple[StageConfig, ...], only: str | None) -> None:
     """Raises UserError where a domain has no proper name, or something names a domain that is not listed."""
     check_names(data.domains)
     check_records(data.fields, data.domain_names, data.domains)
     check_parts(data.vocab_parts, data.vocab_size, data.domains)
     for i, stage in enumerate(stages):
-        check_keys(f"stages.{i}.mixture", stage.mixture, data.domains)
+        if only in (None, stage.name):
+            check_keys(f"stages.{i}.mixture", stage.mixture, data.domains)
     check_keys("data.max_epochs", data.max_epochs, data.domains)
     for name, domain in data.tasks.items():
         check_known(f"config key data.tasks.{name}", domain, data.domains)

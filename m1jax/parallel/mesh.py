@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from m1jax.config import MeshConfig, RunConfig
+from m1jax.config import MeshConfig, RunConfig, StageConfig
 from m1jax.errors import UserError
 
 AXES = ("replica", "data", "fsdp", "tensor", "context")
@@ -86,12 +86,14 @@ def row_share_of(devices: np.ndarray, process: int) -> tuple[int, int]:
     return parts.index(tuple(sorted(held[process]))), len(parts)
 
 
-def check_batches(config: RunConfig, mesh: Mesh) -> None:
-    """Raises UserError where a stage's rows or tokens cannot be divided over the mesh."""
+def check_batches(config: RunConfig, mesh: Mesh, stages: Sequence[StageConfig] | None = None) -> None:
+    """Raises UserError where rows or tokens of one of `stages` (default: all) cannot be divided over the mesh."""
     devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     parts = config.train.accumulation
     rows = devices * parts
     for i, stage in enumerate(config.stages):
+        if stages is not None and stage not in stages:
+            continue
         for batch, _ in stage.batches:
             if batch % rows:
                 key = "global_batch" if batch == stage.global_batch else "ramp: a batch"

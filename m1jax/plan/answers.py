@@ -56,7 +56,7 @@ class Answer:
 
 def train_step(config: RunConfig, stage: StageConfig, topology: Topology, compile_it: Compiling) -> Answer:
     """The optimiser step of a stage; raises UserError where mesh or batch do not divide, TooLargeError."""
-    mesh = compiling.mesh_for(config, topology)
+    mesh = compiling.mesh_for(config, topology, [stage])
     built = compiling.train_program(config, mesh)
     with compiling.lowering(mesh):
         lowered = built.lower(stage)

@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,13 @@ class Facts:
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
-def mesh_for(config: RunConfig, topology: Topology) -> jax.sharding.Mesh:
-    """The run's mesh over a topology's devices; raises UserError where it does not multiply out or divide."""
+def mesh_for(config: RunConfig, topology: Topology, stages: Sequence[StageConfig] | None = None) -> jax.sharding.Mesh:
+    """The run's mesh over a topology's devices.
+
+    Raises UserError where it does not multiply out, or does not divide the batches of `stages` (default: all).
+    """
     mesh = meshes.make(config.mesh, topology.devices())
-    meshes.check_batches(config, mesh)
+    meshes.check_batches(config, mesh, stages)
     return mesh
 
 

@@ -110,11 +110,11 @@ def rank(
 def candidates(
     config: RunConfig, stages: Sequence[StageConfig], topology: Topology, price: float
 ) -> Iterator[Candidate]:
-    """Every setting whose mesh multiplies out to the devices and divides heads, and rows and tokens of all stages."""
+    """Every setting whose mesh multiplies out to the devices and divides heads, and rows and tokens of `stages`."""
     model = config.model
     per_slice = topology.num_devices // topology.slices
     for tensor, context in itertools.product(_powers(per_slice), repeat=2):
-        if per_slice % (tensor * context) or not _divides(config, tensor, context):
+        if per_slice % (tensor * context) or not _divides(config, stages, tensor, context):
             continue
         rest = per_slice // (tensor * context)
         for fsdp in _powers(rest):
@@ -123,7 +123,7 @@ def candidates(
             }  # fmt: skip
             if rest % fsdp or model.hidden % fsdp:
                 continue
-            batches = math.gcd(*(batch for stage in config.stages for batch, _ in stage.batches))
+            batches = math.gcd(*(batch for stage in stages for batch, _ in stage.batches))
             rows = rest * topology.slices
             for accumulation, remat in itertools.product(_powers(batches // rows), REMATS):
                 if batches % (rows * accumulation) == 0:
@@ -194,11 +194,11 @@ def _share(size: int) -> float:
     return (size - 1) / size
 
 
-def _divides(config: RunConfig, tensor: int, context: int) -> bool:
+def _divides(config: RunConfig, stages: Sequence[StageConfig], tensor: int, context: int) -> bool:
     model = config.model
     heads = (model.num_heads, model.window_num_heads)
     whole = all(h % tensor == 0 for h in heads) and model.ffn % tensor == 0 and model.vocab_size % tensor == 0
-    lengths = [stage.row_length for stage in config.stages]
+    lengths = [stage.row_length for stage in stages]
     return whole and all(length % (2 * context) == 0 and length // context >= 128 for length in lengths)
 
 

@@ -45,11 +45,11 @@ def add_config(parser: Parser) -> None:
     )
 
 
-def config_of(args: argparse.Namespace) -> RunConfig:
-    """The run that --config and --set describe."""
+def config_of(args: argparse.Namespace, stage: str | None = None) -> RunConfig:
+    """The run that --config and --set describe; of its stages only `stage` is checked where it is given."""
     from m1jax.config import file as config_file
 
-    return config_file.load(args.config, args.overrides)
+    return config_file.load(args.config, args.overrides, stage)
 
 
 def add_processes(parser: Parser) -> None:

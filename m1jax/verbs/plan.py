@@ -50,7 +50,7 @@ def _count(text: str) -> int:
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # planning needs no TPU, and must not occupy one
-    config, money = config_of(args), prices(args.price)
+    config, money = config_of(args, args.stage), prices(args.price)
     searched = args.search or bool(args.chips)
     if args.decode and searched:
         raise UserError("--decode plans one setting: leave out --search and --chips, or --decode.")
@@ -109,7 +109,10 @@ def plan(
     topology = topology_of(config, name, slices)
     compile_it = functools.partial(_shown, console)
     found: list[dict[str, Any]] = []
-    stages = [compiling.stage_named(config, stage)] if stage else answers.distinct(config.stages)
+    asked = [compiling.stage_named(config, stage)] if stage else list(config.stages)
+    if not decode:
+        compiling.mesh_for(config, topology, asked)  # before minutes of compiling
+    stages = answers.distinct(asked)
     works: list[Callable[[], Answer]] = (
         [functools.partial(answers.decode_step, config, decode, topology, compile_it)]
         if decode

@@ -12,7 +12,7 @@ from m1jax import hardware
 from m1jax.config import file as config_file
 from m1jax.objectives import OBJECTIVES
 from m1jax.objectives.next_token import NextToken
-from m1jax.plan import compiling, topologies
+from m1jax.plan import answers, compiling, topologies
 from m1jax.train import program as programs
 from m1jax.verbs import main
 from m1jax.verbs.train import train
@@ -162,3 +162,29 @@ def test_what_is_frozen_and_what_hooks_keep_are_parts_of_the_memory(monkeypatch,
     assert parts["parameters"] == parts["average of hooks"] == norms
     assert parts["frozen parameters"] == config.num_parameters * 4 - norms
     assert parts["optimiser"] < 2 * norms + 1000
+
+
+OTHER_FAULTS = {
+    "a batch that does not divide": "stages.2.global_batch=7",
+    "rows that were not packed": "stages.2.row_length=96",
+    "a warm-up longer than the stage": "stages.2.learning_rate.warmup_steps=600",
+    "a domain that is not listed": "stages.2.mixture={'domain:letters':1}",
+}
+
+
+@pytest.mark.parametrize("fault", OTHER_FAULTS.values(), ids=OTHER_FAULTS)
+def test_only_the_stage_asked_for_is_checked(fault, monkeypatch, capsys):
+    pytest.importorskip("libtpu")
+    planned = []
+
+    def compiles(config, stage, *_):
+        planned.append(stage.name)
+        raise ArithmeticError("it went on to compile")
+
+    monkeypatch.setattr(answers, "train_step", compiles)
+    arguments = ["plan", "--config", TINY, "--topology", "v5e:2x4", "--set", fault]
+    assert main([*arguments, "--stage", "general"]) == 1
+    assert "it went on to compile" in capsys.readouterr().err
+    assert main(arguments) == main([*arguments, "--stage", "annealing"]) == 2
+    assert "stages.2" in capsys.readouterr().err
+    assert planned == ["general"]
