@@ -18,6 +18,7 @@ from m1jax.config import file as config_file
 from m1jax.convert import config_json, model_folder, parameters, reading, table
 from m1jax.errors import UserError
 from m1jax.generate.engine import LanguageModel
+from m1jax.model import seeds
 from m1jax.parallel import rules
 from m1jax.tokenizer import SpecialIds, Tokenizer
 from m1jax.train.checkpoint.checkpoints import check_model
@@ -96,7 +97,7 @@ def of_config(config: RunConfig, step: int | None) -> Trained:
         if config.train.initial:
             params = initial(config, target_of(config.model))
         else:
-            params = jax.jit(model.initialise, static_argnums=0)(config.model, config.seed)
+            params = jax.jit(model.initialise, static_argnums=0)(config.model, seeds.key(config.seed))
         return Trained(config, 0, params, config.stages[0].rope_base)
     checkpoints = existing(config.checkpoints)
     try:

@@ -136,7 +136,7 @@ class Settings:
 def read(path: str, overrides: Mapping[str, str]) -> Settings:
     """Reads KEY=VALUE lines (shell quoting, # comments); `overrides` win. Raises LaunchError naming file and key."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise LaunchError(
             f"{path} cannot be read ({error.strerror}): copy launch/env.example and fill it in."
@@ -158,6 +158,37 @@ def read(path: str, overrides: Mapping[str, str]) -> Settings:
         if not found.get(key):
             raise LaunchError(f"{path}: {key} is missing or empty: see launch/env.example.")
     return _checked(path, found)
+
+
+SHAPES = {2: "4x4", 3: "4x8x8"}
+"""A shape for each number of dimensions, as an example."""
+
+
+def _generation(path: str, topology: str) -> str:
+    """The generation of a topology such as v5p:4x8x8. Raises LaunchError that says what is supported."""
+    name, _, shape = topology.partition(":")
+    written = f"{path}: M1_TOPOLOGY={topology}"
+    if re.match(r"v4\b", topology):
+        raise LaunchError(
+            f"{written}: v4 is not rented by m1launch, which supports v5e and v6e (such as v5e:4x4) and v5p and tpu7x "
+            f"(such as v5p:4x4x4): on v4 hosts run `m1 train` yourself, see docs/training.md."
+        )
+    # Names of Google's own, whose number counts cores or chips and says no shape.
+    google = next((known for known, it in GENERATIONS.items() if topology.startswith(f"{it.accelerator}-")), None)
+    if google or (name in GENERATIONS and not shape):
+        known = google or name
+        dimensions = GENERATIONS[known].dimensions
+        raise LaunchError(
+            f"{written} must be {known} and a shape of {dimensions} numbers, such as {known}:{SHAPES[dimensions]}."
+        )
+    if name not in GENERATIONS:
+        raise LaunchError(
+            f"{written} must be one of {', '.join(GENERATIONS)} and a shape, such as v5p:4x8x8 or v5e:4x4."
+        )
+    sizes = shape.split("x")
+    if len(sizes) != GENERATIONS[name].dimensions or not all(re.fullmatch(r"[1-9]\d*", size) for size in sizes):
+        raise LaunchError(f"{written} must be {name}: and {GENERATIONS[name].dimensions} numbers joined by x.")
+    return name
 
 
 def _checked(path: str, found: Mapping[str, str]) -> Settings:
@@ -186,12 +217,7 @@ def _checked(path: str, found: Mapping[str, str]) -> Settings:
         raise refuse("M1_BUCKET", "gs://NAME of a whole bucket")
     if found["M1_INTERNAL_IPS"] not in ("yes", "no"):
         raise refuse("M1_INTERNAL_IPS", "yes or no")
-    name, _, shape = found["M1_TOPOLOGY"].partition(":")
-    if name not in GENERATIONS:
-        raise refuse("M1_TOPOLOGY", f"one of {', '.join(GENERATIONS)} and a shape, such as v5p:4x8x8")
-    sizes = shape.split("x")
-    if len(sizes) != GENERATIONS[name].dimensions or not all(re.fullmatch(r"[1-9]\d*", size) for size in sizes):
-        raise refuse("M1_TOPOLOGY", f"{name}: and {GENERATIONS[name].dimensions} numbers joined by x")
+    name = _generation(path, found["M1_TOPOLOGY"])
     if found["M1_PLATFORM"] == "tpu-vm" and not GENERATIONS[name].runtime:
         raise LaunchError(f"{path}: {name} is offered on GKE only: set M1_PLATFORM=gke.")
     if found["M1_PLATFORM"] == "gke" and found["M1_CAPACITY"] == "reserved" and not found["M1_RESERVATION"]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from m1jax.config import seeds
 from m1jax.config.domains import VocabPartConfig as VocabPartConfig
 from m1jax.config.domains import check_keys, check_known, check_names, check_parts
 from m1jax.config.folders import RunFolders
@@ -251,7 +252,8 @@ class RunConfig(RunFolders):
     mesh: MeshConfig = MeshConfig()
     hardware: HardwareConfig = HardwareConfig()
     train: TrainConfig = TrainConfig()
-    seed: int = _bounded(0, default=0)
+    seed: int = 0
+    """All the randomness of a run: the first parameters and the order of the data; see m1jax/config/seeds.py."""
 
     @functools.cached_property
     def timeline(self) -> Timeline:
@@ -297,6 +299,7 @@ def check_model(model: ModelConfig) -> None:
 def check_run(config: RunConfig, only: str | None = None) -> None:
     """Raises UserError where fields of the run do not go together; of its stages only that of this name is checked."""
     check_model(config.model)
+    seeds.checked(config.seed, "config key seed")
     for name in ("b1", "b2"):
         if getattr(config.optimizer, name) >= 1:
             raise UserError(f"config key optimizer.{name} must be below 1, got {getattr(config.optimizer, name)}.")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m1jax.errors import UserError
+from m1jax.model import seeds
 
 Array = jax.Array
 Floats = float | Sequence[float]
@@ -88,8 +89,8 @@ class Sampling:
 
 
 def row_keys(seed: int, batch: int) -> Array:
-    """A key for each row, (B,), from the seed and the row's number alone."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(batch))
+    """A key for each row, (B,), from the seed (m1jax.model.seeds) and the row's number alone."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(seeds.key(seed), jnp.arange(batch))
 
 
 def sample(logits_BV: Array, seen_BV: Array, keys_B: Array, step: Array | int, controls: Controls) -> Array:

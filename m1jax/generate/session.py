@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from m1jax.config import seeds
 from m1jax.errors import UserError
 from m1jax.generate import programs
 from m1jax.generate.programs import ROOM, Draws, Prepared, State
@@ -180,6 +181,7 @@ class Generation:
         batch = len(session.tokens)
         rows = batch if rows is None else rows
         check_request(session, rows, max_new_tokens, sampling)
+        seeds.checked(seed)
         self.session, self._limit, self._flow, self._step = session, max_new_tokens, flow, 0
         self._eos = eos_slots(eos_id)
         self._done = np.arange(batch) >= rows

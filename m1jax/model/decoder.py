@@ -34,6 +34,7 @@ from m1jax import kernels
 from m1jax.config import ModelConfig
 from m1jax.model import head as heads
 from m1jax.model import remat as remats
+from m1jax.model import seeds
 from m1jax.model.attention import Attention
 from m1jax.model.cache import Cache
 from m1jax.model.layers import MLP, Initializer, RMSNorm
@@ -268,16 +269,16 @@ def abstract(
     return Abstract(graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes))
 
 
-def initialise(config: ModelConfig, seed: int | Array) -> dict[str, Any]:
-    """The initial parameters of a seed, a pure function: jit it with out_shardings to make them where they belong."""
-    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(jax.random.key(seed)))))
+def initialise(config: ModelConfig, key: Array) -> dict[str, Any]:
+    """The initial parameters of a key (m1jax.model.seeds), a pure function: jit it with out_shardings."""
+    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(key))))
 
 
 def create(
     config: ModelConfig, seed: int, attention: kernels.AttentionFunction = kernels.attention
 ) -> tuple[Any, dict[str, Any]]:
     """(graphdef, parameters) of a new model; `nnx.merge(graphdef, parameters)` is the Decoder."""
-    parameters = jax.jit(initialise, static_argnums=0)(config, seed)
+    parameters = jax.jit(initialise, static_argnums=0)(config, seeds.key(seed))
     return abstract(config, attention).graphdef, parameters
 
 

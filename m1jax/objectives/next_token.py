@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from m1jax import model
 from m1jax.config import RunConfig
+from m1jax.model import seeds
 from m1jax.model.flops import train_flops
 from m1jax.model.layout import layout
 from m1jax.parallel import rules
@@ -41,7 +42,7 @@ class NextToken(Objective):
 
     def initialise(self) -> dict[str, Any]:
         """The model that the run's seed makes."""
-        return model.initialise(self._config.model, self._config.seed)
+        return model.initialise(self._config.model, seeds.key(self._config.seed))
 
     def terms(self, params: dict[str, Any], batch: Batch, stage: StageScalars) -> Terms:
         """Sums over targets, divided by their weights: the loss, and log Z (the log-sum-exp of the logits)."""

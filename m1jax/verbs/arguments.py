@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from m1jax.config import RunConfig
+from m1jax.config import RunConfig, seeds
 from m1jax.errors import UserError
 
 if TYPE_CHECKING:  # they load JAX
@@ -85,9 +85,17 @@ def add_sampling(parser: Parser, max_new_tokens: int) -> None:
     parser.add_argument(
         "--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 discourages repetition"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="from 0 to 2^63 - 1")
     parser.add_argument("--tensor", type=int, default=1, metavar="N", help="split the model over N devices")
     add_json(parser, "text")
+
+
+def _seed(text: str) -> int:
+    """A seed; raises ArgumentTypeError, of which argparse makes a sentence."""
+    try:
+        return seeds.checked(int(text), "the seed")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
 
 
 def sampling_of(args: argparse.Namespace) -> "Sampling":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from m1jax.config.seeds import LIMIT
 from m1jax.errors import UserError
 from m1jax.show import console as consoles
 from m1jax.verbs.arguments import Parser, add_sampling, example, sampling_of
@@ -93,7 +94,7 @@ def chat(
             console.print(f"{line.split()[0]} is unknown: {HELP}", style="yellow")
         else:
             try:
-                pieces = conversation.ask(line, max_new_tokens, sampling, seed + number)
+                pieces = conversation.ask(line, max_new_tokens, sampling, (seed + number) % LIMIT)
             except UserError as error:
                 if not somebody:
                     raise
@@ -114,6 +115,8 @@ def _lines(somebody: bool) -> Iterator[str]:
             return
         if not somebody and not line:
             return
+        if not somebody:
+            line = line.removeprefix("\ufeff")  # a byte-order mark, which some editors put before the first line
         if line.strip():
             yield line.strip()
 

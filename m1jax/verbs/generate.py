@@ -112,13 +112,13 @@ def generate(
 
 
 def _given(prompt: str) -> str:
-    return sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    return sys.stdin.read().removeprefix("\ufeff").removesuffix("\n") if prompt == "-" else prompt
 
 
 def _read(path: str) -> str:
-    """A file's text without its last line end, which editors add."""
+    """A file's text without a byte-order mark and without its last line end, which editors add."""
     try:
-        return Path(path).read_text(encoding="utf-8").removesuffix("\n")
+        return Path(path).read_text(encoding="utf-8-sig").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}): convert it.") from error
 

@@ -114,6 +114,10 @@ def revision():
     ("changes", "said"),
     [
         ({"M1_TOPOLOGY": "v5q:2x2"}, "must be one of v5e, v5p, v6e, tpu7x"),
+        ({"M1_TOPOLOGY": "v4:2x2x2"}, "v4 is not rented by m1launch, which supports v5e and v6e (such as v5e:4x4) and"),
+        ({"M1_TOPOLOGY": "v4-32"}, "v5p and tpu7x (such as v5p:4x4x4): on v4 hosts run `m1 train` yourself"),
+        ({"M1_TOPOLOGY": "v5p-128"}, "v5p and a shape of 3 numbers, such as v5p:4x8x8"),
+        ({"M1_TOPOLOGY": "v5litepod-16"}, "v5e and a shape of 2 numbers, such as v5e:4x4"),
         ({"M1_TOPOLOGY": "v5p:4x4"}, "3 numbers joined by x"),
         ({"M1_TOPOLOGY": "tpu7x:2x2x1"}, "offered on GKE only"),
         ({"M1_NAME": "My_Run"}, "lower-case letters"),

@@ -55,8 +55,8 @@ def test_a_path_tells_kind_and_stack(kinds):
     """Of a real tree, and of the moments of an optimiser over it: the leading axis is there or is not."""
     config = config_of(kinds)
     cut = layout(config)
-    params = model.initialise(config, 0)
-    alone = {kind: model.initialise(config_of((kind,)), 0)["prefix"] for kind in set(kinds)}
+    params = model.initialise(config, jax.random.key(0))
+    alone = {kind: model.initialise(config_of((kind,)), jax.random.key(0))["prefix"] for kind in set(kinds)}
     shapes = {kind: {leaf.shape for leaf in jax.tree.leaves(tree)} for kind, tree in alone.items()}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         kind = cut.kind_of(path)

@@ -20,7 +20,7 @@ from m1jax.generate.text import answers
 from m1jax.show.answers import read_all, shown
 from m1jax.tokenizer import chat, train
 from m1jax.verbs import main
-from m1jax.verbs.chat import HELP
+from m1jax.verbs.chat import HELP, _lines
 from tests.model import small
 from tests.verbs.conftest import PROGRAM
 
@@ -55,6 +55,35 @@ def verb(folder, capsys, monkeypatch):
 
 
 SAMPLED = ["--temperature", "1.3", "--top-k", "50", "--min-p", "0.01", "--repetition-penalty", "1.2", "--seed", "4"]
+
+
+@pytest.mark.parametrize("seed", [str(1 << 63), "-1", "ten"])
+@pytest.mark.parametrize("name", ["generate", "chat"])
+def test_a_seed_that_is_none_is_one_sentence(name, seed, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--model", "nowhere", "--seed", seed])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "--seed" in said and seed in said and said.count("\n") == 1
+
+
+def test_a_byte_order_mark_before_a_prompt_is_no_text(verb, tmp_path):
+    file = tmp_path / "prompt.txt"
+    settings = ("--max-new-tokens", "2", "--json")
+    expected = json.loads(verb("generate", "--prompt", "Asthma", *settings).out)
+    for given in ((b"Asthma\n", ""), (b"\xef\xbb\xbfAsthma\r\n", "")):
+        file.write_bytes(given[0])
+        found = json.loads(verb("generate", "--prompt-file", str(file), *settings).out)
+        assert [answer["prompt"] for answer in found] == ["Asthma"]
+        assert found[0]["tokens"] == expected[0]["tokens"]
+    (piped,) = json.loads(verb("generate", "--prompt", "-", *settings, stdin="\ufeffAsthma\n").out)
+    assert piped["prompt"] == "Asthma"
+    assert list(chats_of("\ufeffHello\n\nYes\n")) == ["Hello", "Yes"]
+
+
+def chats_of(text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO(text))
+        yield from _lines(somebody=False)
 
 
 def test_json_tells_everything_and_the_stream_shows_the_same_text(verb, folder):
