@@ -28,9 +28,10 @@ test-slow: $(call installed,test)
 test-all: $(call installed,test)
 	$(pytest)
 
-# The rooms that lean most on jax, flax and orbax: a short run for another Python or jax.
+# The rooms that lean most on jax, flax and orbax: a short run for another Python or jax, with XLA's optimisation
+# (tests/conftest.py leaves it out elsewhere).
 compat: $(call installed,test)
-	$(pytest) -m 'not slow' tests/kernels tests/model tests/optim tests/parallel tests/train
+	M1_TESTS_OPTIMIZED=1 $(pytest) -m 'not slow' tests/kernels tests/model tests/optim tests/parallel tests/train
 
 lint: $(call installed,lint)
 	$(python) -m ruff check .

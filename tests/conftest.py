@@ -1,11 +1,19 @@
 """Tests run on CPU, on eight virtual devices, with compiled programs kept between runs."""
 
+import importlib.metadata
 import os
 import pathlib
 import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+flags = ["--xla_force_host_platform_device_count=8"]
+if "M1_TESTS_OPTIMIZED" not in os.environ:
+    # Tests compile far more than they compute: without XLA's optimisation the compiler needs a fifth of the time.
+    # `make compat` tests the optimised programs.
+    flags += ["--xla_backend_optimization_level=0"]
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag
+        flags += ["--xla_cpu_use_fusion_emitters=false"]
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 os.environ["NPROC"] = "512"  # threads of XLA's CPU pool, see parallel/jax_setup.py
 cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "m1jax" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
