@@ -67,9 +67,9 @@ def building(path: Path, kind: str, of: str, details: dict[str, Any] | None = No
     """Yields an empty folder; when the block ends well it becomes `path` in one rename, else it is removed.
 
     `details` may be filled inside the block: it is written into the stamp last. Raises UserError where `path` holds
-    something that m1jax did not make.
+    something that m1jax did not make. Where `path` is a link, the result becomes what it leads to.
     """
-    path = path.absolute()
+    path = path.resolve() if path.is_symlink() else path.absolute()
     if path.exists() and stamp(path) is None and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not an m1jax {kind}: choose another folder, or remove it first.")
     partial = path.parent / f".{path.name}.partial"

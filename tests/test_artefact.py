@@ -60,3 +60,16 @@ def test_errors_name_the_verb(tmp_path):
     (tmp_path / artefact.STAMP).write_text("{")
     with pytest.raises(UserError, match="damaged"):
         artefact.require(tmp_path, "rows", "pack")
+
+
+def test_a_place_that_is_a_link_stays_one(tmp_path):
+    """To a larger disk, say: the result is written there, and rebuilt there."""
+    out, disk = tmp_path / "rows", tmp_path / "disk"
+    disk.mkdir()
+    out.symlink_to(disk / "rows")
+    for key in ("k1", "k2"):
+        with artefact.building(out, "rows", key) as folder:
+            assert folder.parent == disk
+            (folder / key).write_text("x")
+        assert artefact.is_whole(out, "rows", key) and out.is_symlink()
+    assert sorted(path.name for path in disk.rglob("*")) == ["k2", artefact.STAMP, "rows"]

@@ -38,9 +38,10 @@ def model_from_dict(tree: Mapping[str, Any]) -> ModelConfig:
 def load(path: str | Path, overrides: Iterable[str] = (), stage: str | None = None) -> RunConfig:
     """Reads a config file, applies `key=value` overrides and checks the whole.
 
-    The file defines `get_config()` returning an ml_collections.ConfigDict; `path` is a file, or the name of one of
-    the shipped configs. Where `stage` is the name of one, the others are not checked. Raises UserError for a missing or
-    failing file, an unknown key (naming the nearest known one) and a bad value (naming what is allowed).
+    The file defines `get_config()` returning an ml_collections.ConfigDict, or a plain dict; `path` is a file, or the
+    name of one of the shipped configs. Where `stage` is the name of one, the others are not checked. Raises UserError
+    for a missing or failing file, an unknown key (naming the nearest known one) and a bad value (naming what is
+    allowed).
     """
     tree = _plain(_run_file(_find(path)))
     for override in overrides:
@@ -72,7 +73,10 @@ def _run_file(path: Path) -> Any:
             f"config file {path} failed ({error}): it must define get_config() and set known keys."
         ) from error
     except (SyntaxError, NameError, TypeError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"config file {path} failed ({type(error).__name__}: {error}): mend the file.") from error
+        remedy = "fix the file"
+        if "does not accept dots" in str(error):
+            remedy = "get_config() may return a plain dict, whose keys may have dots"
+        raise UserError(f"config file {path} failed ({type(error).__name__}: {error}): {remedy}.") from error
 
 
 def _plain(value: Any) -> Any:

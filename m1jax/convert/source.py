@@ -50,6 +50,8 @@ class Checkpoint:
         """Tensors that `check` left out, as they follow from the others or from config.json."""
         self._home: dict[str, TensorFile] = {}
         for single, index in ((SAFETENSORS, SAFETENSORS_INDEX), (TORCH, TORCH_INDEX)):
+            _check_link(folder / single)
+            _check_link(folder / index)
             if (folder / single).is_file():
                 self.path = folder / single
                 self._add(folder / single, None)
@@ -231,19 +233,25 @@ def _by_file(index: Path) -> dict[str, set[str]]:
 
 
 def _inside(folder: Path, name: str, said_by: Path) -> Path:
-    """The path of a file of the folder; raises UserError where it is another place, or missing, or of another kind."""
-    path, home = folder / name, folder.resolve()
-    allowed = [home]
-    if folder.absolute().parent.name == "snapshots":
-        # Hugging Face's own cache: files of snapshots/<revision> are links into blobs/ beside it.
-        allowed.append(home.parent.parent / "blobs")
-    if Path(name).name != name or not any(path.resolve().parent == place for place in allowed):
+    """The path of a file of the folder, which may be a link to anywhere, as in Hugging Face's own cache.
+
+    Raises UserError where the name is not that of a file of the folder, or the file is missing or of another kind.
+    """
+    path = folder / name
+    if Path(name).name != name or name in ("", ".."):
         raise UserError(f"{said_by} names {name!r}, which lies outside {folder}: it may hold plain file names only.")
     if path.suffix not in OPENERS:
         raise UserError(f"{said_by} names {name!r}: m1jax reads {' and '.join(OPENERS)} files.")
+    _check_link(path)
     if not path.is_file():
         raise UserError(f"{path} is missing, which {said_by} names: fetch or export the folder again.")
     return path
+
+
+def _check_link(path: Path) -> None:
+    """Raises UserError where the path is a link to a file that is gone, as in a cache that was emptied."""
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link that leads nowhere: fetch the folder again.")
 
 
 def some(names: Iterable[Any]) -> str:

@@ -56,7 +56,7 @@ def read_folder(
         raise UserError(f"{folder} is no folder: give a folder of .txt, .jsonl or .parquet files.")
     if not any(kind_of(path)[0] in KINDS for path, fault in files_of(folder) if not fault):
         raise UserError(f"{folder} holds no .txt, .jsonl or .parquet file: put your text there, or give its folder.")
-    reading = Reading(domains, language, fields, domain_names)
+    reading = Reading(tuple(domains), language, fields, domain_names)
     for path, fault in files_of(folder):
         place = Place(folder, path, reading)
         if fault:

@@ -1,6 +1,7 @@
 """What a record of anybody's becomes: its text, where it is, and what its other fields say of it."""
 
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -27,17 +28,17 @@ _SHOWN = 1000
 class Reading:
     """How records are read: the config's `domains`, `fields` and `domain_names`; `language` is that of the rest."""
 
-    domains: Sequence[str]
+    domains: tuple[str, ...]
     language: str = "en"
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     domain_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def texts(self) -> Sequence[str]:
         """Names of the fields that may hold the text: the first of them that is not blank does."""
         return (self.fields["text"],) if "text" in self.fields else TEXT_FIELDS
 
-    @property
+    @functools.cached_property
     def others(self) -> dict[str, str]:
         """Names of the other fields by what they hold; those that are to be ignored are left out."""
         names = {what: self.fields.get(what, what) for what in FIELDS if what != "text"}
@@ -102,13 +103,15 @@ class Place:
         return Rejected(identity(self.shard, number), reason, shown, self.source, record_name(own))
 
 
+@functools.lru_cache(maxsize=1024)
 def source_name(name: str) -> str:
     """A name that can be a file's: other characters than letters, digits, _, . and - become -."""
     encodable = name.encode(errors="replace").decode()
     return re.sub(r"[^\w.-]+", "-", encodable).strip(".-")[:60] or "text"
 
 
-def source_key(name: str, domain: str, domains: Sequence[str]) -> str:
+@functools.lru_cache(maxsize=1024)
+def source_key(name: str, domain: str, domains: tuple[str, ...]) -> str:
     """The source of text that is called `name` and of this domain: NAME for the first domain, else NAME-DOMAIN.
 
     A source has one domain. The key does not depend on what else there is, so that it means the same text tomorrow. A
@@ -137,6 +140,8 @@ def _chosen(texts: Iterable[Any], raw: bytes) -> tuple[str | None, str | None, b
 
 def _label(value: Any) -> str | None:
     """A field's value as a name; None for what is none: nothing, undecodable, a list or a record of its own."""
+    if value is None:
+        return None
     if isinstance(value, bytes):
         try:
             value = value.decode()
@@ -154,6 +159,8 @@ def _label(value: Any) -> str | None:
 
 def _number(value: Any) -> float | None:
     """A record's number, a finite one; None for anything else."""
+    if value is None:
+        return None
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

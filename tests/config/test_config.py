@@ -68,6 +68,10 @@ def test_the_14b_geometry_is_the_released_one():
         ("data.vocab_parts=[{'domain': 'general', 'ids': 8192}, {'domain': 'medical'}]", ["8,192 ids", "too many"]),
         ("data.vocab_parts=[{'domain': 'general', 'ids': 6000}]", ["6,000 ids", "fewer", "leave out the last"]),
         ("data.vocab_parts=[{'domain': 'general'}, {'domain': 'general'}]", ["vocab_parts.1.domain", "twice"]),
+        ("data.fields={'txt': 'body'}", ["data.fields.txt", "did you mean 'text'?"]),
+        ("data.fields.text=", ["data.fields.text is empty", "name the field"]),
+        ("data.fields={'text': 3}", ["data.fields.text", "type str"]),
+        ("data.domain_names={'*': 'medcal'}", ["data.domain_names.*", "did you mean 'medical'?"]),
         ("data.general_vocab_size=6000", ["general_vocab_size", "did you mean data.vocab_parts?"]),
     ],
 )
@@ -112,6 +116,20 @@ def test_a_broken_config_file_is_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"broken\.py|must be a group"):
         config_file.load(path)
+
+
+def test_a_key_with_a_dot_needs_a_plain_dict(tmp_path):
+    """Names of sources and of web sites have dots, which ml_collections refuses."""
+    shipped = to_dict(config_file.load("quickstart"))
+    shipped["data"]["domain_names"] = {"example.org": "general"}
+    path = tmp_path / "dots.py"
+    head = "from ml_collections import ConfigDict\ndef get_config():\n    return "
+    path.write_text(f"{head}ConfigDict({shipped!r})\n")
+    with pytest.raises(UserError, match=r"dots\.py.*example\.org.*get_config\(\) may return a plain dict") as error:
+        config_file.load(path)
+    assert "\n" not in str(error.value)
+    path.write_text(f"{head}{shipped!r}\n")
+    assert config_file.load(path).data.domain_names == {"example.org": "general"}
 
 
 def test_a_missing_config_file_names_the_shipped_ones():

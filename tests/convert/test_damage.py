@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import m1jax
 from m1jax.convert import parameters
+from m1jax.convert.source import Checkpoint
 from m1jax.errors import UserError
 from m1jax.verbs.importing import import_checkpoint
 from tests.convert import checkpoints
@@ -135,19 +136,28 @@ def test_an_index_that_points_outside(place, source, out, tmp_path):
     refused(source, out, INDEX, repr(place), "outside")
 
 
-def test_a_link_that_leads_outside_and_one_of_the_cache_of_hugging_face(source, out, tmp_path):
-    secret = tmp_path / "elsewhere.safetensors"
-    os.replace(source / FIRST, secret)
-    (source / FIRST).symlink_to(secret)
-    refused(source, out, INDEX, FIRST, "outside")
+def test_links_are_followed_as_the_cache_of_hugging_face_has_them(source, out, tmp_path):
+    """Every file is a link to one without an ending, and the folder itself is reached through a link."""
     cache = tmp_path / "models--m1"
     (cache / "blobs").mkdir(parents=True)
     (cache / "snapshots").mkdir()
-    os.replace(secret, cache / "blobs" / "0a1b")
-    (source / FIRST).unlink()
-    (source / FIRST).symlink_to("../../blobs/0a1b")
     revision = source.rename(cache / "snapshots" / "4f")
-    import_checkpoint(str(revision), str(out), None, True, None)
+    for number, path in enumerate(sorted(path for path in revision.iterdir() if path.is_file())):
+        os.replace(path, cache / "blobs" / f"0a1b{number}")
+        path.symlink_to(f"../../blobs/0a1b{number}")
+    source.symlink_to(revision)
+    first = (revision / FIRST).resolve()
+    away = first.rename(tmp_path / "pruned")
+    refused(source, out, FIRST, "is a link that leads nowhere", "fetch")
+    away.rename(first)
+    import_checkpoint(str(source), str(out), None, True, None)
+
+
+def test_a_single_file_that_is_a_link_to_nothing(tmp_path, out):
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "pruned")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"model\.safetensors is a link that leads nowhere"):
+        Checkpoint(tmp_path)
 
 
 def test_an_index_that_disagrees_with_its_files(source, out):

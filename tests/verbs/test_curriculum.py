@@ -69,6 +69,7 @@ def test_replay_names_what_training_really_read(road, trained, documents, capsys
         for line, weights, row in zip(batch["tokens"], batch["weights"], rows, strict=True):
             at = 0
             for piece in row["pieces"]:
+                assert piece["document"].endswith(f"-cases.jsonl#{int(piece['record_id']) + 1}")
                 own = encoded[piece["document"]][piece["offset"] : piece["offset"] + piece["tokens"]]
                 assert line[at : at + piece["tokens"]].tolist() == own
                 assert weights[at : at + piece["tokens"]].tolist() == [1] * (len(own) - 1) + [0]
@@ -100,7 +101,7 @@ def test_what_will_be_read_is_shown_before_it_runs(road, documents, capsys, tmp_
     assert main([*command(["curriculum"], road), "--plot", str(picture)]) == 0
     out = capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "<eos>" in out and "from token 0" in out and "144 rows" in out
+    assert "<eos>" in out and "144 rows" in out and re.search(r"\[general/\S+#\d+ \(id \d+\) from token 0, ", out)
     assert main([*command(["curriculum"], road), "--examples", "0"]) == 0
     assert "from token" not in capsys.readouterr().out
     assert main([*command(["curriculum"], road), "--plot", str(tmp_path / "no" / "x.png")]) == 2
