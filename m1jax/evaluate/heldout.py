@@ -1,18 +1,19 @@
 """Held-out documents as tokens, and their measurement on the live parameters of a training run."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from m1jax import model
 from m1jax.config import RunConfig, StageConfig
 from m1jax.evaluate.bits import Bits, bits_per_byte
 from m1jax.evaluate.scoring import TargetLogprobs, Tokens
+from m1jax.evaluate.trained import logprobs
 from m1jax.parallel import rules
 from m1jax.parallel.attention import partitioned
 from m1jax.text.documents import read_documents
@@ -72,11 +73,7 @@ def _live_scorer(config: RunConfig, mesh: Mesh) -> Callable[[Any, float], Target
     abstract = model.abstract(config.model, partitioned(mesh), rules.activation_constraint(mesh))
     sharding = rules.batch_sharding(mesh)
 
-    def score(params: Any, batch: Mapping[str, jax.Array], rope_base: jax.Array) -> jax.Array:
-        decoder = nnx.merge(abstract.graphdef, params)
-        hidden = decoder.hidden(batch["tokens"], batch["segment_ids"], batch["positions"], rope_base=rope_base)
-        return decoder.log_likelihood(hidden, batch["targets"], chunk=config.train.loss_chunk)
-
+    score = functools.partial(logprobs, abstract.graphdef, chunk=config.train.loss_chunk)
     compiled = jax.jit(score, out_shardings=rules.replicated(mesh))
 
     def scorer(params: Any, rope_base: float) -> TargetLogprobs:

@@ -18,15 +18,20 @@ def target_logprobs(
 ) -> TargetLogprobs:
     """Log p(target) of a model for every token of a batch, float32 (B, S), nats."""
     graphdef = model.abstract(config, attention).graphdef
-
-    @jax.jit
-    def score(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        decoder = nnx.merge(graphdef, params)
-        place = batch["segment_ids"], batch["positions"]
-        hidden = decoder.hidden(batch["tokens"], *place, rope_base=rope_base)
-        return decoder.log_likelihood(hidden, batch["targets"], chunk=1024)
-
+    score = jax.jit(lambda params, batch: logprobs(graphdef, params, batch, rope_base, chunk=1024))
     return lambda batch: np.asarray(score(params, dict(batch)))
+
+
+def logprobs(
+    graphdef: Any, params: Any, batch: Mapping[str, jax.Array], rope_base: float | jax.Array, chunk: int
+) -> jax.Array:
+    """Log p(target) of every token of a batch, float32 (B, S), nats; for use inside jit.
+
+    `graphdef` is a Decoder's, `params` its parameters, `chunk` the number of tokens whose logits exist at once.
+    """
+    decoder = nnx.merge(graphdef, params)
+    hidden = decoder.hidden(batch["tokens"], batch["segment_ids"], batch["positions"], rope_base=rope_base)
+    return decoder.log_likelihood(hidden, batch["targets"], chunk=chunk)
 
 
 def zero_attention(
