@@ -1,6 +1,6 @@
 """Domains: the names that a config gives to its kinds of text, and their order.
 
-A domain is nothing but a name. Text gets one (text/folder.py), a stage's mixture reads it as "domain:NAME", the
+A domain is nothing but a name. Text gets one (text/records.py), a stage's mixture reads it as "domain:NAME", the
 tokenizer learns it in the order of `data.vocab_parts`, and tables list it in the order of `data.domains`.
 """
 

@@ -31,6 +31,8 @@ __all__ = [
 
 # Each source keeps two files open; a field named source that differs in every line is a mistake.
 _MOST_SOURCES = 200
+# Where the report counts what was set aside of further sources.
+_OTHER_SOURCES = "other sources"
 
 
 @dataclasses.dataclass
@@ -107,7 +109,8 @@ def write_corpus(
         for item in screen(documents, evaluation, domains=domains):
             if isinstance(item, Document):
                 item = _of_one_domain(item, domain_of)
-            report = reports.setdefault(item.source, SourceReport())
+            known = item.source in reports or len(reports) < _MOST_SOURCES or isinstance(item, Document)
+            report = reports.setdefault(item.source if known else _OTHER_SOURCES, SourceReport())
             if isinstance(item, Rejected):
                 aside.write(item, len(item.text))
                 rejected[item.reason] += 1

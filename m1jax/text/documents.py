@@ -59,6 +59,17 @@ def record_name(value: Any) -> str:
     return "" if value is None else str(value).encode(errors="backslashreplace").decode()
 
 
+def record_number(value: Any) -> float | None:
+    """A record's number, of any type; None for what is no finite one."""
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Document:
     """One reading unit: `language` is a code such as en or zh, `domain` a name that the config gives.
@@ -212,6 +223,8 @@ def _read_file(path: Path) -> Iterator[Document]:
                 if not ours:
                     own = cells.values(columns["id"]) if "id" in columns else [None] * batch.num_rows
                     columns |= _placed(path.name, first, own)
+                    if "difficulty" in columns:
+                        columns["difficulty"] = pa.array(map(record_number, cells.values(columns["difficulty"])))
                 yield from _documents(columns, batch.num_rows)
                 first += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

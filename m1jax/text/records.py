@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from m1jax.config.records import FIELDS, OTHERS
-from m1jax.text.documents import Document, Rejected, identity, record_name
+from m1jax.text.documents import Document, Rejected, identity, record_name, record_number
 from m1jax.text.encodings import undecodable
 
 LARGEST = 32 << 20
@@ -92,7 +91,7 @@ class Place:
             source=source_key(source_name(own) if own else self._source, domain, self._reading.domains),
             language=_label(others.get("language")) or self._reading.language,
             domain=domain,
-            difficulty=_number(others.get("difficulty")),
+            difficulty=record_number(others.get("difficulty")),
             shard=self.shard,
             record_id=record_name(others.get("id")),
         )
@@ -155,14 +154,3 @@ def _label(value: Any) -> str | None:
     except UnicodeEncodeError:
         return None
     return name or None
-
-
-def _number(value: Any) -> float | None:
-    """A record's number, a finite one; None for anything else."""
-    if value is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None

@@ -23,6 +23,7 @@ from m1jax.text.documents import (
     identity,
     read_documents,
     record_name,
+    record_number,
 )
 from m1jax.text.encodings import undecodable
 from m1jax.text.records import source_name
@@ -137,14 +138,13 @@ def _document(
     except UnicodeDecodeError:
         return Rejected(place, undecodable(raw), raw[:1000].decode(errors="backslashreplace"), source, record_id)
     language = example.get("language")
-    difficulty = example.get("difficulty")
     return Document(
         id=place,
         text=prompt + target,
         source=source,
         language=language.decode(errors="replace") if isinstance(language, bytes) else LANGUAGE,
         domain=domain,
-        difficulty=None if difficulty is None else float(difficulty),
+        difficulty=record_number(example.get("difficulty")),
         parts=(Part(prompt, weight=0.0), Part(target)) if prompt else (),
         record_id=record_id,
     )

@@ -184,6 +184,15 @@ def test_a_source_that_differs_in_every_document_is_refused(tmp_path: Path) -> N
         write_corpus(tmp_path, [document(i, source=f"s{i}") for i in range(600)])
 
 
+def test_sources_of_which_nothing_is_kept_do_not_fill_the_report(tmp_path: Path) -> None:
+    """A field such as an address may hold another value in every record."""
+    bad = [document(i, source=f"s{i}", domain="cooking") for i in range(600)]
+    report = write_corpus(tmp_path, [*bad, document(0)], heldout_share=0, domains=DOMAINS)
+    assert len(report.sources) == 202 and report.sources["notes"].documents == 1
+    assert report.sources["other sources"].rejected == 400
+    assert sum(source.rejected for source in report.sources.values()) == 600
+
+
 def test_many_row_groups_keep_all_text(tmp_path: Path) -> None:
     documents = [document(i, f"{i} " + "y" * 300_000) for i in range(40)]
     write_corpus(tmp_path, documents, heldout_share=0)

@@ -58,11 +58,15 @@ def test_parts_that_another_program_wrote(tmp_path):
     part = pa.struct([("text", pa.string()), ("ids", pa.list_(pa.int32())), ("weight", pa.float32())])
     whole = [{"text": "ab", "ids": None, "weight": 0.5}, {"text": None, "ids": [7], "weight": 0.0}]
     table = {name: ["x", "y"] for name in ("id", "source", "language")}
-    table |= {"domain": ["general"] * 2, "text": ["ab"] * 2}
+    table |= {"domain": pa.array(["general"] * 2).dictionary_encode(), "text": pa.array(["ab"] * 2, pa.string_view())}
+    table |= {"difficulty": ["2.5", "hard"]}
     without = [{"text": "ab", "ids": None, "weight": None}]
     pq.write_table(pa.table({**table, "parts": pa.array([whole, without], pa.list_(part))}), tmp_path / "other.parquet")
     good, bad = read_documents(tmp_path / "other.parquet")
     assert good.parts == (Part("ab", weight=0.5), Part(ids=(7,), weight=0.0))
+    assert (good.text, good.domain, good.difficulty, bad.difficulty) == ("ab", "general", 2.5, None)
+    # The file is a shard of its own, and its ids are those of its records.
+    assert (good.id, good.shard, good.record_id, bad.id) == ("other.parquet#1", "other.parquet", "x", "other.parquet#2")
     assert fault(bad) == "the weight of part 1 is not a finite number of 0 or more"
 
 

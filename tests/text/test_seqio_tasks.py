@@ -133,11 +133,12 @@ def test_tasks_that_cannot_be_packed(module, tmp_path):
 
 def test_bytes_that_are_no_text_are_set_aside():
     seqio, tf = import_seqio()
-    dataset = lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices({"text": [b"ok", b"\xff\xfe"]})  # noqa: E731
+    examples = {"text": [b"ok", b"\xff\xfe"], "id": [b"own", b"\xff"], "difficulty": [b"hard", b"2"]}
+    dataset = lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(examples)  # noqa: E731
     task = seqio.Task("bytes", seqio.FunctionDataSource(dataset, splits=["train"]), output_features={})
     good, bad = tasks.read_task(task, "general")
-    assert good.text == "ok"
-    assert bad == Rejected("bytes#2", "undecodable bytes (not UTF-8)", r"\xff\xfe", "bytes")
+    assert (good.text, good.record_id, good.difficulty) == ("ok", "own", None)
+    assert bad == Rejected("bytes#2", "undecodable bytes (not UTF-8)", r"\xff\xfe", "bytes", "ff")
     with pytest.raises(UserError, match=r"has no split 'test' \(it has: train\)"):
         next(tasks.read_task(task, "general", "test"))
 
