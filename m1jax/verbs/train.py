@@ -30,7 +30,9 @@ def arguments(parser: Parser) -> None:
     example(parser, f"m1 train {CONFIG} --set train.checkpoint_every=100")
     add_config(parser)
     parser.add_argument(
-        "--amend", action="store_true", help="accept changes of the stages after the checkpoint, and record them"
+        "--amend",
+        action="store_true",
+        help="accept settings and stages that changed since the checkpoint, and record them",
     )
     parser.add_argument("--profile", metavar="FIRST:LAST", help="write an XProf trace of these steps (from 1)")
     group = parser.add_argument_group("instead of training")
@@ -75,10 +77,10 @@ def train(
     """Trains from the newest checkpoint, or from the seed, to the last step of the last stage.
 
     `processes` says how this process joins the others of the run, where that cannot be detected. `amend` accepts
-    changes of the stages after the checkpoint and records them in the run's history. `profile` names the first and
-    last step (from 1) of a trace for XProf; `hooks` join the run's own on process 0. Raises UserError for rows, a
-    tokenizer or a checkpoint that do not fit the config and where another process trains in the run's folder, and
-    InterruptedRunError (saved) on a signal.
+    settings, and stages after the checkpoint, that have changed, and records them in the run's history. `profile` names
+    the first and last step (from 1) of a trace for XProf; `hooks` join the run's own on process 0. Raises UserError for
+    rows, a tokenizer or a checkpoint that do not fit the config and where another process trains in the run's folder,
+    and InterruptedRunError (saved) on a signal.
     """
     from m1jax.parallel import jax_setup
     from m1jax.parallel import processes as joining
@@ -106,6 +108,7 @@ def _train(
     import jax
 
     from m1jax import loading, objectives
+    from m1jax.config import changes as compared
     from m1jax.curriculum.loader import Loader
     from m1jax.curriculum.opening import open_curriculum
     from m1jax.parallel import measure
@@ -144,8 +147,13 @@ def _train(
         state = trainer.restore()
         first, saved = int(state.step), trainer.restored
         changes = curriculum.check(saved.curriculum, first, amend) if saved else []
-        if changes:
-            say(f"Amended after step {first}: {'; '.join(changes)}.")
+        if saved:
+            settings = compared.check(saved.run, config, first, amend)
+            if changes := [*changes, *settings.learned]:
+                say(f"Amended after step {first}: {'; '.join(changes)}.")
+            if settings.computed:
+                say(f"Computed otherwise after step {first}, with other rounding: {'; '.join(settings.computed)}.")
+            changes += settings.computed
         if first:
             say(f"Continuing after step {first} of {config.total_steps}.")
         if first_process:

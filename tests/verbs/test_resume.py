@@ -1,8 +1,15 @@
 """`m1 train` on a folder that is in use, and on one whose run was made with other settings."""
 
 import os
+import signal
 
+import pytest
+
+from m1jax.errors import AGAIN
+from m1jax.train.hooks.journal import Journal
+from m1jax.train.run import history
 from m1jax.train.run.lease import Lease
+from m1jax.verbs import main
 from tests.verbs.test_bad_input import refused, verb
 
 
@@ -11,3 +18,45 @@ def test_a_second_training_on_a_live_folder_is_refused_before_it_touches_anythin
         before = [(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()]
         refused(capsys, verb("train", tmp_path), tmp_path, f"process {os.getpid()} on {os.uname().nodename}")
         assert [(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()] == before
+
+
+@pytest.fixture
+def begun(road, tmp_path):
+    """A run that took two steps."""
+    folder = tmp_path / "run"
+    for name in ("corpus", "tokenizer", "rows"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(road / name)
+    overrides = [f"stages.{i}.tokens={tokens}" for i, tokens in enumerate((1024, 512, 1024))]
+    overrides += ["stages.0.learning_rate.warmup_steps=0", "train.checkpoint_every=100"]
+
+    def train(*more, amend=()):
+        return [*verb("train", folder, *overrides, *more), *amend]
+
+    def stop(report):
+        if report.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Journal, "report", lambda self, report, original=Journal.report: original(self, report) or stop(report)
+        )
+        assert main(train()) == AGAIN
+    return folder, train
+
+
+def test_settings_that_changed_are_named_refused_and_recorded(begun, capsys):
+    folder, train = begun
+    changed = ("optimizer.weight_decay=0.3", "stages.2.learning_rate.end=2e-4", "train.loss_chunk=128")
+    metrics = (folder / "train" / "metrics.jsonl").read_bytes()
+    words = ("optimizer.weight_decay was 0.1, is 0.3", "stage 'annealing': learning_rate.end was 0.0001, is 0.0002")
+    refused(capsys, train(*changed), *words, "--amend")
+    assert not (folder / "train" / "history.jsonl").exists()
+    assert (folder / "train" / "metrics.jsonl").read_bytes() == metrics
+    assert main(train(*changed, amend=["--amend"])) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in words) and "train.loss_chunk was 256, is 128" in said
+    (line,) = history.read(folder / "train" / "history.jsonl")
+    assert line["changes"] == [*words, "train.loss_chunk was 256, is 128"]
+    assert main(train(*changed)) == 0  # the checkpoint holds them now
+    assert len(history.read(folder / "train" / "history.jsonl")) == 1

@@ -1,0 +1,75 @@
+"""What a config changes in a run that has begun, beside its data, which the curriculum's record compares."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from m1jax.config.schema import RunConfig, to_dict
+from m1jax.errors import UserError
+
+_LEARNED = ("objective", "optimizer", "train.average_decay", "train.initial")
+"""Keys, or groups of keys, of the whole run that decide what is learned."""
+_OF_A_STAGE = ("learning_rate", "rope_base", "skip_steps")
+_COMPUTED = (
+    "mesh", "model.attention", "model.compute_dtype", "train.accumulation", "train.loss_chunk", "train.remat",
+)  # fmt: skip
+"""Keys that decide how the same numbers are computed: results agree up to rounding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What differs between two configs of a run, in words."""
+
+    learned: list[str]
+    """What decides what is learned: of the whole run, of stages that have begun, of stages ahead."""
+    computed: list[str]
+    """What only rounds otherwise."""
+
+
+def compare(saved: Mapping[str, Any], config: RunConfig) -> Changes:
+    """Compares the config of a checkpoint (as `to_dict` made it) with the one that is to go on.
+
+    A key that only one of the two versions of m1jax knows is passed over. Stages are compared in order.
+    """
+    current = to_dict(config)
+    learned = list(_of_keys(saved, current, _LEARNED))
+    for old, new in zip(saved.get("stages", []), current["stages"], strict=False):
+        learned += [f"stage {old.get('name')!r}: {text}" for text in _of_keys(old, new, _OF_A_STAGE)]
+    return Changes(learned, list(_of_keys(saved, current, _COMPUTED)))
+
+
+def check(saved: Mapping[str, Any], config: RunConfig, step: int, amend: bool = False) -> Changes:
+    """`compare` for a run that goes on after `step` steps; raises UserError where it would learn otherwise.
+
+    `amend` accepts that, where a step is left that it can act on.
+    """
+    found = compare(saved, config)
+    left = step < config.total_steps
+    if found.learned and not (amend and left):
+        go_on = ", or go on with the new ones from here and have that recorded with `m1 train --amend`" if left else ""
+        raise UserError(
+            f"the {step} steps that the checkpoint has taken, or what was to follow, had other settings: "
+            f"{'; '.join(found.learned)}: put them back, or start a new run in another folder{go_on}."
+        )
+    return found
+
+
+def _of_keys(old: Mapping[str, Any], new: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[str]:
+    for key in keys:
+        yield from _differences(key, _at(old, key), _at(new, key))
+
+
+def _at(tree: Any, dotted: str) -> Any:
+    """The value of a key, None where there is none."""
+    for name in dotted.split("."):
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _differences(path: str, old: Any, new: Any) -> Iterator[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in new:
+            if name in old:
+                yield from _differences(f"{path}.{name}", old[name], new[name])
+    elif old is not None and new is not None and old != new:
+        yield f"{path} was {'empty' if old == '' else old}, is {'empty' if new == '' else new}"
