@@ -111,7 +111,7 @@ class DataConfig:
     """Names of the fields (columns) of own records by what they hold: text, id, source, language, domain, difficulty.
     Those not named are called so; "" ignores one. The text is in `text` or `content`."""
     domain_names: Mapping[str, str] = field(default_factory=dict)
-    """Domains by values of the records' field `domain`, "*" for all others; "" means that of the file's folder."""
+    """Domains by values of the records' field `domain` and by folders' names; "*": other values; "": the folder's."""
     difficulty_buckets: int = _bounded(1, default=1)
     """Parts, of equally many documents, in which a source whose documents have a difficulty is packed."""
     workers: int = _bounded(0, default=0)

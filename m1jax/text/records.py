@@ -48,7 +48,13 @@ class Reading:
         name = _label(value)
         if name is None:
             return None
-        return self.domain_names.get(name, self.domain_names.get(OTHERS, name)) or None
+        # A domain's own name means it, unless it is listed itself.
+        other = name if name in self.domains else self.domain_names.get(OTHERS, name)
+        return self.domain_names.get(name, other) or None
+
+    def folder_domain(self, name: str) -> str | None:
+        """The domain that a folder's name means; None where it means none."""
+        return name if name in self.domains else self.domain_names.get(name) or None
 
 
 class Place:
@@ -59,13 +65,13 @@ class Place:
         self._reading = reading
         # A name that is no UTF-8 is shown by its bytes: Parquet holds valid text only.
         self.shard = os.fsencode(inside.as_posix()).decode(errors="backslashreplace")
-        above = inside.parts[:-1]
-        domains = reading.domains
-        self._domain = next((part for part in above if part in domains), domains[0])
-        named = next((part for part in above if part not in domains), None)
+        above = [(part, reading.folder_domain(part)) for part in inside.parts[:-1]]
+        self._domain = next((domain for _, domain in above if domain), reading.domains[0])
+        named = next((part for part, domain in above if not domain), None)
         if named is None:
             # Not the target's name where the folder is a link: a hub's cache calls it by a hash.
-            named = above[-1] if above else Path(os.path.normpath(folder.absolute())).name
+            named = above[-1][1] if above else Path(os.path.normpath(folder.absolute())).name
+        assert named is not None
         self._source = source_name(named)
 
     @property

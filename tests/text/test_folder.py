@@ -216,6 +216,17 @@ def test_the_domain_belongs_to_the_key_of_a_source(tmp_path: Path) -> None:
     assert {"letters-medical"} == {item.source for item in read(tmp_path) if "letter" in item.text}
 
 
+def test_a_folder_may_be_called_otherwise_than_its_domain(tmp_path: Path) -> None:
+    for path in ("Medical/a.jsonl", "Medical/trials/b.jsonl", "Wiki/c.jsonl"):
+        lines(tmp_path / path, {"text": path})
+    names = {"Medical": "medical", "Wiki": "", "*": "medical"}
+    assert {item.text: (item.source, item.domain) for item in read(tmp_path, domain_names=names)} == {
+        "Medical/a.jsonl": ("medical", "medical"),
+        "Medical/trials/b.jsonl": ("trials-medical", "medical"),
+        "Wiki/c.jsonl": ("Wiki", "general"),
+    }
+
+
 def test_fields_are_named_mapped_and_ignored_by_settings(tmp_path: Path) -> None:
     web = {"url": "u1", "text": "short", "body": "one", "domain": "example.org", "source": {"crawl": 3}}
     lines(tmp_path / "web" / "a.jsonl", web, {**web, "body": "two", "domain": "Medical"}, {**web, "body": "three"})
@@ -233,6 +244,9 @@ def test_fields_are_named_mapped_and_ignored_by_settings(tmp_path: Path) -> None
         found = read(tmp_path, fields=fields, domain_names=names)
         assert {item.text for item in found if item.domain == "medical"} == medical
         assert {item.source for item in found} == {"web", "web-medical"}
+    lines(tmp_path / "web" / "a.jsonl", {"body": "listed", "domain": "medical"}, {"body": "other", "domain": "law"})
+    found = read(tmp_path, fields=fields, domain_names={"*": "general"})
+    assert {item.text: item.domain for item in found} == {"listed": "medical", "other": "general", "four": "general"}
     with pytest.raises(UserError, match=r"no column of text named text or content .*data\.fields\.text"):
         list(read_folder(tmp_path, DOMAINS))
 
