@@ -33,8 +33,8 @@ def values(column: pa.Array) -> list[Any]:
     """
     kind = column.type
     if pa.types.is_dictionary(kind):
-        known = values(column.dictionary)
-        return [None if index is None else known[index] for index in column.indices.to_pylist()]
+        # Not value by value: a dictionary may hold all texts of a file, and a batch only some.
+        return values(column.dictionary_decode())
     if is_text(kind):
         return column.cast(pa.large_binary()).to_pylist()
     try:
