@@ -42,10 +42,10 @@ def read_folder(
     and `difficulty`, a number, larger for harder. `fields` and `domain_names` are those of DataConfig. What cannot be
     used of the optional ones is as if it was not there.
 
-    The domain is the first folder on the way that is called like one of `domains`, else the first of `domains`. The
-    source is the first folder below `folder` that is not called so, for a file outside of such a folder the one that
-    holds it, with the domain (see `source_key`): files of one folder are shards of one source. The identifier is the
-    path, with #line or #row. Hidden files are left alone; links are followed.
+    The domain is the first folder on the way that is called like one of `domains`, else `folder` itself where it is,
+    else the first of `domains`. The source is the first folder below `folder` that is not called so, for a file outside
+    of such a folder the one that holds it, with the domain (see `source_key`): files of one folder are shards of one
+    source. The identifier is the path, with #line or #row. Hidden files are left alone; links are followed.
 
     What is no text is yielded as Rejected: undecodable bytes, a line that is no JSON object with text, a row without
     text, more than 32 MiB, a file of another kind, a link that leads nowhere or back. Raises UserError for a missing

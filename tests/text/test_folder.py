@@ -227,6 +227,16 @@ def test_a_folder_may_be_called_otherwise_than_its_domain(tmp_path: Path) -> Non
     }
 
 
+def test_the_given_folder_itself_may_be_called_like_a_domain(tmp_path: Path) -> None:
+    for path in ("a.jsonl", "trials/b.jsonl", "general/c.jsonl"):
+        lines(tmp_path / "medical" / path, {"text": path})
+    assert {item.text: (item.source, item.domain) for item in read(tmp_path / "medical")} == {
+        "a.jsonl": ("medical", "medical"),
+        "trials/b.jsonl": ("trials-medical", "medical"),
+        "general/c.jsonl": ("general", "general"),
+    }
+
+
 def test_fields_are_named_mapped_and_ignored_by_settings(tmp_path: Path) -> None:
     web = {"url": "u1", "text": "short", "body": "one", "domain": "example.org", "source": {"crawl": 3}}
     lines(tmp_path / "web" / "a.jsonl", web, {**web, "body": "two", "domain": "Medical"}, {**web, "body": "three"})

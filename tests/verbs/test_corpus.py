@@ -70,6 +70,10 @@ def test_a_changed_text_behind_a_link_and_an_earlier_format_are_made_again(tmp_p
     assert run(tmp_path, tmp_path / "text") == 0
     assert len(pq.read_table(tmp_path / "corpus" / "documents" / "notes.parquet")) == 1  # the other is held out
     assert len(pq.read_table(tmp_path / "corpus" / "heldout" / "notes.parquet")) == 1
+    (tmp_path / "text").rename(tmp_path / "medical")
+    assert run(tmp_path, tmp_path / "medical") == 0 and sources(tmp_path) == {"notes-medical": "medical"}
+    (tmp_path / "medical").rename(tmp_path / "text")
+    assert run(tmp_path, tmp_path / "text") == 0
     capsys.readouterr()
     monkeypatch.setattr(corpus, "FORMAT", corpus.FORMAT + 1)
     assert run(tmp_path, tmp_path / "text") == 0
