@@ -139,17 +139,45 @@ def stored(folder: Path) -> Stored:
         config, step = _run_at(checkpoints, folder, None)
     finally:
         checkpoints.close()
-    inside = folder / "tokenizer"
     found = tokenizer_of(folder, config)
+    ids: dict[str, Any] = {f"{name}_token_id": getattr(found, f"{name}_id") for name in ("bos", "eos", "pad")}
+    if others := [i for i in _ends_of_initial(config, found) if i != found.eos_id]:
+        ids["eos_token_id"] = [found.eos_id, *others]
     return Stored(
         config.model,
         config.timeline.stage(step - 1).rope_base,
         checkpoints.state_folder(step),
         artefact.key(to_dict(config), step),
         step,
-        {f"{name}_token_id": getattr(found, f"{name}_id") for name in ("bos", "eos", "pad")},
-        inside if inside.is_dir() else config.tokenizer,
+        ids,
+        found.folder,
     )
+
+
+def _ends_of_initial(config: RunConfig, tokenizer: Tokenizer) -> list[int]:
+    """Every id that ended a text of the model that a run began with, as far as the run's tokenizer has the token."""
+    folder = Path(config.train.initial)
+    if not config.train.initial or not folder.is_dir():
+        return []
+    theirs = tokenizer_in(*_files_of(folder))
+    names = {} if theirs is None else {i: text for text, i in theirs.special_tokens.items()}
+    return [i for i in _ends(folder) if i in names and tokenizer.token_id(names[i]) == i]
+
+
+def _files_of(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:
+    """Where a model's tokenizer lies, and the special tokens that its config names."""
+    if (folder / config_json.FILE).is_file():
+        return folder, config_json.token_ids(folder)
+    source = stored(folder)
+    return source.tokenizer, source.token_ids
+
+
+def _ends(folder: Path) -> tuple[int, ...]:
+    """Every id that ends a text of the model in a folder of any kind."""
+    if (folder / config_json.FILE).is_file():
+        return config_json.ends(config_json.token_ids(folder), config_json.generation(folder), folder)
+    source = stored(folder)
+    return config_json.ends(source.token_ids, source.generation, folder)
 
 
 def computed_here(config: ModelConfig, mesh: Mesh | None = None) -> ModelConfig:
@@ -231,8 +259,7 @@ def load(folder: Path, mesh: Mesh | None = None, dtype: str | None = None) -> tu
         target = target_of(config_json.read(folder)[0], mesh)
         config, rope_base, params = reading.tree(folder, dtype, _placing(target))
         tokenizer = tokenizer_in(folder, config_json.token_ids(folder))
-        ends = config_json.ends(config_json.token_ids(folder), config_json.generation(folder), folder)
-        return LanguageModel(config, rope_base, params, mesh, ends), tokenizer
+        return LanguageModel(config, rope_base, params, mesh, _ends(folder)), tokenizer
     source = stored(folder)
     found = language_model(source.config, source.rope_base, source.parameters, dtype, mesh=mesh)
     found.eos_ids = config_json.ends(source.token_ids, source.generation, folder)

@@ -8,7 +8,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,11 @@ def build(
     folder: Path,
     dtype: str | None = None,
     advance: reading.Advance = lambda _: None,
-) -> Record:
+) -> tuple[Record, list[str]]:
     """Fills an existing folder from a checkpoint that `reading.open_checkpoint` has checked in `dtype`.
 
-    `advance` is told of bytes read. model.json is written last: a folder without it is no model. Raises UserError for a
-    NaN or an infinity, naming tensor and file.
+    Returns what it holds, and sentences about it for people. `advance` is told of bytes read. model.json is written
+    last: a folder without it is no model. Raises UserError for a NaN or an infinity, naming tensor and file.
     """
     source, dtypes = checkpoint.folder, leaf_dtypes(checkpoint, config, dtype)
     narrower = {}
@@ -71,6 +71,10 @@ def build(
         narrower = {name: own[name] for name in own if own[name] != held[name]}
     record = Record(config, rope_base, config_json.token_ids(source), config_json.generation(source), narrower)
     streams = {leaf.path: reading.stream(checkpoint, leaf, dtypes[leaf.path], advance) for leaf in table.leaves(config)}
+    zeros = _Zeros()
+    if config.normalize_head:
+        name = "embed/weight" if config.tie_embeddings else "head/weight"
+        streams[name] = dataclasses.replace(streams[name], blocks=zeros.counted(streams[name].blocks))
     parameters.write(folder / PARAMETERS, streams)
     (folder / TOKENIZER).mkdir()
     ids = config_json.single(record.token_ids)
@@ -78,7 +82,33 @@ def build(
         (folder / TOKENIZER).rmdir()
     content = {**dataclasses.asdict(record), "config": to_dict(config)}
     (folder / RECORD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return record
+    return record, zeros.said()
+
+
+class _Zeros:
+    """Counts the rows of a head that are zeros."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def counted(self, blocks: Callable[[], Iterator[Any]]) -> Callable[[], Iterator[Any]]:
+        """The same blocks of rows, looked at as they pass."""
+
+        def passing() -> Iterator[Any]:
+            for block in blocks():
+                self._count += int((~block.any(axis=1)).sum())
+                yield block
+
+        return passing
+
+    def said(self) -> list[str]:
+        """What they mean in training."""
+        if not self._count:
+            return []
+        return [
+            f"{self._count:,} rows of the head are zeros (padding of the vocabulary): NormHead gives them no "
+            f"direction, so their logits stay 0 and training leaves them as they are."
+        ]
 
 
 def read(folder: Path) -> Record:

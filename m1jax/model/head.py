@@ -15,6 +15,9 @@ from m1jax.kernels.matmul import einsum, matmul_precision
 Array = jax.Array
 Sums = tuple[Array, Array, Array]
 
+_LEAST_SQUARES = 1e-24
+"""Below this sum of squares a row counts as one of zeros."""
+
 
 class Loss(NamedTuple):
     """Weighted sums over targets, float32 scalars: negative log-likelihood, weights, top-1 hits, log Z (nats)."""
@@ -27,10 +30,15 @@ class Loss(NamedTuple):
 
 
 def normalize_rows(weight_VE: Array) -> Array:
-    """NormHead: rows divided by their Euclidean norm, in float32; differentiable (reference code)."""
+    """NormHead: rows divided by their Euclidean norm, in float32; differentiable (reference code).
+
+    A row of zeros has no direction, so it has no gradient and stays as it is: padding of an imported vocabulary. In
+    PyTorch its gradient is multiplied by 1e12 and swamps the norm of all others.
+    """
     wide = weight_VE.astype(jnp.float32)
     squares = jnp.sum(wide * wide, axis=-1, keepdims=True)
-    return wide * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+    wide = jnp.where(squares > _LEAST_SQUARES, wide, jax.lax.stop_gradient(wide))
+    return wide * jax.lax.rsqrt(jnp.maximum(squares, _LEAST_SQUARES))
 
 
 def logits(hidden_BSE: Array, weight_VE: Array, *, normalize: bool = True) -> Array:

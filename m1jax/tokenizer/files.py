@@ -1,6 +1,7 @@
 """Loading any tokenizer, and finding out which ids its special tokens have."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import tokenizers
 
 from m1jax.config import RunConfig
 from m1jax.errors import UserError
+from m1jax.tokenizer import saved
 from m1jax.tokenizer.interface import SpecialIds, Tokenizer
 from m1jax.tokenizer.json_file import JsonTokenizer
-from m1jax.tokenizer.sentencepiece_file import SentencePieceTokenizer
+from m1jax.tokenizer.sentencepiece_file import SentencePieceTokenizer, processor
 from m1jax.tokenizer.trained import FILE, of_saved
 
 PIECES_FILE = "tokenizer.model"
@@ -33,13 +35,16 @@ def load(path: Path, special: SpecialIds | None = None) -> Tokenizer:
 def _load(file: Path, special: SpecialIds) -> Tokenizer:
     if file.suffix == ".model":
         return SentencePieceTokenizer(file, special.or_else(_of_neighbours(file, {})))
-    saved = _json(file)
-    if (ours := of_saved(saved)) is not None:
+    content = _json(file)
+    if (ours := of_saved(content)) is not None:
         return ours
-    try:
-        backend = tokenizers.Tokenizer.from_str(json.dumps(saved))
-    except Exception as error:  # what `tokenizers` itself raises
-        raise UserError(f"{file} is no file that `tokenizers` reads ({error}): give another tokenizer.") from error
+    backend = _backend(content, file)
+    if lost := saved.swallowed(content):
+        logging.getLogger(__name__).warning(
+            "%s drops %s: its BPE has no token for what is unknown. Text with them is not what the model reads.",
+            file,
+            lost,
+        )
     known = backend.get_vocab(with_added_tokens=True)
     found = special.or_else(_of_neighbours(file, known))
     missing = [name for name in ("bos", "eos", "pad") if getattr(found, name) is None]
@@ -49,6 +54,24 @@ def _load(file: Path, special: SpecialIds) -> Tokenizer:
             f"{', '.join(f'data.special_ids.{name}' for name in missing)}, or put its tokenizer_config.json there."
         )
     return JsonTokenizer(backend, found)
+
+
+def _backend(content: Any, file: Path) -> tokenizers.Tokenizer:
+    """What `tokenizers` makes of a parsed file; raises UserError where it cannot, and for two tokens of one id."""
+    try:
+        backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # what `tokenizers` itself raises
+        raise UserError(f"{file} is no file that `tokenizers` reads ({error}): give another tokenizer.") from error
+    saved.tokens(content, file)
+    return backend
+
+
+def vocab_size(path: Path) -> int:
+    """Number of ids of the tokenizer at `path`, whatever is known of its special tokens. Raises UserError as `load`."""
+    file = _file(path)
+    if file.suffix == ".model":
+        return processor(file).get_piece_size()
+    return 1 + max(_backend(_json(file), file).get_vocab(with_added_tokens=True).values())
 
 
 def of_run(config: RunConfig) -> Tokenizer:

@@ -98,7 +98,14 @@ class JsonTokenizer(Tokenizer):
         return None if None in found else [i for i in found if i is not None]
 
     def _encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (TypeError, UnicodeError):
+            raise
+        except Exception as error:  # what `tokenizers` itself raises: a vocabulary without the token for the unknown
+            raise UserError(
+                f"the tokenizer cannot encode a text ({error}): add the token that it asks for to its vocabulary."
+            ) from error
         return [np.array(encoding.ids, np.uint32) for encoding in found]
 
     @cached_property

@@ -16,7 +16,8 @@ from m1jax.tokenizer.decoding import Decoder
 from m1jax.tokenizer.interface import SpecialIds, Tokenizer
 
 
-def _processor(path: Path) -> Any:
+def processor(path: Path) -> Any:
+    """The library's object of a model; raises UserError where the library or the model cannot be read."""
     try:
         import sentencepiece
     except ImportError as error:
@@ -25,16 +26,16 @@ def _processor(path: Path) -> Any:
             f"`pip install 'm1jax[data]'`."
         ) from error
     content = path.read_bytes()
-    processor = sentencepiece.SentencePieceProcessor()
+    found = sentencepiece.SentencePieceProcessor()
     try:
         # An empty model loads as one of no pieces.
-        if not content or not processor.LoadFromSerializedProto(content) or not processor.get_piece_size():
+        if not content or not found.LoadFromSerializedProto(content) or not found.get_piece_size():
             raise RuntimeError("it holds no pieces")
     except RuntimeError as error:
         raise UserError(
             f"{path} is no readable SentencePiece model ({error}): give another, or fetch it anew."
         ) from error
-    return processor
+    return found
 
 
 class _Decoder(Decoder):
@@ -72,7 +73,7 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, path: Path, special: SpecialIds) -> None:
         """`special` wins over the model; raises UserError where neither says which id is bos, eos or pad."""
         self._path = path
-        self._processor = _processor(path)
+        self._processor = processor(path)
         ids = {name: getattr(self._processor, f"{name}_id")() for name in ("bos", "eos", "pad")}
         found = special.or_else(SpecialIds(**{name: i if i >= 0 else None for name, i in ids.items()}))
         values: dict[str, int] = {}

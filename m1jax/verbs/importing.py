@@ -14,6 +14,9 @@ from m1jax.verbs.arguments import Parser, add_conversion, example
 if TYPE_CHECKING:  # it loads JAX, which takes seconds
     from m1jax.convert.source import Checkpoint
 
+# Files up to this size are compared by content, larger ones by size and time.
+_READ_BYTES = 32 << 20
+
 
 def arguments(parser: Parser) -> None:
     """Adds the verb's arguments."""
@@ -33,11 +36,11 @@ def import_checkpoint(source: str, out: str, dtype: str | None, verify: bool, pr
 
     Names, shapes and dtypes are checked before anything is written, numbers as they pass. With `verify` every tensor is
     read back and compared bit by bit; with `prompt` the logits too, by another program. Raises UserError for a damaged
-    checkpoint, an `out` that holds something else, and a comparison that fails.
+    checkpoint, a tokenizer larger than the model, an `out` that holds something else, and a comparison that fails.
     """
     # They load JAX, which takes seconds: not for `m1 import --help`.
     from m1jax import loading
-    from m1jax.convert import agreement, model_folder, parameters, reading, writing
+    from m1jax.convert import agreement, model_folder, parameters, reading, tokenizer_files, writing
     from m1jax.parallel import jax_setup
 
     jax_setup.prepare()
@@ -50,10 +53,11 @@ def import_checkpoint(source: str, out: str, dtype: str | None, verify: bool, pr
     if artefact.is_whole(target, model_folder.KIND, of):
         console.print(f"{target} is already complete.")
         return
+    tokenizer_files.check_fits(checkpoint.folder, config.vocab_size)
     disk.check_room(target, model_folder.nbytes(checkpoint, config, dtype))
     with ByteBar(console) as bar, artefact.building(target, model_folder.KIND, of) as folder:
         advance = bar.line("importing", checkpoint.nbytes)
-        record = model_folder.build(checkpoint, config, rope_base, folder, dtype, advance)
+        record, sentences = model_folder.build(checkpoint, config, rope_base, folder, dtype, advance)
         if verify:
             on_disk = parameters.OnDisk(folder / model_folder.PARAMETERS)
             advance = bar.line("comparing", checkpoint.nbytes)
@@ -64,15 +68,25 @@ def import_checkpoint(source: str, out: str, dtype: str | None, verify: bool, pr
             rows = agreement.prompts(config, prompt, tokenizer, checkpoint.folder)
             ours = loading.language_model(record.config, rope_base, folder / model_folder.PARAMETERS, "float32", dtype)
             console.print(agreement.compare_logits(checkpoint.folder, config, rows, ours)["sentence"])
-    for sentence in reading.said(checkpoint):
+    for sentence in [*reading.said(checkpoint), *sentences]:
         console.print(sentence)
     console.print(f"{config.num_parameters:,} parameters imported to {target}.")
 
 
 def _state_of(checkpoint: "Checkpoint") -> str:
-    """What changes when the checkpoint does: its files' names, sizes and times, and what config.json says."""
-    from m1jax.convert import config_json
+    """What changes when any file of the checkpoint's folder does, named chat templates among them.
 
-    files = [*checkpoint.files, *sorted(checkpoint.folder.glob("*.json"))]
-    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return json.dumps([states, (checkpoint.folder / config_json.FILE).read_text(encoding="utf-8")])
+    Small files are read, so that one which was edited within the clock's grain is noticed; of large ones name, size and
+    time count.
+    """
+    from m1jax.tokenizer.chat.template import ADDITIONAL
+
+    folder = checkpoint.folder
+    states = []
+    for path in sorted([*folder.iterdir(), *folder.glob(f"{ADDITIONAL}/*")]):
+        if path.is_file():
+            found = path.stat()
+            small = found.st_size <= _READ_BYTES
+            name = str(path.relative_to(folder))
+            states.append([name, found.st_size, artefact.checksum(path) if small else found.st_mtime_ns])
+    return json.dumps(states)

@@ -95,3 +95,27 @@ def test_bfloat16_hidden_sums_in_float32():
     np.testing.assert_allclose(narrow.loss, plain(hidden, weight, targets, weights)[0], rtol=0.01)
     gradient = jax.grad(lambda w: head.cross_entropy(hidden.astype(jnp.bfloat16), w, targets, weights, chunk=5).loss)
     assert gradient(weight).dtype == jnp.float32
+
+
+def test_rows_of_zeros_have_no_gradient_and_disturb_no_other():
+    """Padding of an imported vocabulary: its gradient would be 1e12 times too large, in any norm of all gradients."""
+    hidden, weight, targets, weights = drawn(3, 2, 5)
+    padded = jnp.concatenate([weight, jnp.zeros((2, 8)), jnp.full((1, 8), 1e-20)])
+
+    def loss(weight):
+        return head.cross_entropy(hidden, weight, targets, weights, chunk=4).loss
+
+    value, gradient = jax.value_and_grad(loss)(padded)
+    np.testing.assert_array_equal(gradient[-3:], 0)
+    tokens = jax.grad(lambda weight: head.log_likelihood(hidden, weight, targets, chunk=4).sum())(padded)
+    np.testing.assert_array_equal(tokens[-3:], 0)
+
+    # Against logits of zero beside those of the other rows.
+    def plainly(weight):
+        logits = hidden @ (weight / jnp.linalg.norm(weight, axis=-1, keepdims=True)).T
+        log_p = jax.nn.log_softmax(jnp.concatenate([logits, jnp.zeros((*logits.shape[:2], 3))], -1))
+        return -jnp.sum(jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0] * weights)
+
+    expected, others = jax.value_and_grad(plainly)(weight)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient[:-3], others, atol=1e-5)

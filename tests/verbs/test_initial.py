@@ -1,5 +1,8 @@
 """A run that starts from a model: the parameters are that model's, step and optimiser are new."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -16,11 +19,13 @@ from tests.verbs.conftest import TINY
 
 @pytest.fixture(scope="module")
 def imported(road, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("initial") / "m1"
-    assert (
-        main(["import", "--from", str(road / "export"), "--out", str(folder), "--verify", "--prompt", "The heart"]) == 0
-    )
-    return folder
+    """The road's model, with another end token beside its own."""
+    folder = tmp_path_factory.mktemp("initial")
+    source = shutil.copytree(road / "export", folder / "hf")
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 73, 511]}))
+    command = ["import", "--from", str(source), "--out", str(folder / "m1"), "--verify", "--prompt", "The heart"]
+    assert main(command) == 0
+    return folder / "m1"
 
 
 def configured(initial, *overrides):
@@ -49,6 +54,9 @@ def test_training_goes_on_from_it(road, imported, tmp_path):
     assert after[0]["loss"] < before[0]["loss"] - 1
     # A fresh optimiser: the warm-up begins again, and the clip's history is empty.
     assert after[0]["learning_rate"] == before[0]["learning_rate"] and after[0]["skipped_total"] == 0
+    # Texts end where those of the model did, at special tokens that the run's tokenizer has too.
+    assert loading.stored(tmp_path / "run").token_ids["eos_token_id"] == [2, 73]
+    assert loading.load(tmp_path / "run")[0].eos_ids == (2, 73)
     # Once it has a checkpoint of its own, the run does not look at the model again.
     assert main([*command, "--set", "train.initial=/gone"]) == 0
     started = loading.of_config(configured(imported, f"folder={tmp_path / 'run'}"), 0)

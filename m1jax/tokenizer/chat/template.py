@@ -13,6 +13,9 @@ from m1jax.tokenizer.chat import render as renderer
 from m1jax.tokenizer.chat.formats import ANSWERS, ChatFormat, Message, Own, written
 
 FILE = "chat_template.jinja"
+LEGACY = "chat_template.json"
+ADDITIONAL = "additional_chat_templates"
+"""Folder of templates with other names, which transformers use where one is asked for."""
 CONFIG = "tokenizer_config.json"
 TOKENS = "special_tokens_map.json"
 # Bounds of what a template may take: those of transformers' own templates are a thousand times smaller.
@@ -77,16 +80,19 @@ class Template:
 def of_folder(folder: Path) -> Template | None:
     """The chat template in a model's folder, chosen as transformers does; None where there is none.
 
-    chat_template.jinja wins over the key of tokenizer_config.json, and of several in that key the one named "default".
-    Raises UserError for a damaged file.
+    chat_template.jinja wins over the key of tokenizer_config.json, that one over chat_template.json, and of several in
+    a key the one named "default". Raises UserError for a damaged file.
     """
     path, content = folder / CONFIG, _object(folder / CONFIG)
     place, source = str(folder / FILE), content.get("chat_template")
     if (folder / FILE).is_file():
         source = _text(folder / FILE)
-    elif source is None:
-        return None
     else:
+        if source is None:
+            path = folder / LEGACY
+            source = _object(path).get("chat_template")
+        if source is None:
+            return None
         place = str(path)
         if isinstance(source, list):
             named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, Mapping)}
