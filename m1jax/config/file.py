@@ -5,13 +5,15 @@ import dataclasses
 import difflib
 import importlib.util
 import math
+import pprint
+import textwrap
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from m1jax.config.schema import ModelConfig, RunConfig, check_model, check_run
+from m1jax.config.schema import ModelConfig, RunConfig, check_model, check_run, to_dict
 from m1jax.errors import UserError
 
 _RENAMED = {"data.window_documents": "packing_window", "data.general_vocab_size": "vocab_parts"}
@@ -47,6 +49,15 @@ def load(path: str | Path, overrides: Iterable[str] = (), stage: str | None = No
     for override in overrides:
         _apply(tree, override)
     return from_dict(tree, stage)
+
+
+def save(config: RunConfig, path: Path, about: str) -> None:
+    """Writes a config file from which `load` reads the same run; `about` is a sentence for who opens it."""
+    tree = textwrap.indent(pprint.pformat(to_dict(config), width=112, sort_dicts=False), "    ").lstrip()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.partial")
+    fresh.write_text(f'"""{about}"""\n\n\ndef get_config():\n    return {tree}\n', encoding="utf-8")
+    fresh.replace(path)
 
 
 def _find(path: str | Path) -> Path:

@@ -5,9 +5,11 @@ the same command, killed at any moment, continues where it stopped.
 """
 
 import argparse
+import dataclasses
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.rule import Rule
 
@@ -26,6 +28,8 @@ PROMPTS = (
 QUESTIONS = 150
 """Questions of each set that are asked: all of them would take longer than the training."""
 HELDOUT_TOKENS = 20_000
+ADAPTED = "quickstart_config.py"
+"""File of the run's folder with a config whose mixtures fit the text."""
 
 
 def arguments(parser: Parser) -> None:
@@ -62,21 +66,21 @@ def commands(config: str, overrides: Sequence[str], text: str | None, folder: st
     ]
 
 
-def available_mixtures(config: RunConfig, sources: Mapping[str, str]) -> list[str]:
-    """Overrides for the stages whose mixture names what this corpus lacks; `sources` maps source to domain.
+def adapted(config: RunConfig, sources: Mapping[str, str]) -> RunConfig:
+    """The config with mixtures of what this corpus has; `sources` maps source to domain.
 
     A machine without one of the registries' clients, or with your own text, has fewer sources than the
     config names: what is there is kept, and a stage left with nothing reads everything.
     """
     domains = sorted(set(sources.values()))
     known = {*sources, *(f"domain:{domain}" for domain in domains)}
-    overrides = []
-    for i, stage in enumerate(config.stages):
+    stages = []
+    for stage in config.stages:
         if not set(stage.mixture) <= known:
             kept = {key: weight for key, weight in stage.mixture.items() if key in known and weight > 0}
-            kept = kept or {f"domain:{domain}": 1.0 for domain in domains}
-            overrides.append(f"stages.{i}.mixture={kept}")
-    return overrides
+            stage = dataclasses.replace(stage, mixture=kept or {f"domain:{domain}": 1.0 for domain in domains})
+        stages.append(stage)
+    return dataclasses.replace(config, stages=tuple(stages))
 
 
 def walk(config: str, overrides: Sequence[str], text: str | None) -> int:
@@ -99,7 +103,16 @@ def walk(config: str, overrides: Sequence[str], text: str | None) -> int:
     sources = {
         name: entry["domain"] for name, entry in artefact.require(plan.corpus, "corpus", "corpus")["sources"].items()
     }
-    overrides = [*overrides, *available_mixtures(plan, sources)]
+    fitting = adapted(plan, sources)
+    if fitting != plan:
+        file = Path(plan.folder) / ADAPTED
+        config_file.save(
+            fitting, file, f"{config} with mixtures of what {plan.corpus} has, as `m1 quickstart` wrote it."
+        )
+        console.print(
+            f"Mixtures of {config} name text that is not here: the config that fits is {file}.", soft_wrap=True
+        )
+        config, overrides = str(file), []
     for arguments in commands(config, overrides, text, plan.folder):
         status = verb(arguments)
         if status:
