@@ -62,7 +62,9 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
     centre = share + z * z / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    # At the ends the formula gives 0 and 1, and its arithmetic 0.9999999999999999.
+    low = (centre - half) / scale if correct else 0.0
+    return low, (centre + half) / scale if correct < total else 1.0
 
 
 def requests(items: Sequence[Item], tokenizer: Encoder, max_tokens: int) -> tuple[list[Request], int]:

@@ -82,7 +82,8 @@ class Session:
         """Adds tokens to each row; returns the logits (B, V) float32 after each row's last token.
 
         A flat list of ids extends the only row of a batch of 1. Rows may get different numbers of tokens, none too.
-        Raises UserError, and changes nothing, for a token outside the vocabulary and for more tokens than positions.
+        Raises UserError, and changes nothing, for a token outside the vocabulary and for more tokens than positions;
+        and where the model answers with something that is no number.
         """
         flat = len(self.tokens) == 1 and (len(tokens) == 0 or np.ndim(tokens[0]) == 0)
         rows = [np.asarray(row) for row in ([tokens] if flat else tokens)]
@@ -98,6 +99,8 @@ class Session:
             self.make_room(int(lengths.max()))
             self.state = self.timed(self.prepared.run, programs.prefill, self.state, chunk, real)
         logits = jax.block_until_ready(self.state.logits)
+        if bool(jnp.isnan(logits).any()):  # every choice among NaNs is the first token
+            raise UserError("the model gives logits that are no numbers: take an earlier checkpoint.")
         for context, new in zip(self.tokens, rows, strict=True):
             context += new.tolist()
         spent = time.perf_counter() - started - (self.timing.compile_seconds - compiling)

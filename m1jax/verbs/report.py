@@ -76,7 +76,8 @@ def _names(lines: Sequence[Line]) -> list[str]:
 
 def _stage(name: str, lines: Sequence[Line]) -> Line:
     """A stage's numbers; the loss at its ends is the mean over a fifth of its steps."""
-    losses = np.array([line["loss"] for line in lines])
+    # A step whose loss is no number moved nothing: the mean is that of the others.
+    losses = np.array([line["loss"] for line in lines if np.isfinite(line["loss"])] or [np.nan])
     mfu = [line["mfu"] for line in lines if "mfu" in line]  # absent where the chip's peak is not known
     fifth = max(1, len(losses) // 5)
     return {

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -215,3 +216,11 @@ def test_a_process_that_ends_while_reading_does_not_hang(folder, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "(8, 16)\n" and not done.stderr
+
+
+def test_no_batch_shares_memory_with_another(folder):
+    """jax may read the host's array itself where it puts it on a device: one that is used again would change it."""
+    batches = list(make(folder).batches(0, 4))
+    arrays = [array for batch in batches for array in batch.values()]
+    for one, other in itertools.combinations(arrays, 2):
+        assert not np.shares_memory(one, other)

@@ -99,6 +99,7 @@ def test_the_interval_holds_the_share_and_solves_wilsons_equation(total, data):
     correct = data.draw(st.integers(0, total))
     low, high = choice.wilson(correct, total)
     share = correct / total
+    assert (low == 0, high == 1) == (correct == 0, correct == total)
     assert 0 <= low <= share + 1e-12
     assert share - 1e-12 <= high <= 1
     for end in (low, high):

@@ -152,3 +152,13 @@ def test_a_penalty_acts_without_temperature_too():
 def test_settings_outside_their_range_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         Sampling(**settings).check(2)
+
+
+def test_bfloat16_logits_are_drawn_from_in_float32():
+    """jax.random draws rare tokens too seldom from bfloat16 logits: their Gumbel noise has eight bits."""
+    logits = jnp.zeros((2, 50), jnp.bfloat16)
+    seen = jnp.zeros(logits.shape, bool)
+    controls = Sampling(temperature=1.0, top_k=9, top_p=0.9, min_p=0.1).controls(2)
+    program = jax.make_jaxpr(sample)(logits, seen, row_keys(0, 2), 0, controls)
+    narrow = [line for line in str(program).splitlines() if "bf16" in line and " = " in line]
+    assert len(narrow) <= 1 and all("convert_element_type[new_dtype=float32" in line for line in narrow), narrow

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m1jax.errors import UserError
+from m1jax.generate import LanguageModel
 from m1jax.generate import session as sessions
 from tests.generate import uncached
 from tests.model import small
@@ -147,3 +148,12 @@ def test_programs_are_compiled_once_per_bucket():
     assert compiled([1] * 9, 6, eos_id=[3, 4]) == (0, 0)
     others = {"temperature": 0.3, "top_k": 4, "top_p": 0.4, "min_p": 0.1, "repetition_penalty": 1.5, "seed": 4}
     assert compiled([1] * 2, 13, **others) == (0, 0)
+
+
+def test_a_model_that_answers_with_no_numbers_is_refused():
+    """The likeliest of NaNs is the first token, for ever."""
+    spoilt = jax.tree.map(lambda leaf: leaf * np.nan, uncached.parameters())
+    model = LanguageModel(uncached.CONFIG, small.BASE, spoilt)
+    for ask in (lambda: model.generate([1, 2], 3), lambda: model.beam_search([1, 2], 3)):
+        with pytest.raises(UserError, match="logits that are no numbers: take an earlier checkpoint"):
+            ask()

@@ -248,3 +248,12 @@ def test_no_float32_product_is_computed_in_fewer_bits(dtype):
     assert len(found) > 60 and (len(exact) == len(found)) == (dtype == "float32")
     for product in exact:
         assert product.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2, product
+
+
+def test_rope_frequencies_are_the_same_bits_eagerly_and_compiled():
+    """Computed naively they differ in the last place, and angles at position 32,767 by 4e-4."""
+    eager = np.asarray(layers.rope_frequencies(128, 1e6))
+    compiled = np.asarray(jax.jit(lambda: layers.rope_frequencies(128, 1e6))())
+    np.testing.assert_array_equal(eager, compiled)
+    traced = np.asarray(jax.jit(lambda base: layers.rope_frequencies(128, base))(np.float32(1e6)))
+    np.testing.assert_allclose(traced, 1e6 ** (-np.arange(0, 128, 2) / 128), rtol=2e-6)

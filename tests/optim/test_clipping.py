@@ -156,6 +156,29 @@ def test_adaptive_clips_each_unit_of_each_layer_by_itself():
     assert not np.allclose(expected, stacked_g)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_norms_are_float32_whatever_the_gradients_are(dtype):
+    """A thousand leaves of norm 1: in bfloat16 the sum of their squares stands still at 256."""
+    grads = {str(i): jnp.ones(1, dtype) for i in range(1000)}
+    config = ClipConfig(policy="global_norm", max_norm=1.0)
+    clip = guard(scaling(config), config)
+    updates, state = jax.jit(clip.update)(grads, clip.init(grads), grads)
+    assert float(state.history.last_norm) == pytest.approx(1000**0.5, rel=1e-6)
+    assert all(update.dtype == dtype for update in updates.values())
+    assert np.sqrt(sum(float(update[0]) ** 2 for update in updates.values())) == pytest.approx(1, rel=4e-3)
+
+
+def test_adaptive_clips_bfloat16_by_float32_norms():
+    rng = np.random.default_rng(1)
+    param, grad = (jnp.asarray(rng.normal(size=(4096, 3)) * scale, jnp.bfloat16) for scale in (1.0, 0.2))
+    clip = scaling(ClipConfig(policy="adaptive", max_ratio=0.05))
+    found, _ = clip.update({"head": grad}, clip.init(None), {"head": param})
+    ratio = np.linalg.norm(np.asarray(found["head"], np.float64), axis=0)
+    ratio /= np.linalg.norm(np.asarray(param, np.float64), axis=0)
+    assert found["head"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(ratio, 0.05, rtol=3e-3)
+
+
 def test_the_global_norm_is_scaled_to_its_bound():
     grads = {"w": jnp.full((4,), 2.0)}
     for config, norm in ((ClipConfig(max_norm=1.0), 1.0), (ClipConfig(max_norm=0.0), 4.0)):

@@ -9,10 +9,17 @@ from m1jax.parallel import rules
 
 
 def names(tree: Any) -> list[str]:
-    """The name of every array of a tree, in the tree's order: its path with dots."""
-    return [
+    """The name of every array of a tree, in the tree's order: its path with dots.
+
+    Raises ValueError where two have one name, as "a.b" and b in a do: Orbax would keep one of them without a word.
+    """
+    found = [
         jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(tree)
     ]
+    if len(set(found)) < len(found):
+        twice = next(name for name in found if found.count(name) > 1)
+        raise ValueError(f"two arrays of the state are called {twice}: leave the dot out of one key")
+    return found
 
 
 def checksums(tree: Any) -> dict[str, int]:

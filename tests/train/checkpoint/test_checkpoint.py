@@ -17,12 +17,19 @@ from hypothesis import strategies as st
 from m1jax.errors import UserError
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import rules
-from m1jax.train.checkpoint.checksums import checksums
+from m1jax.train.checkpoint.checksums import checksums, names
 from m1jax.train.checkpoint.folder import existing
 from tests.train.test_loop import run, same, small_config
 
 # The text of `Meta` is one line in Orbax's JSON file; arrays lie in files of OCDBT.
-DAMAGES = ("cut the arrays", "empty the arrays", "flip a bit of an array", "flip a digit of the description", "no meta")
+DAMAGES = (
+    "cut the arrays",
+    "empty the arrays",
+    "flip a bit of an array",
+    "flip a digit of the description",
+    "no meta",
+    "an empty folder",
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +47,10 @@ def copy_of(trained, tmp_path):
 
 
 def damage(folder, how):
+    if how == "an empty folder":
+        shutil.rmtree(folder)
+        folder.mkdir()
+        return
     files = [path for path in (folder / "state").rglob("*") if path.is_file() and path.parent.name == "d"]
     largest = max(files, key=lambda path: path.stat().st_size)
     meta = next(path for path in (folder / "meta").iterdir() if path.name == "metadata")
@@ -266,3 +277,10 @@ def test_a_checkpoint_of_an_earlier_format_gets_one_sentence(trained, tmp_path):
     with pytest.raises(UserError, match=r"15 has format 1, this m1jax reads 2: export it with the m1jax that made it"):
         run(config)
     assert (config.checkpoints / "15").is_dir()
+
+
+def test_two_arrays_of_one_name_are_refused():
+    """Orbax would keep one of them without a word."""
+    assert names({"a": {"b": 1, "c": 2}, "b": 3}) == ["a.b", "a.c", "b"]
+    with pytest.raises(ValueError, match=r"two arrays of the state are called a\.b"):
+        names({"a": {"b": 1}, "a.b": 2})
