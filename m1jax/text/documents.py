@@ -190,10 +190,10 @@ def document_files(*paths: Path) -> list[Path]:
 def read_documents(*paths: Path) -> Iterator[Document]:
     """Documents of Parquet files or folders (see `document_files`), in file and row order, a batch in memory at once.
 
-    A file without the column `shard`, which `m1 corpus` did not write, is itself a shard: its documents are known by
-    their rows, and its column `id`, if it has one, is what records call themselves. Raises UserError, naming the file,
-    where one is missing, is no readable Parquet, lacks a column of Document or has an empty value in one, and where
-    all of them together hold no document.
+    A file without the columns `shard` and `record_id`, which `m1 corpus` did not write, is itself a shard: its
+    documents are known by their rows, and its column `id`, if it has one, is what records call themselves. Raises
+    UserError, naming the file, where one is missing, is no readable Parquet, lacks a column of Document or has an empty
+    value in one, and where all of them together hold no document.
     """
     files = document_files(*paths)
     empty = True
@@ -209,7 +209,8 @@ def _read_file(path: Path) -> Iterator[Document]:
     try:
         with pq.ParquetFile(path) as file:
             names = set(file.schema_arrow.names)
-            ours = "shard" in names
+            ours = names.issuperset(_ORIGIN)
+            # Without an id of its own a document of another program is known by its row.
             needed = _TEXTS if ours else _TEXTS[1:]
             if missing := [name for name in needed if name not in names]:
                 raise UserError(
@@ -244,7 +245,7 @@ def _documents(columns: Mapping[str, pa.Array], rows: int) -> Iterator[Document]
     filled = {name for name in _OPTIONAL if name in typed and typed[name].null_count < rows}
     texts = [typed[name].to_pylist() for name in _TEXTS]
     difficulty, parts, named = (typed[name].to_pylist() if name in filled else [None] * rows for name in _OPTIONAL)
-    shards, record_ids = (typed[name].to_pylist() if name in typed else [""] * rows for name in _ORIGIN)
+    shards, record_ids = (typed[name].fill_null("").to_pylist() for name in _ORIGIN)
     return map(Document, *texts, difficulty, map(_parts, parts), map(_columns, named), shards, record_ids)
 
 

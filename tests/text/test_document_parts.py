@@ -59,7 +59,7 @@ def test_parts_that_another_program_wrote(tmp_path):
     whole = [{"text": "ab", "ids": None, "weight": 0.5}, {"text": None, "ids": [7], "weight": 0.0}]
     table = {name: ["x", "y"] for name in ("id", "source", "language")}
     table |= {"domain": pa.array(["general"] * 2).dictionary_encode(), "text": pa.array(["ab"] * 2, pa.string_view())}
-    table |= {"difficulty": ["2.5", "hard"]}
+    table |= {"difficulty": ["2.5", "hard"], "shard": pa.array([None, 3])}
     without = [{"text": "ab", "ids": None, "weight": None}]
     pq.write_table(pa.table({**table, "parts": pa.array([whole, without], pa.list_(part))}), tmp_path / "other.parquet")
     good, bad = read_documents(tmp_path / "other.parquet")
