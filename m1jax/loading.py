@@ -15,7 +15,7 @@ from m1jax import artefact, kernels, model
 from m1jax import tokenizer as tokenizers
 from m1jax.config import DTYPES, ModelConfig, RunConfig, to_dict
 from m1jax.config import file as config_file
-from m1jax.convert import config_json, model_folder, parameters, reading, table
+from m1jax.convert import adapters, config_json, model_folder, parameters, reading, table
 from m1jax.errors import UserError
 from m1jax.generate.engine import LanguageModel
 from m1jax.model import seeds
@@ -129,6 +129,7 @@ def stored(folder: Path) -> Stored:
             record.generation,
             record.dtypes,
         )
+    adapters.refuse(folder)
     if not (folder / "checkpoints").is_dir():
         raise UserError(
             f"{folder} is neither a run's folder (it has no checkpoints) nor an imported model (it has no "

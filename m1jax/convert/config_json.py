@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from m1jax.config import ModelConfig, check_model
-from m1jax.convert import config_keys
+from m1jax.convert import adapters, config_keys
 from m1jax.convert.torch_model import AUTO_MAP
 from m1jax.errors import UserError
 
@@ -60,6 +60,7 @@ def read(folder: Path) -> tuple[ModelConfig, float]:
     m1jax has no code for, or a key says what no code of m1jax does (m1jax/convert/config_keys.py).
     """
     path = folder / FILE
+    adapters.refuse(folder)
     content = _object(path, f"{path} is missing: give the folder of a Hugging Face checkpoint.")
     for key, value in _FIXED.items():
         if _key(content, key, path) != value:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from m1jax.config import DTYPES, LAYER_KINDS, ModelConfig
-from m1jax.convert import table
+from m1jax.convert import adapters, table
 from m1jax.convert.tensor_files import DTYPES as READABLE
 from m1jax.convert.tensor_files import OPENERS, Array, Stored, TensorFile, nbytes
 from m1jax.errors import UserError
@@ -32,6 +32,8 @@ _EXPONENTS: dict[str, tuple[int, Any]] = {
 _DERIVED = re.compile(
     r"(^|\.)(rotary_emb\.(original_)?(inv_freq|cos_cached|sin_cached)|position_ids|masked_bias|causal_mask)$"
 )
+# What adapters call their matrices.
+_ADAPTED = re.compile(r"(^|\.)(lora_|base_model\.model\.|base_layer\.)")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 # Frequencies may be stored in 16 bits.
 _FREQUENCY_TOLERANCE = 1e-2
@@ -107,6 +109,8 @@ class Checkpoint:
             del self._home[name]
             self.skipped += (name,)
         tensors = self.tensors
+        if added := [name for name in tensors if _ADAPTED.search(name)]:
+            raise UserError(f"{tensors[min(added)].file} holds an adapter's weights ({some(added)}): {adapters.MERGE}.")
         if missing := wanted.keys() - tensors.keys():
             raise UserError(f"{self.path} lacks {some(missing)}: check that weights and config.json belong together.")
         for name, shape in wanted.items():

@@ -141,8 +141,8 @@ class TemplateChat(Chat):
     def _guard(self, messages: Sequence[Message]) -> str:
         """A character that occurs nowhere."""
         used = set(self._template.source)
-        for message in messages:
-            content = message.get("content") if hasattr(message, "get") else None
+        for number, message in enumerate(messages, 1):
+            content = role_and_content(number, message)[1]
             used |= set(content) if isinstance(content, str) else set()
         return next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
 

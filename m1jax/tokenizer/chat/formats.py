@@ -11,8 +11,8 @@ from m1jax.errors import UserError
 ANSWERS = "assistant"
 """The role whose turns the model writes."""
 Message = Mapping[str, Any]
-"""{"role": one of the format's roles, "content": its text}; the content of an answer may be the ids that a model wrote,
-which are then kept as they are."""
+"""{"role": one of the format's roles, "content": its text, or a list of text parts}; the content of an answer may be
+the ids that a model wrote, which are then kept as they are."""
 
 
 class Own(enum.Enum):
@@ -176,16 +176,32 @@ def _checked(messages: Sequence[Message], chat_format: ChatFormat) -> Iterator[t
 
 
 def role_and_content(number: int, message: Message) -> tuple[str, Any]:
-    """Role and content (text, or ids) of message `number`; raises UserError where it has not both."""
+    """Role and content (text, or ids) of message `number`; raises UserError where it has not both.
+
+    Text in parts, [{"type": "text", "text": …}, …] as OpenAI's protocol has it, is joined with nothing in between.
+    """
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise UserError(f"message {number} has no role: give each message a role and a content.")
     content = message.get("content")
+    if isinstance(content, list) and content and all(isinstance(part, Mapping) for part in content):
+        return message["role"], "".join(_text_part(number, part) for part in content)
     if not isinstance(content, str) and not (
         message["role"] == ANSWERS and isinstance(content, list) and all(type(i) is int for i in content)
     ):
         kind = type(content).__name__
         raise UserError(f"message {number} has no text: its content is of type {kind}, give a string.")
     return message["role"], content
+
+
+def _text_part(number: int, part: Mapping[str, Any]) -> str:
+    if part.get("type") != "text":
+        raise UserError(
+            f"message {number} has a part of type {part.get('type')!r}: only parts of type 'text' can be read, leave "
+            f"it out."
+        )
+    if not isinstance(part.get("text"), str):
+        raise UserError(f"message {number} has a part of type 'text' without a text: give it the key text, a string.")
+    return part["text"]
 
 
 BAICHUAN_M1 = ChatFormat(

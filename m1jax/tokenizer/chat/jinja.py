@@ -10,7 +10,16 @@ _CHECKS = """\
 {%- if role not in before -%}
 {{- raise_exception('role ' ~ role ~ ' is unknown: use one of ' ~ before | join(', ') ~ '.') -}}
 {%- endif -%}
-{%- if content is not string -%}
+{%- if content is defined and content is sequence and content is not string and content is not mapping -%}
+{%- set joined = namespace(text='') -%}
+{%- for part in content -%}
+{%- if part is not mapping or part['type'] != 'text' or part['text'] is not string -%}
+{{- raise_exception('the content of message ' ~ number ~ ' is no text.') -}}
+{%- endif -%}
+{%- set joined.text = joined.text ~ part['text'] -%}
+{%- endfor -%}
+{%- set content = joined.text -%}
+{%- elif content is not string -%}
 {{- raise_exception('the content of message ' ~ number ~ ' is no text.') -}}
 {%- endif -%}
 {%- for token in special_tokens -%}
@@ -25,8 +34,8 @@ def template(chat_format: ChatFormat, special_tokens: Sequence[str]) -> str:
     """The format as a template that renders what `ChatFormat.text` gives.
 
     The blocks `generation` hold what the model writes: every answer and the mark that ends it, as
-    `m1jax.tokenizer.chat.Part.answer` says. The template refuses an unknown role, a content that is no text, and one
-    that holds one of `special_tokens`.
+    `m1jax.tokenizer.chat.Part.answer` says. The template refuses an unknown role, a content that is neither text
+    nor a list of text parts, and one that holds one of `special_tokens`.
     """
     before, rest, after = {}, {}, {}
     for role, turn in chat_format.turns.items():

@@ -189,7 +189,13 @@ def test_formats_that_cannot_be():
         ("x", "message 2 has no role"),
         ({"role": ["user"], "content": "x"}, "message 2 has no role"),
         ({"role": "user"}, "message 2 has no text: its content is of type NoneType"),
-        ({"role": "user", "content": [{"type": "text", "text": "x"}]}, "message 2 has no text"),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {}}]},
+            "message 2 has a part of type 'image_u",
+        ),
+        ({"role": "user", "content": [{"text": "x"}]}, "message 2 has a part of type None"),
+        ({"role": "user", "content": [{"type": "text", "text": None}]}, "message 2 has a part of type 'text' without"),
+        ({"role": "user", "content": []}, "message 2 has no text"),
         ({"role": "user", "content": [5]}, "message 2 has no text"),
         ({"role": "assistant", "content": ["x"]}, "message 2 has no text"),
         ({"role": "user", "content": "\ud800"}, "half of a surrogate pair"),
@@ -198,6 +204,31 @@ def test_formats_that_cannot_be():
 def test_messages_that_are_none_are_refused(message, sentence):
     with pytest.raises(UserError, match=sentence):
         chat.of(OURS).encode([CHAT[0], message])
+
+
+def in_parts(messages):
+    """The same conversation as clients of OpenAI's protocol write it."""
+    cut = [(message["content"][:3], message["content"][3:]) for message in messages]
+    return [
+        {**message, "content": [{"type": "text", "text": text} for text in texts]}
+        for message, texts in zip(messages, cut, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("known", chat.FORMATS, ids=lambda known: known.name)
+def test_text_in_parts_is_their_text_joined(known, chatml):
+    tokenizer = OURS if known is chat.BAICHUAN_M1 else chatml
+    ours = FormatChat(known, tokenizer)
+    assert ours.encode(in_parts(CHAT)) == ours.encode(CHAT)
+    assert [part.answer for part in ours.parts(in_parts(CHAT))] == [part.answer for part in ours.parts(CHAT)]
+    # So does the template that an export carries.
+    source = jinja.template(known, [mark.text for mark in known.marks])
+    bad = [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]
+    cases = [{"messages": messages, "add_generation_prompt": True} for messages in (CHAT, in_parts(CHAT), bad)]
+    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+    plain, joined, image = render.rendered({"source": source, "variables": tokens, "cases": cases, "characters": 9999})
+    assert plain == joined and "Why?" in plain["text"]
+    assert image == {"error": "the content of message 1 is no text."}
 
 
 def test_the_format_is_found_by_special_tokens_where_there_is_no_template(tmp_path, chatml):

@@ -131,6 +131,14 @@ def test_a_strange_template_gives_the_ids_of_transformers(gemma):
     assert found.ends == [gemma.eos_id, gemma.token_id("<end_of_turn>")]
 
 
+def test_a_strange_template_is_given_the_text_of_parts(gemma):
+    found = chat.of(gemma)
+    parts = [
+        {"role": "user", "content": [{"type": "text", "text": "a <end_of_"}, {"type": "text", "text": "turn>\ue000"}]}
+    ]
+    assert found.encode(parts) == found.encode(talk(("user", "a <end_of_turn>\ue000")))
+
+
 def test_special_tokens_typed_for_a_strange_template_are_text(gemma):
     found = chat.of(gemma)
     plain = found.encode(talk(("user", "x")), add_generation_prompt=True)
