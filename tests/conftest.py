@@ -3,22 +3,22 @@
 import importlib.metadata
 import os
 import pathlib
-import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-flags = ["--xla_force_host_platform_device_count=8"]
+flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 if "M1_TESTS_OPTIMIZED" not in os.environ:
     # Tests compile far more than they compute: without XLA's optimisation the compiler needs a fifth of the time.
     # `make compat` tests the optimised programs.
-    flags += ["--xla_backend_optimization_level=0"]
+    flags += " --xla_backend_optimization_level=0"
     if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag
-        flags += ["--xla_cpu_use_fusion_emitters=false"]
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
+        flags += " --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = flags
 os.environ["NPROC"] = "512"  # threads of XLA's CPU pool, see parallel/jax_setup.py
 cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "m1jax" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 
@@ -29,9 +29,8 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _programs_of_a_module_only():
+def _flags_and_programs_of_a_module():
     """Frees what a module compiled: every program holds memory maps, and a process may have 65,530 of them."""
+    os.environ["XLA_FLAGS"] = flags  # for programs that tests start; what compiles for TPUs takes it away
     yield
-    jax = sys.modules.get("jax")
-    if jax is not None:
-        jax.clear_caches()
+    jax.clear_caches()

@@ -57,8 +57,13 @@ class Topology:
             ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),  # of the host, which has none; the topology is given
         ):
             os.environ.setdefault(name, value)
+        import jax
         from jax.experimental import topologies
 
+        # XLA_FLAGS is for CPU and GPU, and read by now; libtpu, which has LIBTPU_INIT_ARGS, reads it too at its first
+        # compilation, and ends the process where it does not know a flag.
+        jax.devices("cpu")
+        os.environ.pop("XLA_FLAGS", None)
         slices = {"num_slices": self.slices} if self.slices > 1 else {}
         try:
             return topologies.get_topology_desc(self.name, "tpu", **slices).devices

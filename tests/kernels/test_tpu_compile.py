@@ -24,6 +24,7 @@ def _compiler():
         patch.setitem(os.environ, "TPU_SKIP_MDS_QUERY", "1")
         patch.setitem(os.environ, "ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
         patch.setitem(os.environ, "TPU_LOG_DIR", "disabled")
+        patch.delitem(os.environ, "XLA_FLAGS")  # libtpu does not know all of them
         yield
 
 
