@@ -31,7 +31,7 @@ def write(folder: Path, count: int = 150) -> Path:
         place = folder / domain
         place.mkdir(parents=True)
         with open(place / f"{domain}-cases.jsonl", "w", encoding="utf-8") as file:
-            # Ids begin again in every file, as they do in real ones.
+            # Ids restart in every file, as they do in real folders.
             for number, text in enumerate(sentences(seed, count)):
                 file.write(json.dumps({"id": number, "text": text}, ensure_ascii=False) + "\n")
     (folder / "general" / "bad.txt").write_bytes(b"\xff\xfe broken \xc3")

@@ -255,7 +255,7 @@ def _inside(folder: Path, name: str, said_by: Path) -> Path:
 def _check_link(path: Path) -> None:
     """Raises UserError where the path is a link to a file that is gone, as in a cache that was emptied."""
     if path.is_symlink() and not path.exists():
-        raise UserError(f"{path} is a link that leads nowhere: fetch the folder again.")
+        raise UserError(f"{path} is a broken link: its target is missing, fetch the folder again.")
 
 
 def some(names: Iterable[Any]) -> str:

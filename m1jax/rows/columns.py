@@ -39,7 +39,7 @@ class Columns:
         """Each column by name, with a value a document: int32 where all of them are whole numbers, else float32.
 
         `pair` becomes the number of the pair in the source, from 0 in the order in which pairs begin: documents are of
-        one pair where shard and value are equal, since values often begin again in every shard. Raises UserError where
+        one pair where shard and value are equal, since values often restart in every shard. Raises UserError where
         some of the source's documents have a column and others do not.
         """
         found: dict[str, Array] = {}

@@ -42,7 +42,7 @@ def identity(shard: str, place: int | str | None = None) -> str:
     """The identifier of a document inside its source: the shard (a file, say) that holds it, and its place there.
 
     Every reader of other people's text makes identifiers with it. The id that a record gives itself decides nothing:
-    such ids often begin again in every file, and may repeat inside one. A shard that is one document has no `place`.
+    such ids often restart in every file, and may repeat inside one. A shard that is one document has no `place`.
     """
     return shard if place is None else f"{shard}#{place}"
 

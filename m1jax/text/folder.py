@@ -1,4 +1,4 @@
-"""Anybody's text: a folder of .txt, .jsonl and .parquet files, read as documents."""
+"""The user's own text: a folder of .txt, .jsonl and .parquet files, read as documents."""
 
 import json
 import os
@@ -39,8 +39,8 @@ def read_folder(
     A .txt file is one document (UTF-8), a line of a .jsonl, .ndjson or .json file one object, a .parquet row one
     record; text and lines may be compressed (.gz, .zst, .bz2, .xz). The text is in `text`, or in `content` where that
     is missing or blank, and optionally there are `id`, `source`, `language` and `domain`, which win over what follows,
-    and `difficulty`, a number, larger for harder. `fields` and `domain_names` are those of DataConfig. What cannot be
-    used of the optional ones is as if it was not there.
+    and `difficulty`, a number, larger for harder. `fields` and `domain_names` are those of DataConfig. Values of the
+    optional ones that cannot be used are ignored.
 
     The domain is the first folder on the way that is called like one of `domains`, else `folder` itself where it is,
     else the first of `domains`. The source is the first folder below `folder` that is not called so, for a file outside
@@ -48,7 +48,7 @@ def read_folder(
     source. The identifier is the path, with #line or #row. Hidden files are left alone; links are followed.
 
     What is no text is yielded as Rejected: undecodable bytes, a line that is no JSON object with text, a row without
-    text, more than 32 MiB, a file of another kind, a link that leads nowhere or back. Raises UserError for a missing
+    text, more than 32 MiB, a file of another kind, a broken link or one that leads back. Raises UserError for a missing
     folder, one without such files, an unreadable file, a broken compressed or Parquet file, and a Parquet file without
     a column of text.
     """
@@ -87,7 +87,7 @@ def _documents(path: Path, place: Place, reading: Reading) -> Iterator[Document 
 def files_of(folder: Path) -> Iterator[tuple[Path, str]]:
     """All files below a folder that are not hidden, through links, in an order that is the same on every machine.
 
-    With each comes what is wrong with it: a link that leads nowhere, or to a folder that it is in; a pipe or a device.
+    With each comes what is wrong with it: a broken link, a link to a folder that contains it, a pipe or a device.
     """
     yield from _files_of(folder, (os.path.realpath(folder),))
 
@@ -99,14 +99,14 @@ def _files_of(folder: Path, above: tuple[str, ...]) -> Iterator[tuple[Path, str]
             found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
         for entry in found:
             path = Path(folder, entry.name)
-            # Of a link pathlib asks for the target, and takes a link to itself for one that leads nowhere.
+            # For a link, pathlib looks at the target, and says False for a link to itself, where os.DirEntry raises.
             link = entry.is_symlink()
             if path.is_dir() if link else entry.is_dir():
                 inner.append(path)
             elif path.is_file() if link else entry.is_file():
                 yield path, ""
             else:
-                yield path, "a link that leads nowhere" if link else "not a file"
+                yield path, "a broken link" if link else "not a regular file"
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}): check the folder and its rights.") from (
             error
@@ -114,7 +114,7 @@ def _files_of(folder: Path, above: tuple[str, ...]) -> Iterator[tuple[Path, str]
     for path in inner:
         real = os.path.realpath(path)
         if real in above:
-            yield path, "a link to a folder that it is in"
+            yield path, "a link to a folder that contains it"
         else:
             yield from _files_of(path, (*above, real))
 

@@ -1,4 +1,4 @@
-"""What a record of anybody's becomes: its text, where it is, and what its other fields say of it."""
+"""From a record of the user's to a document: its text, its place, and what its other fields say."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ LARGEST = 32 << 20
 """The largest document, in bytes: a library of books in one file is no reading unit, and one line must fit in memory.
 """
 BLANK = re.compile(r"[\s\0]*")
-"""Text that is none: nothing but white space and NUL."""
+"""Matches a text that holds nothing but white space and NUL."""
 TEXT_FIELDS = ("text", "content")
 """Where a record's text is looked for, in this order, unless data.fields names its field."""
 _SHOWN = 1000
@@ -25,7 +25,7 @@ _SHOWN = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How records are read: the config's `domains`, `fields` and `domain_names`; `language` is that of the rest."""
+    """How records are read: the config's `domains`, `fields` and `domain_names`; `language` is the default."""
 
     domains: tuple[str, ...]
     language: str = "en"
@@ -82,7 +82,7 @@ class Place:
     ) -> Document | Rejected:
         """A document of a record: the first of `texts` that is not blank, and `others` by what they hold.
 
-        What cannot be used of `others` is as if it was not there. `raw` is shown where there is no text.
+        Values of `others` that cannot be used are ignored. `raw` is shown where there is no text.
         """
         text, fault, raw = _chosen(texts, raw)
         if text is None:
@@ -147,7 +147,7 @@ def _chosen(texts: Iterable[Any], raw: bytes) -> tuple[str | None, str | None, b
 
 
 def _label(value: Any) -> str | None:
-    """A field's value as a name; None for what is none: nothing, undecodable, a list or a record of its own."""
+    """A field's value as a name; None for a value that is missing, undecodable, a list or a mapping."""
     if value is None:
         return None
     if isinstance(value, bytes):

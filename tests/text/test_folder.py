@@ -279,10 +279,10 @@ def test_links_are_followed_or_said(tmp_path: Path) -> None:
         "more/x.jsonl#1": ("from a folder", "more"),
     }
     assert {item.origin: item.reason for item in items if isinstance(item, Rejected)} == {
-        "gone.jsonl": "a link that leads nowhere",
-        "itself": "a link that leads nowhere",
-        "pipe.txt": "not a file",
-        "back": "a link to a folder that it is in",
+        "gone.jsonl": "a broken link",
+        "itself": "a broken link",
+        "pipe.txt": "not a regular file",
+        "back": "a link to a folder that contains it",
     }
     (tmp_path / "linked").symlink_to(text)
     assert {item.source for item in read_folder(tmp_path / "linked", DOMAINS)} == {"linked", "more"}

@@ -98,7 +98,7 @@ def test_text_of_a_fixed_size(tmp_path: Path) -> None:
 
 
 def test_optional_columns_of_any_type_cost_neither_the_run_nor_a_document(tmp_path: Path) -> None:
-    """What cannot be used is as if it was not there; an id is kept as text whatever it is."""
+    """What cannot be used is ignored; an id is kept as text whatever it is."""
     key = uuid.UUID(int=7)
     odd = {
         "uuid": (pa.array([key.bytes], pa.uuid()), str(key)),
