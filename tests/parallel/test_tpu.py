@@ -1,5 +1,7 @@
 """Meshes of TPUs that nobody holds, and the step compiled for them."""
 
+import re
+
 import pytest
 
 pytest.importorskip("libtpu")
@@ -35,5 +37,11 @@ def test_the_step_never_talks_to_the_host(remat):
     compiled = toy.program(run, mesh).step.lower(*toy.program(run, mesh).arguments(8, 128)).compile()
     text = compiled.as_text()
     assert not [word for word in TALKS_TO_HOST if word in text]
+    # A sum of bfloat16 over devices stays bfloat16 on a TPU. Gradients of parameters are float32; only those of K and V,
+    # which have a row's 128 positions, are in the dtype of K and V.
+    reduced = re.findall(r"= (\S+|\(.*?\)) (?:all-reduce|reduce-scatter)(?:-start)?\(", text)
+    shapes = re.findall(r"(f32|bf16)\[([\d,]*)\]", " ".join(reduced))
+    assert "f32" in {kind for kind, _ in shapes}
+    assert all("128" in shape.split(",") for kind, shape in shapes if kind == "bf16")
     # Block inputs of five periods of two layers wait in the host's memory, where they are sent there.
     assert (compiled.memory_analysis().host_temp_size_in_bytes > 0) == (remat == "offload")
