@@ -14,7 +14,8 @@ def register_mixture(name: str, weights: Mapping[str, float], manifest: Manifest
     """Registers a stage's mixture as a seqio.Mixture of the tasks that `register` made, and returns it.
 
     `weights` are a stage's: shares of tokens by source or domain. seqio draws examples, so that a source's rate is its
-    share over its tokens a document in `manifest`. Raises UserError where a weight fits no source, or `register` was
+    share over its tokens a document in `manifest`. Read it with `num_epochs=None`: a mixture of one epoch ends when any
+    of its tasks does. Raises UserError where a weight fits no source, or `register` was
     not called.
     """
     seqio, _ = import_seqio()

@@ -203,6 +203,7 @@ def set_tensor(name, value):
             r"conv_k has the shape \(1, 2\), config\.json asks for \(1, 1, 1, 1, 2\)",
         ),
         (set_tensor("model.norm.weight", np.ones(16, np.int32)), r"model\.norm\.weight is I32"),
+        (set_tensor("model.norm.weight", np.ones(16, ml_dtypes.float8_e4m3fn)), r"model\.norm\.weight is F8_E4M3"),
     ],
 )
 def test_a_wrong_tensor_is_named(change, message, exported):
