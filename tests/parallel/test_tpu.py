@@ -37,8 +37,8 @@ def test_the_step_never_talks_to_the_host(remat):
     compiled = toy.program(run, mesh).step.lower(*toy.program(run, mesh).arguments(8, 128)).compile()
     text = compiled.as_text()
     assert not [word for word in TALKS_TO_HOST if word in text]
-    # On a TPU a sum of bfloat16 over devices stays bfloat16. Gradients of parameters are float32; those of K and V, which
-    # have the 128 positions of a row, are in their own dtype.
+    # On a TPU a sum of bfloat16 over devices stays bfloat16. Gradients of parameters are float32; those of K and V,
+    # which have the 128 positions of a row, are in their own dtype.
     reduced = re.findall(r"= (\S+|\(.*?\)) (?:all-reduce|reduce-scatter)(?:-start)?\(", text)
     shapes = re.findall(r"(f32|bf16)\[([\d,]*)\]", " ".join(reduced))
     assert "f32" in {kind for kind, _ in shapes}
