@@ -1,8 +1,9 @@
 """Parameters as Orbax keeps them: written layer by layer, read slice by slice, never whole.
 
-The folder is an ordinary Orbax checkpoint of {"params": tree}, which any Orbax restores, onto any mesh. One layer of a
-stacked parameter is one chunk; other parameters are cut along their first axis. Orbax makes the folder; the arrays in
-it are written and read with tensorstore, as Orbax does.
+The folder is an ordinary Orbax checkpoint of {"params": tree}, which any Orbax restores, onto any mesh; a run's
+checkpoint has its frozen parameters under "frozen". One layer of a stacked parameter is one chunk; other parameters are
+cut along their first axis. Orbax makes the folder; the arrays in it are written and read with tensorstore, as Orbax
+does.
 """
 
 import math
@@ -16,12 +17,16 @@ from typing import Any, Protocol
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from m1jax.convert import table
 from m1jax.convert.tensor_files import DTYPES, Array
 from m1jax.errors import UserError, first_line
+from m1jax.optim import masks
 
 ROOT = "params"
+FROZEN = "frozen"
+"""Where a run that trains only some parameters keeps the others (m1jax.train.state)."""
 # What a damaged checkpoint raises inside Orbax and tensorstore.
 DAMAGE = (ValueError, KeyError, OSError)
 # Bytes handed to tensorstore and not yet on disk; a larger block goes alone.
@@ -32,7 +37,7 @@ class Parameters(Protocol):
     """The parameters of a model, read in parts."""
 
     place: str
-    """Where they lie, for error messages."""
+    """Where they are, for error messages."""
 
     def dtype(self, path: str) -> str:
         """Dtype of the leaf at a path with slashes."""
@@ -53,15 +58,15 @@ class InMemory:
         self._tree = tree
 
     def dtype(self, path: str) -> str:
-        """As of Parameters."""
+        """See Parameters."""
         return str(table.find(self._tree, path).dtype)
 
     def rows(self, path: str) -> int:
-        """As of Parameters."""
+        """See Parameters."""
         return int(table.find(self._tree, path).shape[0])
 
     def read(self, path: str, at: int | slice | None) -> Array:
-        """As of Parameters."""
+        """See Parameters."""
         leaf = table.find(self._tree, path)
         return np.asarray(leaf if at is None else leaf[at])
 
@@ -74,13 +79,14 @@ class OnDisk:
         self._folder = folder.absolute()
         self._context = ts.Context()
         self._arrays: dict[str, ts.TensorStore] = {}
+        self._frozen = _frozen(folder)
 
     def dtype(self, path: str) -> str:
-        """As of Parameters."""
+        """See Parameters."""
         return str(self._array(path).dtype.numpy_dtype)
 
     def rows(self, path: str) -> int:
-        """As of Parameters: those of a chunk, which is read whole in any case, or of many small ones."""
+        """See Parameters: those of a chunk, which is read whole in any case, or of many small ones."""
         array = self._array(path)
         chunk = array.chunk_layout.read_chunk.shape
         assert chunk and chunk[0]
@@ -88,31 +94,27 @@ class OnDisk:
         return chunk[0] * max(1, _UNDER_WAY // (chunk[0] * row_bytes))
 
     def read(self, path: str, at: int | slice | None) -> Array:
-        """As of Parameters."""
+        """See Parameters."""
         array = self._array(path)
         try:
             return (array if at is None else array[at]).read().result()
         except DAMAGE as error:
-            raise self._damaged(error) from error
+            raise _damaged(self.place, error) from error
 
     def _array(self, path: str) -> ts.TensorStore:
         if path not in self._arrays:
+            root = FROZEN if path in self._frozen else ROOT
             store = {
                 "driver": "ocdbt",
                 "base": {"driver": "file", "path": f"{self._folder}/"},
-                "path": f"{ROOT}/{path}".replace("/", "."),
+                "path": f"{root}/{path}".replace("/", "."),
             }
             spec = {"driver": "zarr3", "kvstore": store, "fill_missing_data_reads": False}
             try:
                 self._arrays[path] = ts.open(spec, read=True, context=self._context).result()
             except DAMAGE as error:
-                raise self._damaged(error) from error
+                raise _damaged(self.place, error) from error
         return self._arrays[path]
-
-    def _damaged(self, error: BaseException) -> UserError:
-        return UserError(
-            f"the parameters in {self.place} cannot be read ({first_line(error)}): make or copy the folder again."
-        )
 
 
 @dataclass(frozen=True)
@@ -177,10 +179,10 @@ class _StreamHandler(ocp.type_handlers.TypeHandler):
         return "np.ndarray"
 
     async def metadata(self, infos: Sequence[Any]) -> Sequence[Any]:
-        raise NotImplementedError("a Stream is only saved: what lies on disk is restored as an array")
+        raise NotImplementedError("a Stream is only saved: what is on disk is restored as an array")
 
     async def deserialize(self, infos: Sequence[Any], args: Sequence[Any] | None = None) -> Sequence[Any]:
-        raise NotImplementedError("a Stream is only saved: what lies on disk is restored as an array")
+        raise NotImplementedError("a Stream is only saved: what is on disk is restored as an array")
 
     async def serialize(
         self, values: Sequence[Stream], infos: Sequence[Any], args: Sequence[Any] | None = None
@@ -227,21 +229,36 @@ def write(folder: Path, streams: Mapping[str, Stream]) -> None:
 
 
 def restore(folder: Path, target: Any) -> Any:
-    """The parameters in the shapes, dtypes and shardings of the abstract tree `target`.
+    """The parameters, trained and frozen, in the shapes, dtypes and shardings of the abstract tree `target`.
 
     Each process reads the chunks that its devices hold. Raises UserError where the folder is damaged.
     """
-    tree = {ROOT: target}
+    kept = _frozen(folder)
+    trained, frozen = masks.split(target, lambda path: path not in kept)
+    tree = {root: part for root, part in ((ROOT, trained), (FROZEN, frozen)) if part}
     arguments = ocp.args.PyTreeRestore(
         tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
     )
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_zarr3=True, restore_concurrent_gb=1)) as checkpointer:
-            return checkpointer.restore(folder.absolute(), args=arguments)[ROOT]
+            found = checkpointer.restore(folder.absolute(), args=arguments)
     except DAMAGE as error:
-        raise UserError(
-            f"the parameters in {folder} cannot be read ({first_line(error)}): make the folder again."
-        ) from error
+        raise _damaged(folder, error) from error
+    return masks.merge(found.get(ROOT, {}), found.get(FROZEN, {}))
+
+
+def _frozen(folder: Path) -> frozenset[str]:
+    """Paths of a checkpoint's frozen parameters; raises UserError where the folder is damaged."""
+    try:
+        found = ocp.PyTreeCheckpointHandler(use_zarr3=True).metadata(folder.absolute())
+    except DAMAGE as error:
+        raise _damaged(folder, error) from error
+    tree = found.tree.get(FROZEN, {})
+    return frozenset(keystr(path, simple=True, separator="/") for path, _ in tree_leaves_with_path(tree))
+
+
+def _damaged(folder: Path | str, error: BaseException) -> UserError:
+    return UserError(f"the parameters in {folder} cannot be read ({first_line(error)}): make or copy the folder again.")
 
 
 def itemsize(dtype: str) -> int:
