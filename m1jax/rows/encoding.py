@@ -20,6 +20,7 @@ from m1jax.rows.spans import NO_SPANS, Ints, Spans, joined, runs, spans_of
 from m1jax.rows.spool import EncodedBatch, Spool
 from m1jax.text.documents import Document, Part, Rejected, Table
 from m1jax.text.set_aside import Items, batches, screen, set_aside
+from m1jax.tokenizer import joins
 
 Progress = Callable[[str, str, int], None]
 """Called with a source, "encoded" or "packed", and bytes of its text since the last call."""
@@ -226,11 +227,13 @@ def _encode(
 ) -> EncodedBatch:
     """The tokens of a batch, each document's EOS after them; nothing at all of a document without tokens.
 
-    Each part is encoded apart. EOS has the weight of the document's last part.
+    No token goes over the border of two parts, but text behind text is encoded as its continuation. EOS has the weight
+    of the document's last part.
     """
     parts = [document.parts or (Part(document.text),) for document in documents]
     encoded = iter(tokenizer.encode_arrays([part.text for some in parts for part in some if not part.ids]))
-    ids = [[part.ids or next(encoded) for part in some] for some in parts]
+    ids: list[list[Sequence[int] | Array]] = [[part.ids or next(encoded) for part in some] for some in parts]
+    _continue(parts, ids, tokenizer)
     totals = [sum(map(len, some)) for some in ids]
     lengths = np.array([total + 1 if total else 0 for total in totals], np.int64)
     tokens = np.full(int(lengths.sum()), tokenizer.eos_id, dtype)
@@ -245,3 +248,18 @@ def _encode(
             at += len(part)
         at += total > 0
     return EncodedBatch(of, tokens, lengths, spans_of(found))
+
+
+def _continue(parts: Sequence[Sequence[Part]], ids: Sequence[list[Sequence[int] | Array]], tokenizer: Encoder) -> None:
+    """Replaces the ids of text that follows text: many a tokenizer puts a space before a text that begins."""
+    places = [
+        (i, j)
+        for i, some in enumerate(parts)
+        for j in range(1, len(some))
+        if some[j].text and not some[j].ids and some[j - 1].text and not some[j - 1].ids
+    ]
+    if not places or (lead := joins.lead_of(tokenizer)) is None:
+        return
+    texts = [parts[i][j].text for i, j in places]
+    for (i, j), found in zip(places, joins.continued(tokenizer, texts, lead), strict=True):
+        ids[i][j] = found

@@ -7,12 +7,14 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from m1jax.errors import UserError
+from m1jax.tokenizer import joins
 from m1jax.tokenizer.decoding import Decoder
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -72,6 +74,11 @@ class Tokenizer(abc.ABC):
         """Id of a token by its text as the vocabulary writes it; None where there is no such token."""
 
     @property
+    def special_begins(self) -> bool:
+        """Whether text behind a special token is encoded like the beginning of a text: with the space, if any."""
+        return True
+
+    @property
     def encoder_name(self) -> str:
         """The library that encodes."""
         return "tokenizers"
@@ -105,9 +112,18 @@ class Tokenizer(abc.ABC):
                     ) from error
             raise
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`, nothing added. Raises UserError where `text` holds half of a surrogate pair."""
-        return self.encode_arrays([text])[0].tolist()
+    def encode(self, text: str, *, continues: bool = False) -> list[int]:
+        """Ids of `text`, nothing added; where it `continues` another text, without the space that begins a text.
+
+        Raises UserError where `text` holds half of a surrogate pair.
+        """
+        if not continues or not text:
+            return self.encode_arrays([text])[0].tolist()
+        return joins.continued(self, [text], self._lead)[0].tolist()
+
+    @cached_property
+    def _lead(self) -> joins.Lead | None:
+        return joins.lead_of(self)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, nothing added, on all cores. Raises UserError as `encode` does."""

@@ -97,6 +97,17 @@ class JsonTokenizer(Tokenizer):
         found = [ids.get(bytes([byte])) for byte in range(256)]
         return None if None in found else [i for i in found if i is not None]
 
+    @cached_property
+    def special_begins(self) -> bool:
+        """Whether text behind a special token is encoded like the beginning of a text: with the space, if any."""
+        added = self._backend.get_added_tokens_decoder()
+        mark = next((token.content for token in added.values() if token.special), None)
+        if mark is None or self._lead is None:
+            return True
+        acting = tokenizers.Tokenizer.from_str(json.dumps(self._saved))
+        ids = acting.encode(f"{mark}b", add_special_tokens=False).ids
+        return ids[1:] == self.encode("b")
+
     def _encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         try:
             found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)

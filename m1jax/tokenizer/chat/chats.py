@@ -71,19 +71,25 @@ class FormatChat(Chat):
         self._typed = re.compile("|".join(map(re.escape, sorted(self._marks, key=len, reverse=True))))
 
     def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[int]:
-        """See Chat. Marks and contents are encoded each for itself."""
+        """See Chat. No token holds parts of a mark and of a content, but both are encoded as parts of one text."""
         parts = self.parts(messages, add_generation_prompt=add_generation_prompt)
         return [i for part in parts for i in part.ids]
 
     def parts(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Part]:
         """See Chat."""
         slots = self.format.slots(messages, add_generation_prompt=add_generation_prompt)
-        return [Part(self._ids(slot.piece), *slot[1:]) for slot in slots]
+        found: list[Part] = []
+        begins = True
+        for slot in slots:
+            found.append(Part(self._ids(slot.piece, begins), *slot[1:]))
+            if slot.piece:
+                begins = isinstance(slot.piece, Special | Own) and self._tokenizer.special_begins
+        return found
 
-    def _ids(self, piece: str | Special | Own | list[int]) -> list[int]:
+    def _ids(self, piece: str | Special | Own | list[int], begins: bool) -> list[int]:
         if isinstance(piece, list):
             return piece
-        return self._as_text(piece) if isinstance(piece, str) else [self._id(piece)]
+        return self._as_text(piece, begins) if isinstance(piece, str) else [self._id(piece)]
 
     def _id(self, mark: Special | Own) -> int:
         if isinstance(mark, Own):
@@ -92,15 +98,19 @@ class FormatChat(Chat):
         assert found is not None, mark
         return found
 
-    def _as_text(self, text: str) -> list[int]:
+    def _as_text(self, text: str, begins: bool) -> list[int]:
         """Ids of a text in which no mark acts, in a tokenizer too for which the mark is a token like any other."""
-        ids = self._tokenizer.encode(text)
+        ids = self._tokenizer.encode(text, continues=not begins)
         if not self._typed.search(text) or set(ids).isdisjoint(self._marks.values()):
             return ids
         # Cut behind the first character of every mark that is typed.
         cuts = [0, *(found.start() + 1 for found in self._typed.finditer(text)), len(text)]
         pieces = [text[start:end] for start, end in itertools.pairwise(cuts)]
-        return [i for piece in pieces for i in self._tokenizer.encode(piece)]
+        return [
+            i
+            for number, piece in enumerate(pieces)
+            for i in self._tokenizer.encode(piece, continues=number > 0 or not begins)
+        ]
 
 
 class TemplateChat(Chat):
@@ -124,12 +134,12 @@ class TemplateChat(Chat):
                 f"messages."
             )
         ids: list[int] = []
-        end = 0
+        end, begins = 0, True
         for mark in self._special.finditer(text):
-            ids += self._tokenizer.encode(text[end : mark.start()].replace(guard, ""))
+            ids += self._tokenizer.encode(text[end : mark.start()].replace(guard, ""), continues=not begins)
             ids.append(self._tokenizer.special_tokens[mark[0]])
-            end = mark.end()
-        return ids + self._tokenizer.encode(text[end:].replace(guard, ""))
+            end, begins = mark.end(), self._tokenizer.special_begins
+        return ids + self._tokenizer.encode(text[end:].replace(guard, ""), continues=not begins)
 
     def parts(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Part]:
         """See Chat: always raises UserError."""
