@@ -1,6 +1,7 @@
 """The steps, global rows and tokens of a run's stages: which stage a step belongs to, and what came before it."""
 
 import bisect
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -36,6 +37,8 @@ class Timeline:
                     self._parts.append(_Part(step, row, token, index, batch, tokens))
                     step, row, token = step + steps, row + steps * batch, token + steps * tokens
         self.steps, self.rows, self.tokens = step, row, token
+        self.first_steps = tuple(itertools.accumulate((stage.steps for stage in self.stages), initial=0))
+        """The first step of each stage, and last the number of all steps."""
 
     def stage_index(self, step: int) -> int:
         """Index of the stage of a step."""

@@ -8,7 +8,6 @@ inside each of them.
 
 import dataclasses
 import functools
-import itertools
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +24,7 @@ from m1jax.rows.shuffle import permutation
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Location:
     """Where a global row is: `row` is its index in the row store of (the stage's row length, `source`)."""
 
     stage: int
@@ -100,7 +99,7 @@ class Curriculum:
         self._packing_windows = functools.lru_cache(maxsize=256)(self._make_packing_windows)
         self._starts = functools.lru_cache(maxsize=256)(self._make_starts)
         self._row_order = functools.lru_cache(maxsize=512)(self._make_row_order)
-        self._first_rows = list(itertools.accumulate((stage.rows for stage in stages), initial=0))
+        self._first_rows = [self.timeline.rows_before(step) for step in self.timeline.first_steps]
         self._quotas = [
             quantise(stage.name, source_shares(stage.name, stage.mixture, manifest.sources, stage.difficulty))
             for stage in stages
@@ -118,8 +117,8 @@ class Curriculum:
         """Largest relative difference between a source's share of the stage's rows and the share that was asked for."""
         return self._quotas[stage].error
 
-    def locate(self, row: int) -> Place:
-        """The place of global row `row`; raises UserError where the run has no such row."""
+    def locate(self, row: int) -> Location:
+        """Where global row `row` is; raises UserError where the run has no such row."""
         step = self.timeline.step_of_row(row)
         stage = self.timeline.stage_index(step)
         in_stage = row - self._first_rows[stage]
@@ -136,7 +135,7 @@ class Curriculum:
         order = self._row_order(source, cursor.row_length, cursor.epoch, packing_window)
         first = self.manifest.sources[source].files[cursor.row_length].first_rows[packing_window]
         index = first + int(order[cursor.row])
-        return Place(stage, step, source, cursor.epoch, packing_window, index)
+        return Location(stage, step, source, cursor.epoch, packing_window, index)
 
     def table(self) -> list[Use]:
         """What every stage reads of every source, in order."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m1jax.curriculum.ahead import Ahead
-from m1jax.curriculum.curriculum import Curriculum, Place
+from m1jax.curriculum.curriculum import Curriculum, Location
 from m1jax.errors import UserError
 from m1jax.rows.expand import expand
 from m1jax.rows.packed import Stores
@@ -31,10 +31,10 @@ _AHEAD_TOKENS = 1 << 26
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """One row of a step: its number in the run, where it lies, (document, offset, length) of its pieces, and itself."""
+    """One row of a step: its number in the run, where it is, (document, offset, length) of its pieces, and itself."""
 
     number: int
-    place: Place
+    location: Location
     pieces: tuple[tuple[int, int, int], ...]
     row: Row
 
@@ -73,7 +73,7 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """This process's share of the batch of one step. Raises UserError where rows cannot be read."""
-        return self.arrays([self._read(place) for place in self._places(step).values()])
+        return self.arrays([self._read(location) for location in self._locations(step).values()])
 
     def arrays(self, rows: Sequence[Row]) -> Batch:
         """The batch that consists of these rows."""
@@ -91,10 +91,10 @@ class Loader:
     def documents(self, step: int) -> list[Served]:
         """Which documents this process's rows of a step come from, row by row."""
         served = []
-        for number, place in self._places(step).items():
-            row = self._read(place)
+        for number, location in self._locations(step).items():
+            row = self._read(location)
             pieces = zip(row.documents.tolist(), row.offsets.tolist(), row.lengths.tolist(), strict=True)
-            served.append(Served(number, place, tuple(pieces), row))
+            served.append(Served(number, location, tuple(pieces), row))
         return served
 
     def ahead(self, last_step: int) -> Ahead | None:
@@ -106,25 +106,25 @@ class Loader:
 
     def _request(self, step: int) -> "list[Future[tuple[Row, float]]]":
         requests = []
-        for place in self._places(step).values():
-            store = self._stores[self._curriculum.stages[place.stage].row_length, place.source]
+        for location in self._locations(step).values():
+            store = self._stores[self._curriculum.stages[location.stage].row_length, location.source]
             assert isinstance(store, RangeRows)
-            requests.append(store.request(place.row))
+            requests.append(store.request(location.row))
         return requests
 
-    def _places(self, step: int) -> dict[int, Place]:
-        """Global row number to place, of this process's rows of a step."""
+    def _locations(self, step: int) -> dict[int, Location]:
+        """Global row number to location, of this process's rows of a step."""
         rows = self._curriculum.timeline.batch_of(step) // self._process_count
         first = self._curriculum.timeline.rows_before(step) + self._process_index * rows
         return {number: self._curriculum.locate(number) for number in range(first, first + rows)}
 
-    def _read(self, place: Place) -> Row:
-        row_length = self._curriculum.stages[place.stage].row_length
-        store = self._stores[row_length, place.source]
-        row = store[place.row]
+    def _read(self, location: Location) -> Row:
+        row_length = self._curriculum.stages[location.stage].row_length
+        store = self._stores[row_length, location.source]
+        row = store[location.row]
         if row.row_length != row_length:
             raise UserError(
-                f"{store.path} holds rows of {row.row_length} tokens where {row_length} belong: run `m1 pack` again."
+                f"{store.path} holds rows of {row.row_length} tokens instead of {row_length}: run `m1 pack` again."
             )
         return row
 

@@ -5,9 +5,9 @@
     rejected.parquet                          what was set aside: origin, reason, text, source, record_id
     manifest.json                             counts, checksums, packing window → first row, the tokenizer's fingerprint
 
-Every row length packs the same windows, so that a change of row length can go on at the border of one. A document is
-its tokens and one EOS. bestfit.py says how its pieces repeat a token and which documents are cut. Documents of a source
-with a column `pair` are never cut, and those of a shard with an equal value are packed into one row.
+Every row length packs the same packing windows, so that a change of row length can go on at the border of one. A
+document is its tokens and one EOS. bestfit.py says how its pieces repeat a token and which documents are cut. Documents
+of a source with a column `pair` are never cut, and those of a shard with an equal value are packed into one row.
 """
 
 import concurrent.futures
@@ -178,7 +178,7 @@ def _pack_store(
     """Shuffles a store's documents into packing windows and packs each of them once for every row length."""
     order, firsts = _shuffled(store, source, seed)
     lengths = np.diff(source.starts)[order]
-    # Windows are of whole pairs, and of no more documents for that.
+    # A packing window has whole pairs only, and still at most `packing_window` documents.
     most = max(1, packing_window // int(np.diff(firsts).max()))
     units = packing_borders(np.add.reduceat(lengths, firsts[:-1]), row_lengths, most)
     trained, weight = source.spans.by_document(source.starts)

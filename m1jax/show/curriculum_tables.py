@@ -1,6 +1,7 @@
 """The tables of `m1 curriculum`, and the same numbers for machines."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 from rich import box
@@ -11,15 +12,15 @@ from m1jax.curriculum.curriculum import Curriculum, Use
 
 def stages(curriculum: Curriculum) -> list[dict[str, Any]]:
     """What each stage reads: steps, rows (first and last), tokens, batches, difficulty and learning rate."""
-    first = 0
     found = []
-    for stage in curriculum.stages:
-        rows = [curriculum.timeline.rows_before(step) for step in (first, first + stage.steps)]
+    timeline = curriculum.timeline
+    for stage, (first, end) in zip(curriculum.stages, itertools.pairwise(timeline.first_steps), strict=True):
+        rows = [timeline.rows_before(step) for step in (first, end)]
         found.append(
             {
                 "stage": stage.name,
                 "first_step": first + 1,
-                "last_step": first + stage.steps,
+                "last_step": end,
                 "first_row": rows[0],
                 "last_row": rows[1] - 1,
                 "tokens": (rows[1] - rows[0]) * stage.row_length,
@@ -30,7 +31,6 @@ def stages(curriculum: Curriculum) -> list[dict[str, Any]]:
                 "learning_rate": dataclasses.asdict(stage.learning_rate),
             }
         )
-        first += stage.steps
     return found
 
 

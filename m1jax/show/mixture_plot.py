@@ -1,9 +1,11 @@
 """The picture of a curriculum: each source's share of the tokens, stage after stage."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from m1jax.config.domains import ordered
 from m1jax.curriculum.curriculum import Curriculum
 from m1jax.show import figures
 
@@ -12,9 +14,12 @@ _NAMED = 14
 """Sources that have a colour and a name of their own; the smallest others are drawn as one."""
 
 
-def plot(curriculum: Curriculum, path: Path, title: str) -> None:
-    """Draws the mixture over tokens as stacked areas; raises UserError where matplotlib is missing or refuses."""
-    names, shares, tokens = _shares(curriculum)
+def plot(curriculum: Curriculum, domains: Sequence[str], path: Path, title: str) -> None:
+    """Draws the mixture over tokens as stacked areas, from the first of `domains` upwards.
+
+    Raises UserError where matplotlib is missing or refuses.
+    """
+    names, shares, tokens = stacked(curriculum, domains)
     unit, word = next(((size, word) for size, word in _UNITS if tokens.sum() >= size), (1.0, ""))
     edges = np.concatenate([[0.0], np.cumsum(tokens)]) / unit
     figure = figures.make(10, 4.8)
@@ -37,17 +42,22 @@ def plot(curriculum: Curriculum, path: Path, title: str) -> None:
     figures.save(figure, path)
 
 
-def _shares(curriculum: Curriculum) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, shares (name, stage) and tokens (stage,); sources of a domain are adjacent, the largest first."""
+def stacked(curriculum: Curriculum, domains: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names, shares (name, stage) and tokens (stage,).
+
+    Sources are in the order of `domains`, and those of one domain largest first.
+    """
     uses = curriculum.table()
     stages = [stage.name for stage in curriculum.stages]
-    tokens = np.array([stage.rows * stage.row_length for stage in curriculum.stages], float)
+    timeline = curriculum.timeline
+    tokens = np.diff([float(timeline.tokens_before(step)) for step in timeline.first_steps])
     sources = {use.source: use.domain for use in uses}
     table = {name: np.zeros(len(stages)) for name in sources}
     for use in uses:
         table[use.source][stages.index(use.stage)] = use.share
     by_size = sorted(sources, key=lambda name: -float(table[name] @ tokens))
-    kept = sorted(by_size[:_NAMED], key=lambda name: (sources[name], by_size.index(name)))
+    place = {domain: i for i, domain in enumerate(ordered(sources.values(), domains))}
+    kept = sorted(by_size[:_NAMED], key=lambda name: (place[sources[name]], by_size.index(name)))
     rows = [table[name] for name in kept]
     names = [f"{name} ({sources[name]})" for name in kept]
     if others := by_size[_NAMED:]:

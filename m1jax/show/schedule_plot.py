@@ -14,7 +14,7 @@ _POINTS = 4000
 
 def plot(config: RunConfig) -> Path:
     """Draws the learning rate over the global step, stage by stage, into schedule.png of the run's train folder."""
-    starts = np.cumsum([0, *(stage.steps for stage in config.stages)])
+    starts = np.array(config.timeline.first_steps)
     # The first and last step of every stage are always drawn.
     steps = np.unique([*np.linspace(0, config.total_steps - 1, _POINTS).astype(int), *starts[:-1], *(starts[1:] - 1)])
     rates = np.asarray(learning_rate(config)(steps))

@@ -69,12 +69,12 @@ def show(config: RunConfig, *, examples: int = 1, plot_path: str = "", as_json: 
     loader = Loader(curriculum, stores)
     tokenizer = _tokenizer(config, curriculum) if examples else None
     shown: list[tuple[str, list[dict[str, Any]]]] = []
-    for i, stage in enumerate(config.stages):
+    for stage, first in zip(config.stages, curriculum.timeline.first_steps, strict=False):
         if tokenizer is not None:
-            rows = loader.documents(sum(s.steps for s in config.stages[:i]))[:examples]
+            rows = loader.documents(first)[:examples]
             shown.append((stage.name, _described(config, curriculum, tokenizer, rows)))
     if plot_path:
-        mixture_plot.plot(curriculum, Path(plot_path), f"{config.name}: what is read")
+        mixture_plot.plot(curriculum, config.data.domains, Path(plot_path), f"{config.name}: what is read")
     if as_json:
         found = {"stages": tables.stages(curriculum), "uses": tables.uses(curriculum), "examples": dict(shown)}
         print(json.dumps(found, ensure_ascii=False))
@@ -91,7 +91,7 @@ def show(config: RunConfig, *, examples: int = 1, plot_path: str = "", as_json: 
         )
     for name, described in shown:
         for row in described:
-            console.print(f"\n[bold]Stage {name}[/], {_place(row)}")
+            console.print(f"\n[bold]Stage {name}[/], {_where(row)}")
             _print_pieces(console, row)
     if plot_path:
         console.print(f"Plot in {plot_path}.")
@@ -116,7 +116,7 @@ def replay(config: RunConfig, step: int, *, as_json: bool = False) -> None:
     stage = curriculum.timeline.stage(step - 1)
     console.print(f"Step {step:,} of {curriculum.timeline.steps:,}, stage {stage.name}: {len(rows)} rows.")
     for row in rows:
-        console.print(f"\n[bold]{_place(row)}[/]")
+        console.print(f"\n[bold]{_where(row)}[/]")
         _print_pieces(console, row, limit=len(row["pieces"]))
 
 
@@ -139,8 +139,8 @@ def _described(
     token of a piece always is.
     """
     ids: dict[str, dict[int, DocumentIds]] = {}
-    for name in {served.place.source for served in rows}:
-        numbers = {document for served in rows if served.place.source == name for document, _, _ in served.pieces}
+    for name in {served.location.source for served in rows}:
+        numbers = {document for served in rows if served.location.source == name for document, _, _ in served.pieces}
         ids[name] = _document_ids(config, curriculum.manifest.sources[name].of or name, numbers)
     described = []
     for served in rows:
@@ -151,8 +151,8 @@ def _described(
             tokens = served.row.tokens[start : start + length].tolist()
             pieces.append(
                 {
-                    "document": ids[served.place.source][document].id,
-                    "record_id": ids[served.place.source][document].record_id,
+                    "document": ids[served.location.source][document].id,
+                    "record_id": ids[served.location.source][document].record_id,
                     "offset": offset,
                     "tokens": length,
                     "text": _text(tokenizer, tokens),
@@ -162,7 +162,7 @@ def _described(
             start += length
         padding = served.row.row_length - len(served.row.tokens)
         described.append(
-            {"number": served.number, **dataclasses.asdict(served.place), "padding": padding, "pieces": pieces}
+            {"number": served.number, **dataclasses.asdict(served.location), "padding": padding, "pieces": pieces}
         )
     return described
 
@@ -192,7 +192,7 @@ def _document_ids(config: RunConfig, source: str, numbers: Iterable[int]) -> dic
         return document_ids(Path(folder), source, numbers)
 
 
-def _place(row: dict[str, Any]) -> str:
+def _where(row: dict[str, Any]) -> str:
     return (
         f"row {row['number']:,} (step {row['step'] + 1:,}): {row['source']}, epoch {row['epoch'] + 1}, packing window "
         f"{row['packing_window']:,}, row {row['row']:,} of its file"

@@ -95,25 +95,25 @@ def walk(config: str, overrides: Sequence[str], text: str | None) -> int:
         )
         return main(arguments)
 
-    plan = config_file.load(config, overrides)
+    asked = config_file.load(config, overrides)
     given = [part for override in overrides for part in ("--set", override)]
     status = verb(["corpus", "--config", config, *given, *(["--text", text] if text else [])])
     if status:
         return status
     sources = {
-        name: entry["domain"] for name, entry in artefact.require(plan.corpus, "corpus", "corpus")["sources"].items()
+        name: entry["domain"] for name, entry in artefact.require(asked.corpus, "corpus", "corpus")["sources"].items()
     }
-    fitting = adapted(plan, sources)
-    if fitting != plan:
-        file = Path(plan.folder) / ADAPTED
+    fitting = adapted(asked, sources)
+    if fitting != asked:
+        file = Path(asked.folder) / ADAPTED
         config_file.save(
-            fitting, file, f"{config} with mixtures of what {plan.corpus} has, as `m1 quickstart` wrote it."
+            fitting, file, f"{config} with mixtures of what {asked.corpus} has, as `m1 quickstart` wrote it."
         )
         console.print(
             f"Mixtures of {config} name text that is not here: the config that fits is {file}.", soft_wrap=True
         )
         config, overrides = str(file), []
-    for arguments in commands(config, overrides, text, plan.folder):
+    for arguments in commands(config, overrides, text, asked.folder):
         status = verb(arguments)
         if status:
             return status

@@ -26,6 +26,7 @@ def test_every_step_and_row(stages):
     timeline = Timeline(stages)
     step = row = token = 0
     for index, stage in enumerate(stages):
+        assert timeline.first_steps[index] == step
         for size, count in stage.batches:
             for _ in range(count):
                 assert (timeline.stage_index(step), timeline.stage(step), timeline.batch_of(step)) == (
@@ -37,6 +38,7 @@ def test_every_step_and_row(stages):
                 assert {timeline.step_of_row(row + i) for i in range(size)} == {step}
                 step, row, token = step + 1, row + size, token + size * stage.row_length
     assert (timeline.steps, timeline.rows, timeline.tokens) == (step, row, token)
+    assert timeline.first_steps[-1] == step
     assert (timeline.rows_before(step), timeline.tokens_before(step)) == (row, token)
     assert sum(stage.rows for stage in stages) == row and sum(stage.steps for stage in stages) == step
     for ask, wrong in ((timeline.stage, step), (timeline.batch_of, -1), (timeline.step_of_row, row)):

@@ -161,11 +161,11 @@ def test_documents_of_a_step(folder, batches):
         for i, row in enumerate(served):
             expected = []
             for document, offset, length in row.pieces:
-                own = toy_rows.tokens_of(document, LENGTHS[row.place.source][document])
+                own = toy_rows.tokens_of(document, LENGTHS[row.location.source][document])
                 expected += own[offset : offset + length]
             assert batch["tokens"][i, : len(expected)].tolist() == expected
             assert row.number == loader._curriculum.timeline.rows_before(step) + len(served) + i
-            assert row.place.step == step
+            assert row.location.step == step
 
 
 def test_an_abandoned_iterator_leaves_no_thread(folder):
@@ -199,7 +199,7 @@ def test_rows_of_another_length_in_the_right_place(tmp_path):
     toy_rows.pack_lengths(tmp_path, {"a": [15] * 7}, [16, 17], 20)
     row_path(tmp_path, 16, "a").replace(row_path(tmp_path, 17, "a"))
     loader = make(tmp_path, stages=(toy_rows.stage("s", 17, 1, 1, {"a": 1}),))
-    with pytest.raises(UserError, match="holds rows of 16 tokens where 17 belong"):
+    with pytest.raises(UserError, match="holds rows of 16 tokens instead of 17"):
         loader.batch(0)
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from m1jax.config import CLIP_POLICIES, ClipConfig
-from m1jax.show import norm_replay
+from m1jax.curriculum.curriculum import Curriculum
+from m1jax.show import mixture_plot, norm_replay
 from m1jax.verbs import main
 from tests.optim import test_clipping
+from tests.rows import toy_rows
 from tests.verbs.conftest import TINY
 
 PNG = b"\x89PNG"
@@ -55,3 +57,16 @@ def test_the_pictures(tmp_path, capsys):
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert main([*run, "--replay-norms", str(tmp_path / "none.jsonl")]) == 2
     assert "holds no gradient norms" in capsys.readouterr().err
+
+
+def test_a_mixture_is_drawn_in_the_order_of_the_configs_domains():
+    domains = {"a": "atlas", "b": "reports", "c": "reports", "d": "elsewhere"}
+    manifest = toy_rows.manifest({name: {8: [8]} for name in domains}, domains)
+    stages = (
+        toy_rows.stage("first", 8, 4, 2, {"a": 1, "b": 1, "c": 2}),
+        toy_rows.stage("second", 8, 8, 3, {"a": 1, "d": 1}),
+    )
+    names, shares, tokens = mixture_plot.stacked(Curriculum(stages, manifest, 0), ("reports", "atlas"))
+    assert names == ["c (reports)", "b (reports)", "a (atlas)", "d (elsewhere)"]
+    np.testing.assert_array_equal(shares, [[0.5, 0], [0.25, 0], [0.25, 0.5], [0, 0.5]])
+    np.testing.assert_array_equal(tokens, [8 * 4 * 2, 8 * 8 * 3])
