@@ -25,6 +25,7 @@ from m1jax.text.folder import files_of
 from m1jax.text.overlap import NgramIndex
 from m1jax.text.records import folder_name
 from m1jax.text.sources import SOURCES, Source, evaluation_files, packages
+from m1jax.train.run.holder import check_free
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_text, config_of, example
 
 FORMAT = 2
@@ -67,6 +68,7 @@ def make(config: RunConfig, text: str | None = None, language: str = "en") -> No
     if artefact.is_whole(config.corpus, "corpus", of):
         console.print(f"{config.corpus} is already complete.")
         return
+    check_free(config.journal, config.corpus)
     details: dict[str, object] = {}
     with artefact.building(config.corpus, "corpus", of, details) as folder:
         documents: Iterable[Document | Rejected]

@@ -23,6 +23,7 @@ from m1jax.show import console as consoles
 from m1jax.show import rows_table
 from m1jax.show.progress import ByteBar
 from m1jax.text.documents import Document, read_documents
+from m1jax.train.run.holder import check_free
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, config_of, example
 
 
@@ -76,6 +77,7 @@ def pack(config: RunConfig, tasks: Mapping[str, str] | None = None, workers: int
     if artefact.is_whole(config.rows, "rows", of):
         console.print(f"{config.rows} is already complete.")
         return
+    check_free(config.journal, config.rows)
     clock = _Clock()
     with (
         _spool(config.rows, artefact.key(state, tokenizer.fingerprint)) as spool,

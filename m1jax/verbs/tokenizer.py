@@ -15,6 +15,7 @@ from m1jax.show import console as consoles
 from m1jax.text.sampling import Sources, taken_bytes, texts
 from m1jax.tokenizer import FIRST_MERGE, TrainedTokenizer
 from m1jax.tokenizer.parts import Part, parts_of
+from m1jax.train.run.holder import check_free
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, config_of, example
 
 
@@ -47,6 +48,7 @@ def train(config: RunConfig) -> None:
     if artefact.is_whole(config.tokenizer, "tokenizer", of):
         console.print(f"{config.tokenizer} is already complete.")
         return
+    check_free(config.journal, config.tokenizer)
     details: dict[str, Any] = {}
     with artefact.building(config.tokenizer, "tokenizer", of, details) as folder:
         decided, tokenizer = _train_parts(config, made["sources"], parts, console)

@@ -20,6 +20,22 @@ def test_a_second_training_on_a_live_folder_is_refused_before_it_touches_anythin
         assert [(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*") if path.is_file()] == before
 
 
+@pytest.mark.parametrize(
+    ("name", "override"),
+    [
+        ("corpus", "data.heldout_share=0.4"),
+        ("tokenizer train", "data.tokenizer_bytes=5000"),
+        ("pack", "data.packing_window=9"),
+    ],
+)
+def test_nothing_that_a_live_run_reads_is_replaced(capsys, tmp_path, road, text, name, override):
+    for part in ("corpus", "tokenizer", "rows"):
+        (tmp_path / part).symlink_to(road / part)
+    more = ["--text", str(text)] if name == "corpus" else []
+    with Lease(tmp_path / "train"):
+        refused(capsys, [*verb(name, tmp_path, override), *more], "which would be replaced", f"process {os.getpid()}")
+
+
 @pytest.fixture
 def begun(road, tmp_path):
     """A run that took two steps."""

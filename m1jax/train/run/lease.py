@@ -7,12 +7,8 @@ while its beat moves. Whether it does is watched, so that the clocks of two mach
 
 import contextlib
 import dataclasses
-import datetime
 import fcntl
-import json
 import os
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,58 +22,10 @@ from jax.experimental import multihost_utils
 from m1jax import disk
 from m1jax.errors import UserError
 from m1jax.train.hooks.hook import Hook
+from m1jax.train.run.holder import FILE, SILENCE_SECONDS, Holder
 
-FILE = "running.json"
 BEAT_SECONDS = 15.0
-SILENCE_SECONDS = 90.0
-"""A beat that rests for so long is a dead process's. A bucket that gcsfuse mounts shows a file up to 60 s late."""
-_RECORD_BYTES = 512
 _OURS, _WAIT = "", "wait"
-
-
-@dataclasses.dataclass(frozen=True)
-class Holder:
-    """The process that holds a folder, as running.json has it."""
-
-    token: str
-    host: str
-    pid: int
-    machine: str
-    """This boot of this machine, and the container's numbering of processes; empty where the system does not say."""
-    born: int
-    """When the process began, as the kernel counts: a pid may be given to another process later."""
-    since: str
-    beat: int = 0
-
-    @classmethod
-    def here(cls) -> "Holder":
-        """This process."""
-        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        pid = os.getpid()
-        return cls(secrets.token_hex(8), socket.gethostname(), pid, _machine(), _born(pid) or 0, since)
-
-    @property
-    def name(self) -> str:
-        """For sentences."""
-        return f"process {self.pid} on {self.host}"
-
-    def encoded(self) -> bytes:
-        """A line of JSON, always of the same length, so that it can be overwritten in place."""
-        return json.dumps(dataclasses.asdict(self)).encode().ljust(_RECORD_BYTES - 1) + b"\n"
-
-    @classmethod
-    def decoded(cls, data: bytes) -> "Holder":
-        """The process of a record; of one that cannot be read, a process that nothing is known of."""
-        try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError):
-            return cls(data.hex(), "an unknown machine", 0, "", 0, "an unknown time")
-
-    @property
-    def alive(self) -> bool:
-        """Whether it lives; only for a process of this machine."""
-        born = _born(self.pid)
-        return _hidden(self.pid) if born is None else born == self.born
 
 
 class Lease(Hook):
@@ -171,7 +119,7 @@ class Lease(Hook):
                 found = Holder.decoded(self._path.read_bytes())
             except FileNotFoundError:
                 return self._take(new=True)
-            if found.machine and found.machine == self._own.machine:
+            if found.is_here:
                 return self._refusal(found) if found.alive else self._take()
             if self._watched is None:
                 self._watched = found, time.monotonic()
@@ -240,32 +188,3 @@ class Lease(Hook):
             except OSError:  # the disk or the network does not answer: the next beat tries again
                 return
             self._written = time.monotonic()
-
-
-def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def _born(pid: int) -> int | None:
-    """When a process of this machine began, in the kernel's ticks; -1: it has ended, None: it is not seen."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    state, *rest = text.rpartition(")")[2].split()  # the name before it may hold anything
-    return -1 if state in "ZX" else int(rest[18])
-
-
-def _hidden(pid: int) -> bool:
-    """Whether a process is there that /proc does not show, as some machines hide those of other users."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return False

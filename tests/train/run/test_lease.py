@@ -16,7 +16,8 @@ import pytest
 
 from m1jax.errors import UserError
 from m1jax.train.run import lease as leases
-from m1jax.train.run.lease import Holder, Lease
+from m1jax.train.run.holder import Holder, check_free
+from m1jax.train.run.lease import Lease
 
 HOLDING = """
 import pathlib, sys, time
@@ -187,3 +188,18 @@ def test_folders_that_nothing_was_written_to_are_gone_again(tmp_path):
     with lease(tmp_path / "run" / "train"):
         (tmp_path / "run" / "train" / "metrics.jsonl").touch()
     assert (tmp_path / "run" / "train" / "metrics.jsonl").exists()
+
+
+def test_what_a_live_run_reads_is_not_replaced_and_what_a_dead_one_read_is(tmp_path, other):
+    (tmp_path / "rows").mkdir()
+    with pytest.raises(UserError, match=rf"process {other.pid} on .* reads .*rows, which would be replaced"):
+        check_free(tmp_path, tmp_path / "rows")
+    check_free(tmp_path, tmp_path / "other rows")  # nothing is replaced
+    other.kill()
+    other.wait()
+    check_free(tmp_path, tmp_path / "rows")
+    written(tmp_path, machine="another", host="host-7")
+    with pytest.raises(UserError, match="host-7"):
+        check_free(tmp_path, tmp_path / "rows")
+    os.utime(tmp_path / leases.FILE, (0, time.time() - 600))
+    check_free(tmp_path, tmp_path / "rows")
