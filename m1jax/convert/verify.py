@@ -17,6 +17,10 @@ Logits = Callable[[np.ndarray], Any]
 """tokens (S,) to logits (S, V)."""
 
 
+class CannotLoadError(Exception):
+    """Another program does not read a folder that m1jax reads."""
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How far two programs' logits lie apart over all positions of all prompts."""
@@ -36,14 +40,18 @@ def verify_with_mlx(folder: Path, prompts: Sequence[Sequence[int]], logits_of: L
     """Compares mlx-lm's logits of prompts (token ids) with those of `logits_of`.
 
     mlx-lm (extra `quickstart`) loads the weights of the folder as any user's program would, and computes in float32; no
-    tokenizer is needed. Raises UserError where it is not installed.
+    tokenizer is needed. Raises UserError where it is not installed, CannotLoadError where it does not know a tensor or
+    a key of the folder.
     """
     try:
         import mlx.core as mx
         from mlx_lm.utils import load_model
     except ImportError as error:
         raise UserError("mlx-lm is not installed: run `pip install 'm1jax[quickstart]'` to verify logits.") from error
-    model, _ = load_model(Path(folder))
+    try:
+        model, _ = load_model(Path(folder))
+    except (ValueError, TypeError) as error:
+        raise CannotLoadError(str(error)) from error
     model.set_dtype(mx.float32)
     return _agreement(prompts, logits_of, lambda tokens: model(mx.array(tokens[None].tolist()))[0].astype(mx.float32))
 

@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import m1jax
-from m1jax.convert import config_json, reading
+from m1jax import convert, model
+from m1jax.convert import agreement, config_json, reading
 from m1jax.convert.torch_model.configuration_m1 import BaichuanM1Config
 from m1jax.errors import UserError
 from m1jax.verbs import main
@@ -170,6 +171,19 @@ def test_buffers_that_follow_from_the_config_are_skipped_and_said(folder, tmp_pa
     assert "were left out: model.layers.0.self_attn.rotary_emb.inv_freq" in caplog.text
 
 
+@pytest.mark.parametrize("change", ["buffers", "rope_parameters"])
+def test_logits_are_compared_where_mlx_cannot_load_the_folder(change, tmp_path):
+    """Its model knows neither buffers nor transformers 5's place of the base: our PyTorch model is asked."""
+    config = small.config(num_layers=2)
+    convert.export(model.create(config, 0)[1], config, BASE, None, tmp_path)
+    if change == "buffers":
+        add(tmp_path, **{name: tensor for name, tensor in BUFFERS.items() if name.endswith("inv_freq")})
+    else:
+        edit(tmp_path, rope_theta=..., rope_parameters={"rope_type": "default", "rope_theta": BASE})
+    found = agreement.compare_logits(tmp_path, config, [[5, 6, 7]], m1jax.load(tmp_path, dtype="float32")[0])
+    assert found["agrees"] and found["program"].startswith("The PyTorch model")
+
+
 @pytest.mark.parametrize(("scale", "base"), [(0.5, BASE), (1.0, 3e4)])
 def test_frequencies_that_the_config_does_not_give_are_refused(scale, base, folder):
     """A checkpoint whose rotary positions were scaled, in the weights' buffers only."""
@@ -192,6 +206,7 @@ def test_a_tensor_that_could_matter_is_still_refused(folder):
         ({"attention_bias": True}, "attention_bias = True"),
         ({"head_dim": 16}, "head_dim = 16"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": BASE}, "head_dim": 8, "rope_scaling": None}, None),
+        ({"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": BASE}}, None),
     ],
 )
 def test_the_exported_pytorch_model_refuses_the_same(keys, said):

