@@ -24,7 +24,7 @@ from m1jax.errors import UserError
 DTYPES = ("float32", "bfloat16")
 LAYER_KINDS = ("global", "window")
 TRACKERS = ("wandb",)
-OPTIMIZERS = ("adamw",)
+OPTIMIZERS = ("adamw", "muon")
 CLIP_POLICIES = ("skip_spikes", "skip_sigmas", "global_norm", "adaptive")
 
 
@@ -181,7 +181,7 @@ class OptimizerConfig:
 
     eps: float = _bounded(0.0)
     name: str = _bounded(choices=OPTIMIZERS, default="adamw")
-    """adamw: Loshchilov & Hutter, arXiv 1711.05101."""
+    """adamw: Loshchilov & Hutter, arXiv 1711.05101; muon: Liu et al., arXiv 2502.16982, for the layers' matrices."""
     b1: float = _bounded(0.0, default=0.9)
     b2: float = _bounded(0.0, default=0.95)
     weight_decay: float = _bounded(0.0, default=0.1)
@@ -189,6 +189,8 @@ class OptimizerConfig:
     """Parameters whose path holds one of these words are not decayed."""
     second_moment: str = _bounded(choices=("full", "factored"), default="full")
     """AdamW's, or Adafactor's row and column means (Shazeer & Stern, arXiv 1804.04235): a third less state."""
+    muon_momentum: float = _bounded(0.0, default=0.95)
+    """Of Muon's matrices; b1, b2 and second_moment are of what AdamW moves beside them."""
     clip: ClipConfig = ClipConfig()
 
 

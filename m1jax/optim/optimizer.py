@@ -9,6 +9,7 @@ import optax
 from m1jax.config import OptimizerConfig, RunConfig
 from m1jax.optim.adamw import adamw
 from m1jax.optim.clipping import guard, scaling
+from m1jax.optim.muon import muon
 from m1jax.optim.schedules import learning_rate
 
 Rule = Callable[[OptimizerConfig], optax.GradientTransformation]
@@ -18,7 +19,7 @@ It receives trees of trained parameters only. A rule that treats parameters apar
 under `model.layout.stacked`) does so inside, as optax.multi_transform does; what it keeps for a parameter in its shape
 is sharded as the parameter is.
 """
-RULES: dict[str, Rule] = {"adamw": adamw}
+RULES: dict[str, Rule] = {"adamw": adamw, "muon": muon}
 """By the name that the config key `optimizer.name` gives (config/schema.py: OPTIMIZERS)."""
 
 

@@ -52,7 +52,9 @@ def estimate(config: RunConfig, stage: StageConfig, mesh: Mapping[str, int]) -> 
     """The memory of a stage's step on a mesh (sizes by axis)."""
     model, train = config.model, config.train
     parameters = parameter_bytes(model, mesh)
-    second = 1.0 if config.optimizer.second_moment == "full" else 0.0
+    # Of what AdamW moves; the rest is small beside the layers' matrices and the tables.
+    second = table_share(model) if config.optimizer.name == "muon" else 1.0
+    second = second if config.optimizer.second_moment == "full" else 0.0
     rows = mesh["replica"] * mesh["data"] * mesh["fsdp"] * train.accumulation
     tokens = stage.global_batch / rows * stage.row_length / mesh["context"]
     kept = sum(kept_per_token(model, kind, train.remat, mesh) for kind in model.layer_kinds) * tokens
