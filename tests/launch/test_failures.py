@@ -155,7 +155,7 @@ def test_a_run_that_is_stopped_by_hand_ends_its_watcher(quick):
     cloud.do("up", "--skip-plan")
     watcher = cloud.operator("run", "--watch")
     cloud.until(lambda: "attempt 3: m1 train" in cloud.log())
-    os.kill(int((cloud.state / "hosts/life/0/home/m1/state/supervisor").read_text()), signal.SIGTERM)
+    os.kill(int((cloud.state / "hosts/life/0/home/m1/state/supervisor").read_text().split()[0]), signal.SIGTERM)
     said, _ = watcher.communicate(timeout=300)
     assert watcher.returncode == 1
     assert "was stopped; `resume` goes on" in said
