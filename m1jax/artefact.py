@@ -9,13 +9,15 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from m1jax.errors import UserError
 
 STAMP = "m1jax.json"
+# Files up to this size are compared by content, larger ones by size and time.
+_READ_BYTES = 32 << 20
 
 
 def key(*parts: Any) -> str:
@@ -34,6 +36,20 @@ def checksum(path: Path) -> str:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: check the path, or run the verb that makes it.") from error
     return digest.hexdigest()
+
+
+def state_of(files: Iterable[Path]) -> list[Any]:
+    """What changes when one of the files does, or one more is there.
+
+    Small files are read, so that one which was edited within the clock's grain is noticed; of large ones name, size and
+    time count.
+    """
+    found: list[Any] = []
+    for path in sorted(files):
+        status = path.stat()
+        small = status.st_size <= _READ_BYTES
+        found.append([path.parent.name, path.name, status.st_size, checksum(path) if small else status.st_mtime_ns])
+    return found
 
 
 def stamp(path: Path) -> dict[str, Any] | None:

@@ -24,6 +24,11 @@ _NAMES = (
 )
 
 
+def of_folder(folder: Path) -> list[Path]:
+    """The files of a folder that a tokenizer consists of, its chat templates among them."""
+    return [path for name in _NAMES for path in sorted(folder.glob(name)) if path.is_file()]
+
+
 def write(
     source: Path | None, folder: Path, token_ids: Mapping[str, int], max_length: int | None = None
 ) -> tuple[str, ...]:
@@ -39,9 +44,7 @@ def write(
     """
     if source is None:
         return ()
-    names = [
-        path.relative_to(source).as_posix() for name in _NAMES for path in sorted(source.glob(name)) if path.is_file()
-    ]
+    names = [path.relative_to(source).as_posix() for path in of_folder(source)]
     content, own = (_content(source / name) if name in names else {} for name in (TOKENIZER, CONFIG))
     own = own if isinstance(own, dict) else {}
     special = saved.special(content, source / TOKENIZER) if TOKENIZER in names else []

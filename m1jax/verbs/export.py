@@ -48,7 +48,7 @@ def export(
     """
     # They load JAX, which takes seconds: not for `m1 export --help`.
     from m1jax import loading
-    from m1jax.convert import agreement, hf, parameters, writing
+    from m1jax.convert import agreement, hf, parameters, tokenizer_files, writing
     from m1jax.convert.source import Checkpoint
     from m1jax.parallel import jax_setup
 
@@ -58,7 +58,9 @@ def export(
         raise UserError("--prompt says what --verify compares logits on: give both.")
     shard_bytes, target = _bytes(shard_size), Path(out)
     source = loading.stored(Path(model_folder))
-    of = artefact.key(source.key, verify, dtype, form, shard_bytes, prompt)
+    described = source.config, source.rope_base, source.token_ids, source.generation
+    state = artefact.state_of(tokenizer_files.of_folder(source.tokenizer)) if source.tokenizer else None
+    of = artefact.key(source.key, described, state, verify, dtype, form, shard_bytes, prompt)
     if artefact.is_whole(target, "export", of):
         console.print(f"{target} is already complete.")
         return

@@ -1,21 +1,13 @@
 """`m1 import`: a Hugging Face checkpoint as Orbax parameters that generate, export and train read."""
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from m1jax import artefact, disk
 from m1jax.errors import UserError
 from m1jax.show import console as consoles
 from m1jax.show.progress import ByteBar
 from m1jax.verbs.arguments import Parser, add_conversion, example
-
-if TYPE_CHECKING:  # it loads JAX, which takes seconds
-    from m1jax.convert.source import Checkpoint
-
-# Files up to this size are compared by content, larger ones by size and time.
-_READ_BYTES = 32 << 20
 
 
 def arguments(parser: Parser) -> None:
@@ -49,7 +41,10 @@ def import_checkpoint(source: str, out: str, dtype: str | None, verify: bool, pr
         raise UserError("--prompt says what --verify compares logits on: give both.")
     target = Path(out)
     checkpoint, config, rope_base = reading.open_checkpoint(Path(source), dtype)
-    of = artefact.key(_state_of(checkpoint), dtype, verify, prompt)
+    # Every file of the folder: nobody knows which of them the next version of transformers reads.
+    files = {path for path in checkpoint.folder.iterdir() if path.is_file()}
+    state = artefact.state_of(files | {*tokenizer_files.of_folder(checkpoint.folder)})
+    of = artefact.key(state, dtype, verify, prompt)
     if artefact.is_whole(target, model_folder.KIND, of):
         console.print(f"{target} is already complete.")
         return
@@ -71,22 +66,3 @@ def import_checkpoint(source: str, out: str, dtype: str | None, verify: bool, pr
     for sentence in [*reading.said(checkpoint), *sentences]:
         console.print(sentence)
     console.print(f"{config.num_parameters:,} parameters imported to {target}.")
-
-
-def _state_of(checkpoint: "Checkpoint") -> str:
-    """What changes when any file of the checkpoint's folder does, named chat templates among them.
-
-    Small files are read, so that one which was edited within the clock's grain is noticed; of large ones name, size and
-    time count.
-    """
-    from m1jax.tokenizer.chat.template import ADDITIONAL
-
-    folder = checkpoint.folder
-    states = []
-    for path in sorted([*folder.iterdir(), *folder.glob(f"{ADDITIONAL}/*")]):
-        if path.is_file():
-            found = path.stat()
-            small = found.st_size <= _READ_BYTES
-            name = str(path.relative_to(folder))
-            states.append([name, found.st_size, artefact.checksum(path) if small else found.st_mtime_ns])
-    return json.dumps(states)

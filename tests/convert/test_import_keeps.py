@@ -11,6 +11,7 @@ from tokenizers import models, pre_tokenizers
 from transformers import AutoTokenizer
 
 import m1jax
+from m1jax import loading
 from m1jax.tokenizer import chat, train
 from m1jax.verbs import main
 from tests.convert import checkpoints
@@ -90,8 +91,9 @@ def test_chat_templates_and_settings_come_along(name, source, tmp_path):
     if name in ("others", "named"):
         tools = theirs.apply_chat_template(TALK, tokenize=False, chat_template=theirs.get_chat_template("tool_use"))
         assert tools == "tools [user] 发热?"
-    for folder in (source, tmp_path / "ours", back):
-        assert "the template in" in chat.of(m1jax.load(folder)[1]).origin
+    for folder in (source, tmp_path / "ours" / "tokenizer", back):
+        tokenizer = loading.tokenizer_in(folder, {"eos_token_id": 2})
+        assert "the template in" in chat.of(tokenizer).origin
 
 
 def test_a_template_that_is_edited_is_a_new_import_and_any_other_file_too(source, tmp_path, capsys):
@@ -112,6 +114,19 @@ def test_a_template_that_is_edited_is_a_new_import_and_any_other_file_too(source
     (source / "additional_chat_templates" / "rag.jinja").write_text("{}")
     assert again()
     assert (tmp_path / "ours" / "tokenizer" / "additional_chat_templates" / "rag.jinja").is_file()
+
+
+def test_a_template_that_is_edited_is_a_new_export(source, tmp_path, capsys):
+    """In an imported model's own folder, where people change how it talks."""
+    back = there_and_back(source, tmp_path)
+    command = ["export", "--model", str(tmp_path / "ours"), "--out", str(back)]
+    assert main(command) == 0 and "already complete" in capsys.readouterr().out
+    (tmp_path / "ours" / "tokenizer" / "chat_template.jinja").write_text(TEMPLATE)
+    assert main(command) == 0 and (back / "chat_template.jinja").read_text() == TEMPLATE
+    record = json.loads((tmp_path / "ours" / "model.json").read_text())
+    (tmp_path / "ours" / "model.json").write_text(json.dumps({**record, "generation": {"eos_token_id": [7]}}))
+    assert main(command) == 0
+    assert json.loads((back / "generation_config.json").read_text()) == {"eos_token_id": [7]}
 
 
 @pytest.mark.parametrize("kind", ["json", "model"])
