@@ -1,4 +1,4 @@
-"""What a config changes in a run that has begun, beside its data, which the curriculum's record compares."""
+"""Which settings of a started run a config changes; changes of its data are compared by the curriculum's record."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -21,15 +21,15 @@ class Changes:
     """What differs between two configs of a run, in words."""
 
     learned: list[str]
-    """What decides what is learned: of the whole run, of stages that have begun, of stages ahead."""
+    """Settings that decide what is learned: of the whole run, of stages that were started, of later stages."""
     computed: list[str]
-    """What only rounds otherwise."""
+    """Settings that only change rounding."""
 
 
 def compare(saved: Mapping[str, Any], config: RunConfig) -> Changes:
-    """Compares the config of a checkpoint (as `to_dict` made it) with the one that is to go on.
+    """Compares the config of a checkpoint (as `to_dict` made it) with the one that continues it.
 
-    A key that only one of the two versions of m1jax knows is passed over. Stages are compared in order.
+    A key that only one of the two versions of m1jax has is ignored. Stages are compared in order.
     """
     current = to_dict(config)
     learned = list(_of_keys(saved, current, _LEARNED))
@@ -39,17 +39,18 @@ def compare(saved: Mapping[str, Any], config: RunConfig) -> Changes:
 
 
 def check(saved: Mapping[str, Any], config: RunConfig, step: int, amend: bool = False) -> Changes:
-    """`compare` for a run that goes on after `step` steps; raises UserError where it would learn otherwise.
+    """`compare` for a run that continues after `step` steps; raises UserError if what is learned would change.
 
-    `amend` accepts that, where a step is left that it can act on.
+    `amend` accepts the change, if any step is left.
     """
     found = compare(saved, config)
     left = step < config.total_steps
     if found.learned and not (amend and left):
-        go_on = ", or go on with the new ones from here and have that recorded with `m1 train --amend`" if left else ""
+        remedy = "restore them or start a new run in another folder"
+        if left:
+            remedy = "restore them, start a new run in another folder, or accept the new ones with `m1 train --amend`"
         raise UserError(
-            f"the {step} steps that the checkpoint has taken, or what was to follow, had other settings: "
-            f"{'; '.join(found.learned)}: put them back, or start a new run in another folder{go_on}."
+            f"the checkpoint of step {step} was trained with other settings: {'; '.join(found.learned)}: {remedy}."
         )
     return found
 

@@ -1,6 +1,6 @@
 """Domains: the names that a config gives to its kinds of text, and their order.
 
-A domain is nothing but a name. Text gets one (text/records.py), a stage's mixture reads it as "domain:NAME", the
+A domain is only a name. Text gets one (text/records.py), a stage's mixture reads it as "domain:NAME", the
 tokenizer learns it in the order of `data.vocab_parts`, and tables list it in the order of `data.domains`.
 """
 
@@ -13,7 +13,7 @@ from m1jax.config.stages import bounded
 from m1jax.errors import UserError
 
 KEY_PREFIX = "domain:"
-"""Begins a key of a mixture that means all sources of a domain."""
+"""A key of a mixture that begins with it means all sources of a domain."""
 LONGEST = 40
 _NAME = re.compile(r"\w(?:[\w .-]*\w)?")
 
@@ -28,7 +28,7 @@ class VocabPartConfig:
 
 
 def is_name(name: str) -> bool:
-    """Whether a domain may be called so: up to 40 letters, digits, spaces, _, . and -, with a letter or digit at
+    """Whether a domain may have this name: up to 40 letters, digits, spaces, _, . and -, with a letter or digit at
     either end. So a name is never empty and holds no ":", no "/" and no control character.
     """
     return len(name) <= LONGEST and _NAME.fullmatch(name) is not None

@@ -23,7 +23,7 @@ _RENAMED = {"data.window_documents": "packing_window", "data.general_vocab_size"
 def from_dict(tree: Mapping[str, Any], stage: str | None = None) -> RunConfig:
     """The checked RunConfig of a plain tree; raises UserError naming the key and what is allowed.
 
-    Where `stage` is the name of one, the others are not checked.
+    With `stage`, only the stage of that name is checked.
     """
     config = _build(RunConfig, tree, "")
     check_run(config, stage)
@@ -41,7 +41,7 @@ def load(path: str | Path, overrides: Iterable[str] = (), stage: str | None = No
     """Reads a config file, applies `key=value` overrides and checks the whole.
 
     The file defines `get_config()` returning an ml_collections.ConfigDict, or a plain dict; `path` is a file, or the
-    name of one of the shipped configs. Where `stage` is the name of one, the others are not checked. Raises UserError
+    name of one of the shipped configs. With `stage`, only the stage of that name is checked. Raises UserError
     for a missing or failing file, an unknown key (naming the nearest known one) and a bad value (naming what is
     allowed).
     """
@@ -52,7 +52,7 @@ def load(path: str | Path, overrides: Iterable[str] = (), stage: str | None = No
 
 
 def save(config: RunConfig, path: Path, about: str) -> None:
-    """Writes a config file from which `load` reads the same run; `about` is a sentence for who opens it."""
+    """Writes a config file from which `load` reads the same run; `about` becomes its docstring."""
     tree = textwrap.indent(pprint.pformat(to_dict(config), width=112, sort_dicts=False), "    ").lstrip()
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.partial")
@@ -74,7 +74,7 @@ def _find(path: str | Path) -> Path:
 def _run_file(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(f"m1jax_config_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise UserError(f"config file {path} is no Python file: a config is a .py file with get_config().")
+        raise UserError(f"config file {path} is not a Python file: a config is a .py file with get_config().")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -143,7 +143,7 @@ def _build(kind: type, tree: Any, path: str) -> Any:
             limits = {**spec.metadata, "may_be_empty": spec.default == ()}
             values[name] = _value(hints[name], tree[name], path + name, limits)
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise UserError(f"config key {path}{name} is missing: it has no default, state it.")
+            raise UserError(f"config key {path}{name} is missing and has no default: set it.")
     return kind(**values)
 
 

@@ -36,7 +36,7 @@ class RunFolders:
         """Folder of packed rows; raises UserError where the config reads them from a bucket."""
         if "://" in self.data.rows:
             raise UserError(
-                f"config key data.rows = {self.data.rows} is an address, and `m1 pack` writes to a disk: pack with "
+                f"config key data.rows = {self.data.rows} is an address, but `m1 pack` writes to a disk: pack with "
                 f"--set data.rows=FOLDER, then copy that folder to the address."
             )
         return Path(self.data.rows or f"{self.folder}/rows")

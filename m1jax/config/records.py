@@ -1,4 +1,4 @@
-"""What the fields of people's own records are called, and what they say of a domain (config key data.fields)."""
+"""The names of the fields of a user's records and of the domains in them: data.fields and data.domain_names."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,9 +6,9 @@ from m1jax.config.domains import check_known, nearest
 from m1jax.errors import UserError
 
 FIELDS = ("text", "id", "source", "language", "domain", "difficulty")
-"""What a record may hold; a field is called so where data.fields does not say otherwise."""
+"""What a record may hold; also the fields' names by default (data.fields changes them)."""
 OTHERS = "*"
-"""Stands in data.domain_names for every value that is not listed."""
+"""The key of data.domain_names that means every value that is not listed."""
 
 
 def check_records(fields: Mapping[str, str], domain_names: Mapping[str, str], domains: Sequence[str]) -> None:
@@ -16,8 +16,8 @@ def check_records(fields: Mapping[str, str], domain_names: Mapping[str, str], do
     for name in fields:
         if name not in FIELDS:
             raise UserError(
-                f"config key data.fields.{name} is nothing that a record holds: choose among {', '.join(FIELDS)} (did "
-                f"you mean {nearest(name, FIELDS)!r}?)."
+                f"config key data.fields.{name} is not a field of records: choose among {', '.join(FIELDS)} (did you "
+                f"mean {nearest(name, FIELDS)!r}?)."
             )
     if fields.get("text") == "":
         raise UserError("config key data.fields.text is empty: name the field that holds the text.")

@@ -54,7 +54,7 @@ class ModelConfig:
     attention: str = _bounded(choices=("reference", "pallas_tpu", "gpu"), default="reference")
     """Implementation behind `kernels.attention`: on any device, or by the kernels for TPUs or NVIDIA GPUs."""
     normalize_head: bool = True
-    """NormHead, as in Baichuan-M1; False multiplies by the head's weight as it is, as most other models do."""
+    """NormHead, as in Baichuan-M1; False uses the head's weight without normalising it, as most other models do."""
     tie_embeddings: bool = False
     """The embedding is the head's weight too."""
 
@@ -82,7 +82,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SpecialIdsConfig:
-    """Ids of special tokens where a tokenizer of another origin does not say them itself; -1 is: look there."""
+    """Ids of special tokens, for a tokenizer made elsewhere whose files do not say them; -1: read from its files."""
 
     bos: int = _bounded(-1, default=-1)
     eos: int = _bounded(-1, default=-1)
@@ -91,12 +91,12 @@ class SpecialIdsConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where text, tokenizer and rows lie, and how rows are packed. An empty path means: inside the run's folder."""
+    """Where text, tokenizer and rows are, and how rows are packed. An empty path means: inside the run's folder."""
 
     vocab_size: int = _bounded(512)
     """Size of the tokenizer that `m1 tokenizer train` makes."""
     domains: tuple[str, ...] = ("text",)
-    """Names of the kinds of text, in the order of tables; text that names none of them is of the first."""
+    """Names of the kinds of text, in the order of tables; text that names no domain gets the first."""
     vocab_parts: tuple[VocabPartConfig, ...] = ()
     """Whose text decides its ids, in order; other domains join the last part. Empty: every domain is a part, the first
     decides three quarters of the ids and the others equal parts of the rest."""
@@ -108,12 +108,12 @@ class DataConfig:
     packing_window: int = _bounded(1, default=4096)
     """Documents of one packing window (shuffled once, packed together for every row length)."""
     fields: Mapping[str, str] = field(default_factory=dict)
-    """Names of the fields (columns) of own records by what they hold: text, id, source, language, domain, difficulty.
-    Those not named are called so; "" ignores one. The text is in `text` or `content`."""
+    """Names of the fields (columns) of your records by what they hold: text, id, source, language, domain, difficulty.
+    A field that is not listed has that name itself; "" ignores one. The text is in `text` or `content`."""
     domain_names: Mapping[str, str] = field(default_factory=dict)
     """Domains by values of the records' field `domain` and by folders' names; "*": other values; "": the folder's."""
     difficulty_buckets: int = _bounded(1, default=1)
-    """Parts, of equally many documents, in which a source whose documents have a difficulty is packed."""
+    """A source whose documents have a difficulty is packed in this many parts of equally many documents."""
     workers: int = _bounded(0, default=0)
     """Threads that encode and pack, 0 for all cores; the rows are the same for any number."""
     tasks: Mapping[str, str] = field(default_factory=dict)
@@ -155,7 +155,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """How gradients far above the usual are held back; under every policy one that is not finite moves nothing."""
+    """How unusually large gradients are handled; under every policy a step whose gradient is not finite is skipped."""
 
     policy: str = _bounded(choices=CLIP_POLICIES, default="skip_spikes")
     """skip_spikes: the report's Algorithm 1. skip_sigmas: skips by standard deviations. global_norm: never skips.
@@ -196,18 +196,18 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What the loop does beside stepping."""
+    """Settings of the training loop."""
 
     log_every: int = _bounded(1, default=10)
     checkpoint_every: int = _bounded(1, default=500)
     keep_checkpoints: int = _bounded(1, default=2)
     """The newest that are kept."""
     keep_every: int = _bounded(0, default=0)
-    """Checkpoints of every so many steps are kept for good, beside the newest; 0: none."""
+    """A checkpoint every this many steps is never deleted; 0: only the newest are kept."""
     emergency_every: int = _bounded(0, default=0)
     """Steps between emergency checkpoints, each process's share on its own machine; 0: none."""
     emergency_folder: str = "/dev/shm/m1jax"
-    """Where they lie: memory or a disk of every machine, with room for three times its share of the state."""
+    """Where they are written: memory or a disk of every machine, with room for three times its share of the state."""
     max_nonfinite: int = _bounded(1, default=10)
     """Steps in a row without a finite loss or gradient after which the run stops."""
     loss_chunk: int = _bounded(1, default=512)
@@ -219,7 +219,7 @@ class TrainConfig:
     validate_every: int = _bounded(0, default=0)
     """Steps between measurements on held-out text, which also come after the last step; 0: none."""
     validate_tokens: int = _bounded(1, default=4096)
-    """Most tokens of each source that are measured so."""
+    """Most held-out tokens of each source that are measured."""
     average_decay: float = _bounded(0.0, default=0.0)
     """Decay of a moving average of the weights that is kept beside them, such as 0.999; 0: none is kept."""
     trackers: tuple[str, ...] = ()
@@ -230,7 +230,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class HardwareConfig:
-    """The devices that a run is meant for: what `m1 plan` compiles for unless told; training asks the host."""
+    """The devices that `m1 plan` compiles for by default; training uses the devices of the host."""
 
     topology: str = "cpu"
     """TPU slice, such as v5p:4x4x4 (chips along each axis of its torus), or cpu."""
@@ -280,7 +280,7 @@ def to_dict(config: Any) -> Any:
 
 
 def check_model(model: ModelConfig) -> None:
-    """Raises UserError where fields of the model do not go together."""
+    """Raises UserError where fields of the model contradict each other."""
     for kind in model.pattern:
         if kind not in LAYER_KINDS:
             raise UserError(f"config key model.pattern must hold {' or '.join(LAYER_KINDS)}, got {kind!r}.")
@@ -299,7 +299,7 @@ def check_model(model: ModelConfig) -> None:
 
 
 def check_run(config: RunConfig, only: str | None = None) -> None:
-    """Raises UserError where fields of the run do not go together; of its stages only that of this name is checked."""
+    """Raises UserError where fields of the run contradict each other; with `only`, other stages are not checked."""
     check_model(config.model)
     seeds.checked(config.seed, "config key seed")
     for name in ("b1", "b2"):
@@ -358,7 +358,7 @@ def _check_domains(data: DataConfig, stages: tuple[StageConfig, ...], only: str 
 
 
 def _check_stage(path: str, stage: StageConfig, before: StageConfig | None) -> None:
-    """Raises UserError where fields of a stage do not go together."""
+    """Raises UserError where fields of a stage contradict each other."""
     if not sum(stage.mixture.values()) > 0:
         raise UserError(f"config key {path}.mixture has no weight above 0: give at least one source a share.")
     if len(stage.difficulty) != 2 or not 0 <= stage.difficulty[0] < stage.difficulty[1] <= 1:
@@ -380,8 +380,8 @@ def _check_stage(path: str, stage: StageConfig, before: StageConfig | None) -> N
     if rate.goes_on:
         if before is None or dataclasses.replace(before.learning_rate, goes_on=True) != rate:
             raise UserError(
-                f"config key {path}.learning_rate goes on, but the stage before has another segment: give both the "
-                f"same values, or set goes_on to False."
+                f"config key {path}.learning_rate.goes_on is True, but the stage before has other values: give both "
+                f"the same values, or set goes_on to False."
             )
         return
     if rate.shape == "constant" and rate.start != rate.end:

@@ -1,4 +1,4 @@
-"""What a stage of a run is: its tokens, rows, batches, mixture, learning rate and rotary base; and sub-stages.
+"""A stage of a run: its tokens, rows, batches, mixture, learning rate and rotary base; and sub-stages.
 
 A stage is one record. What varies inside a stage (weights, difficulty) is written as several records: `blend` and
 `easy_first` make them in a config file, from one.
@@ -24,7 +24,7 @@ class LearningRateConfig:
     shape: str = bounded(choices=("constant", "linear", "cosine"), default="constant")
     warmup_steps: int = bounded(0, default=0)
     goes_on: bool = False
-    """The segment of the stage before goes on through this one: the same values, one curve over both."""
+    """This stage continues the schedule of the one before: the same values, one curve over both."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class StageConfig:
     rope_base: float = bounded(1.0)
     ramp: RampConfig = RampConfig()
     difficulty: tuple[float, ...] = (0.0, 1.0)
-    """(low, high): of sources packed by difficulty, the buckets whose middle lies there; 0 is easiest, 1 hardest."""
+    """(low, high): which buckets of sources packed by difficulty are read, by their middle; 0 is easiest, 1 hardest."""
     skip_steps: bool = True
     """Whether the step-skipping clip acts in this stage."""
 

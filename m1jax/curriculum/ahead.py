@@ -1,4 +1,4 @@
-"""Asking for the rows of coming steps early enough that a slow storage's latency is hidden."""
+"""Requests the rows of later steps early enough to hide the latency of slow storage."""
 
 import math
 import time
@@ -8,13 +8,13 @@ from concurrent.futures import Future
 from m1jax.rows.record import Row
 
 Request = Callable[[int], Sequence["Future[tuple[Row, float]]"]]
-"""The rows of a step, each with the moment (time.perf_counter) it was there."""
+"""The rows of a step, each with the time (time.perf_counter) at which it arrived."""
 _SMOOTHING = 0.25
 """Share of the newest measurement in a running mean."""
 
 
 class Ahead:
-    """Rows of consecutive steps; `depth` steps beyond the one at hand are under way.
+    """Rows of consecutive steps; those of the next `depth` steps are already requested.
 
     The depth follows what is measured: as many steps as are taken in the time that the rows of one need to arrive
     (Little's law), and one more; at least one, at most `limit`.
@@ -46,7 +46,7 @@ class Ahead:
         return [row for row, _ in arrived]
 
     def close(self) -> None:
-        """Lets go of what was asked for and has not begun."""
+        """Cancels the requests that were not started."""
         for _, futures in self._pending.values():
             for future in futures:
                 future.cancel()

@@ -1,8 +1,8 @@
 """What a run reads: a pure function from the global row number to a row of a source.
 
 Rows are numbered from 0 through all steps and stages. A source is read one packing window after the other; where a
-stage has another row length than the source was last read at, it goes on at the first packing window that was not
-begun, so that no document is read twice in an epoch. Every epoch has its own order of packing windows, and of rows
+stage has another row length than the source was last read at, it continues at the first packing window that was not
+started, so that no document is read twice in an epoch. Every epoch has its own order of packing windows, and of rows
 inside each of them.
 """
 
@@ -162,11 +162,11 @@ class Curriculum:
         }
 
     def check(self, saved: Mapping[str, Any], step: int | None = None, amend: bool = False) -> list[str]:
-        """What was changed ahead of step `step`, in words, since this curriculum's `record()` was `saved`.
+        """What was changed after step `step`, in words, since this curriculum's `record()` was `saved`.
 
-        `step` is the number of steps already taken: it tells what was changed in the past from what lies ahead. Without
+        `step` is the number of steps already taken: changes before it are in the past, others in the future. Without
         it the whole curriculum counts as past. Raises UserError, naming every difference, where the past was changed,
-        or, unless it is to `amend`, what lies ahead.
+        and, unless `amend` accepts it, where the future was.
         """
         return compare(saved, self.record(), step, amend)
 
@@ -203,7 +203,7 @@ class Curriculum:
         return found
 
     def _enter(self, source: str, last: Cursor, row_length: int) -> tuple[Cursor, int]:
-        """Where a stage of `row_length` goes on with a source, and how many rows of the old length it leaves out."""
+        """Where a stage of `row_length` continues a source, and how many rows of the old length it skips."""
         if last.row_length == row_length:
             return last, 0
         if not last.row:

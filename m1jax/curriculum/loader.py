@@ -1,4 +1,4 @@
-"""Batches of a curriculum, read by grain: the batch is a function of the step and of nothing else."""
+"""Batches of a curriculum, read by grain: a batch depends on nothing but its step."""
 
 import dataclasses
 import weakref
@@ -98,7 +98,7 @@ class Loader:
         return served
 
     def ahead(self, last_step: int) -> Ahead | None:
-        """What asks for the rows of steps below `last_step` early, where they come from a bucket; None from a disk."""
+        """Requests the rows of steps below `last_step` early where they come from a bucket; None for a disk."""
         if not any(isinstance(store, RangeRows) for store in self._stores.values()):
             return None
         tokens = max(stage.global_batch * stage.row_length for stage in self._curriculum.stages)

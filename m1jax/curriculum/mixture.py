@@ -109,7 +109,7 @@ def check_epochs(
 ) -> None:
     """Raises UserError where `uses` (stage, source, epochs) read a source more often than the caps allow.
 
-    A cap is looked up by the source, what it is a bucket of, its domain, and "*", the first that is there.
+    A source's cap is the first found by: its name, the source that it is a bucket of, its domain, "*".
     """
     for key in caps:
         if key != "*" and not any(matches(key, name, source) for name, source in sources.items()):

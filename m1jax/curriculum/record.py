@@ -1,4 +1,4 @@
-"""Comparing what a checkpoint has read with what a curriculum would have read."""
+"""Compares what a checkpoint has read with what a curriculum would have read."""
 
 import math
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ _STAGE_KEYS = {"row_length": "row_length", "rows": "the sources' rows in a perio
 
 
 def compare(saved: Mapping[str, Any], current: Mapping[str, Any], step: int | None, amend: bool = False) -> list[str]:
-    """The differences between two `Curriculum.record()`s that lie ahead of `step` steps (None: all are past).
+    """The differences between two `Curriculum.record()`s after step `step` (None: every difference is in the past).
 
     A source counts as read from the first step of the first stage that mixes it in. Raises UserError, naming every
-    difference, where one lies in the past, or lies ahead and is not to `amend`.
+    difference, for one in the past, and for one after `step` unless `amend` accepts it.
     """
     taken = math.inf if step is None else step
     past: list[str] = []
@@ -25,13 +25,13 @@ def compare(saved: Mapping[str, Any], current: Mapping[str, Any], step: int | No
     _compare_sources(saved, current["sources"], taken, past, ahead)
     if past:
         raise UserError(
-            f"the checkpoint has read other data than this config and these rows give: {'; '.join(past + ahead)}: put "
-            f"back what it was trained with, or start a new run in another folder."
+            f"the checkpoint was trained on other data than this config and these rows give: "
+            f"{'; '.join(past + ahead)}: restore what it was trained with, or start a new run in another folder."
         )
     if ahead and not amend:
         raise UserError(
-            f"what lies ahead of the checkpoint at step {step} was changed: {'; '.join(ahead)}: restore it, start a "
-            f"new run in another folder, or accept the change with `m1 train --amend`."
+            f"what the run reads after the checkpoint of step {step} was changed: {'; '.join(ahead)}: restore it, "
+            f"start a new run in another folder, or accept the change with `m1 train --amend`."
         )
     return ahead
 
@@ -68,7 +68,7 @@ def _compare_stages(
             for key, text in _STAGE_KEYS.items()
             if old[key] != new[key]
         ]
-        # A stage may yet grow or end otherwise, as long as the run has not gone so far.
+        # A stage may still change its later steps if the run has not reached them.
         where = past if first + _first_other_step(old, new) < taken else ahead
         if _steps(old) != _steps(new):
             where.append(f"stage {old['name']!r}: steps was {_steps(old)}, is {_steps(new)}")

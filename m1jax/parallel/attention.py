@@ -43,7 +43,7 @@ def partitioned(mesh: Mesh, attention: kernels.AttentionFunction = kernels.atten
     heads read. On a mesh of one device it is `attention` itself.
 
     Raises UserError (when called) where rows, tokens or heads do not divide over the mesh, and for `prev_kv`,
-    `q_offset` or T != S where `context` exceeds 1: such calls continue a row, and there a row is whole.
+    `q_offset` or T != S where `context` exceeds 1: such calls continue a row, but `context` needs complete rows.
     """
     return attention if mesh.size == 1 else functools.partial(_over_mesh, mesh, attention)
 
@@ -126,9 +126,9 @@ def _over_context(
 
 
 def _own_kv_heads(x: Array, axes: _Axes, *, num_heads: int, num_kv_heads: int, parts: int) -> Array:
-    """Of an array of all KV heads those that this tensor shard's query heads read; an array without them as it is.
+    """The KV heads that this tensor shard's query heads read, cut out of an array of all; other arrays are unchanged.
 
-    A head that serves several groups of its query heads, where the shard's border cuts a group, is there that often.
+    A head is repeated where the shard's border cuts the query heads that read it into several groups.
     """
     if "kv_heads" not in axes:
         return x
@@ -154,8 +154,8 @@ def _with_halo(x: Array, tokens: int, context: int) -> Array:
 def _gathered(x_BsKD: Array) -> Array:
     """(B, S, K, D) of all shards, sent as (B, S, K D).
 
-    Of the few KV heads XLA would make tiles that it does not cut between tokens, and of the gradient's reduce-scatter
-    an all-reduce, which sends twice as much.
+    With the few KV heads as an axis of their own, XLA makes tiles that it does not cut between tokens, and turns the
+    gradient's reduce-scatter into an all-reduce, which sends twice as much.
     """
     flat = lax.all_gather(x_BsKD.reshape(*x_BsKD.shape[:2], -1), "context", axis=1, tiled=True)
     return flat.reshape(*flat.shape[:2], *x_BsKD.shape[2:])

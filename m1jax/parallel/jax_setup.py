@@ -1,4 +1,4 @@
-"""Settings of JAX and Orbax that every verb which computes makes first."""
+"""Settings of JAX and Orbax, made first by every verb that computes."""
 
 import os
 import re
@@ -12,12 +12,12 @@ def prepare() -> None:
     """Keeps compiled programs between runs ($JAX_COMPILATION_CACHE_DIR, else ~/.cache/m1jax/xla); silences Orbax."""
     if found := VIRTUAL_DEVICES.search(os.environ.get("XLA_FLAGS", "")):
         # XLA's CPU backend starts independent collectives of one step in any order and blocks a thread in each: with
-        # fewer threads than that, devices wait for each other for ever. It sizes its pool by this variable.
+        # fewer threads than that, devices would wait for each other for ever. It sizes its pool by this variable.
         os.environ.setdefault("NPROC", str(THREADS_PER_DEVICE * int(found[1])))
     import jax
     from absl import logging
 
-    # Orbax warns of small chunks and folders opened to read, which are meant, and logs the errors that it also raises.
+    # Orbax warns of small chunks and of folders opened to read, which are intended, and logs errors that it raises.
     logging.set_verbosity(logging.FATAL)
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

@@ -37,13 +37,13 @@ def over_tensor(tensor: int) -> Mesh | None:
 
 
 def _arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
-    """Devices as an array of `shape`: neighbours on a TPU's torus are neighbours in it, slices lie along `replica`."""
+    """Devices as an array of `shape`: neighbours on a TPU's torus stay neighbours, and slices are along `replica`."""
     if devices[0].platform != "tpu":
         return np.asarray(devices).reshape(shape)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if shape[0] % slices:
         raise UserError(
-            f"mesh.replica = {shape[0]} does not spread over the {slices} slices that the devices lie in: set it to "
+            f"mesh.replica = {shape[0]} does not spread over the {slices} slices of the devices: set it to "
             f"{slices} or a multiple, so that only `replica` crosses the data-centre network."
         )
     try:

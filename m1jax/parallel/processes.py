@@ -28,10 +28,10 @@ class Processes:
 
 
 def start(given: Processes | None = None) -> None:
-    """Joins the run's processes, before anything else touches a device; one process alone is left as it is.
+    """Joins the run's processes, before anything else touches a device; does nothing for a single process.
 
     Without `given`, jax's own detection finds the others on a TPU pod (Compute Engine, GKE), under Slurm and under
-    Open MPI. Raises UserError where what was given cannot be right. Where the others do not come in time (after a
+    Open MPI. Raises UserError where what was given cannot be right. If the others do not join in time (after a
     restart one may be late), the process ends with exit status AGAIN.
     """
     if jax.distributed.is_initialized():
@@ -39,7 +39,7 @@ def start(given: Processes | None = None) -> None:
     if given is None and not _on_a_cluster():
         return
     if given is not None and not 0 <= given.index < given.count:
-        raise UserError(f"--process {given.index} is none of {given.count} processes: count them from 0.")
+        raise UserError(f"--process {given.index} must be from 0 to {given.count - 1}: processes are counted from 0.")
     # jax's own client aborts the process when its time is over, so ours is over first.
     late = threading.Timer(JOIN_SECONDS, _leave, [given])
     late.daemon = True
@@ -68,7 +68,7 @@ def _leave(given: Processes | None) -> None:
     who = f"process {given.index}" if given else "this process"
     where = f" at {given.coordinator}" if given else ""
     print(  # noqa: T201
-        f"m1: not all processes of the run met in {JOIN_SECONDS} s, of which {who} waited{where}: start them again.",
+        f"m1: {who} waited {JOIN_SECONDS} s{where}, but not all processes of the run came: start them again.",
         file=sys.stderr,
         flush=True,
     )
@@ -76,7 +76,7 @@ def _leave(given: Processes | None) -> None:
 
 
 def _on_a_cluster() -> bool:
-    """Whether this process is one of several, by what the machine and the environment say."""
+    """Whether the machine and the environment say that this process is one of several."""
     if any(int(os.environ.get(name) or 1) > 1 for name in _COUNTS):
         return True
     # Importing jax sets TPU_SKIP_MDS_QUERY where the machine has no TPU.

@@ -78,7 +78,7 @@ def activation_constraint(mesh: Mesh) -> Callable[[jax.Array, tuple[str | None, 
 def micro_batches(mesh: Mesh, batch: Any, parts: int) -> Any:
     """Columns (rows, …) of a batch as (parts, rows / parts, …), without a row leaving its device.
 
-    Part i has every `parts`-th row from row i on: consecutive rows lie on one device, so that each device keeps an
+    Part i has every `parts`-th row from row i on: consecutive rows are on one device, so that each device keeps an
     equal share of every part.
     """
 

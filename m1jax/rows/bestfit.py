@@ -116,7 +116,7 @@ def pack_documents(documents: Ints, lengths: Ints, row_length: int) -> Pieces:
     """Rows of one packing window; document `documents[i]` has `lengths[i]` >= 2 tokens.
 
     Documents longer than a row are split, whole pieces are packed best fit, decreasing, and where that leaves the rows
-    less than FULL, the fewest documents are cut to do without the rows that can be spared.
+    less than FULL, the fewest possible documents are cut to save rows.
     """
     counts = pieces_of(lengths, row_length)
     which = np.repeat(np.arange(len(lengths)), counts)
@@ -147,10 +147,10 @@ def pack_pairs(documents: Ints, lengths: Ints, firsts: Ints, row_length: int) ->
 
 
 def _fill_holes(pieces: Pieces, cut: npt.NDArray[np.bool_], row_length: int) -> Pieces:
-    """The same tokens in fewer rows, documents of the rows that are given up being cut into the holes of the others.
+    """The same tokens in fewer rows: some rows are dissolved and their documents cut into the holes of the others.
 
-    `cut` says which pieces are of documents that are in several pieces already: these are the first to go. A hole of h
-    slots takes h - 1 targets, since a piece's first token is none, and the end of each document may waste one more.
+    `cut` says which pieces belong to documents that are already in several pieces: these are moved first. A hole of h
+    slots takes h - 1 targets, since a piece's first token is not one, and the end of each document may waste one more.
     """
     used = np.bincount(pieces.rows, pieces.lengths).astype(np.int64)
     targets = used - np.bincount(pieces.rows)

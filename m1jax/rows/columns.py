@@ -65,5 +65,5 @@ def pairs(values: Array) -> Ints:
 
 
 def longer_pairs(pair: Ints, lengths: Ints, row_length: int) -> npt.NDArray[np.bool_]:
-    """Which documents are of a pair whose documents make more tokens together than a row has."""
+    """Which documents belong to a pair that has more tokens than a row."""
     return np.bincount(pair, lengths)[pair] > row_length

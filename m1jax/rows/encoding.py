@@ -97,10 +97,10 @@ def encode_source(
     workers: int,
     report: Progress,
 ) -> EncodedSource:
-    """Tokens of a source's documents, kept in `spool`, with its documents listed in the Parquet file `index`.
+    """Encodes a source's documents into `spool` and lists them in the Parquet file `index`.
 
     What cannot be packed goes to `aside` with its reason. `workers` threads encode; the tokenizer's library lets them
-    run at once. Raises UserError where no document has text, their domains differ, or some of them lack a column.
+    run in parallel. Raises UserError where no document has text, their domains differ, or some of them lack a column.
     """
     languages: set[str] = set()
     domains: set[str] = set()
@@ -225,7 +225,7 @@ def _measured(items: Iterable[Document | Rejected], first: int, vocab_size: int)
 def _encode(
     documents: Sequence[Document], of: str, tokenizer: Encoder, dtype: type[np.unsignedinteger]
 ) -> EncodedBatch:
-    """The tokens of a batch, each document's EOS after them; nothing at all of a document without tokens.
+    """The tokens of a batch, each document followed by EOS; a document without tokens gives nothing, not even EOS.
 
     No token goes over the border of two parts, but text behind text is encoded as its continuation. EOS has the weight
     of the document's last part.

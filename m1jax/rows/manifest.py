@@ -70,7 +70,7 @@ class SourceRows:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """A folder of packed rows: by whom they were encoded, how they were packed, and what each source holds."""
+    """A folder of packed rows: which tokenizer encoded them, how they were packed, and what each source holds."""
 
     tokenizer: str
     """The tokenizer's fingerprint."""
@@ -128,7 +128,7 @@ def index_path(folder: Path, source: str) -> Path:
 
 
 class DocumentIds(NamedTuple):
-    """A document's identifier inside its source, and what its record calls itself, which may be empty."""
+    """A document's identifier inside its source, and the id of its record, which may be empty."""
 
     id: str
     record_id: str
@@ -155,12 +155,12 @@ def document_ids(folder: Path, source: str, numbers: Iterable[int]) -> dict[int,
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): run `m1 pack` again.") from error
     if len(found) < len(wanted):
-        raise UserError(f"{path} lists {first} documents, but rows speak of number {wanted[-1]}: run `m1 pack` again.")
+        raise UserError(f"{path} lists {first} documents, but rows name number {wanted[-1]}: run `m1 pack` again.")
     return found
 
 
 def row_path(folder: Path, row_length: int, source: str) -> Path:
-    """Where the rows of a source lie."""
+    """The file of a source's rows."""
     return folder / "rows" / str(row_length) / f"{source}.array_record"
 
 

@@ -58,7 +58,7 @@ def pack(
     have a difficulty is divided at the quantiles of these numbers, each bucket a store of its own. The same documents,
     tokenizer and arguments give the same bytes for any number of `workers` (threads). Encoded tokens are kept in
     `spool` meanwhile (default: inside `folder`, removed at the end): with the same `spool` and tokenizer, a packing
-    that was killed goes on with what was encoded. Raises UserError for a source without text, of several domains or
+    that was killed reuses what was encoded. Raises UserError for a source without text, of several domains or
     with a difficulty or a column on some of its documents only, and where the disk refuses.
     """
     report = progress or (lambda source, phase, size: None)

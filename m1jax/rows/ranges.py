@@ -1,7 +1,7 @@
-"""Rows read by byte ranges out of an ArrayRecord file that lies in a bucket or behind a mount.
+"""Rows read by byte ranges from an ArrayRecord file in a bucket or behind a mount.
 
-ArrayRecord's own reader opens local paths only. Beside each file of rows lies an index, made when it is written: where
-each row's chunk begins. A chunk is laid out as the Riegeli/records format says
+ArrayRecord's own reader opens local paths only. Each file of rows has an index beside it, written with it: where each
+row's chunk begins. A chunk is laid out as the Riegeli/records format says
 (github.com/google/riegeli, doc/riegeli_records_file_format.md): the file is in blocks of 64 KiB that begin with a
 header of 24 bytes; what remains when these are taken out is a sequence of chunks, each a header of 40 bytes and its
 data; `m1 pack` writes one uncompressed record a chunk, and the record is the last part of its data.
@@ -27,7 +27,7 @@ _PAYLOAD = _BLOCK - _BLOCK_HEADER
 _CHUNK = struct.Struct("<QQQQQ")
 _ONE_RECORD = ord("r") | 1 << 8
 _PAGE = 8192
-"""Rows whose places are read at once."""
+"""Rows whose places in the file are read at once."""
 _PAGES = 64
 """Pages that are kept of one file: 4 MiB."""
 
@@ -60,7 +60,7 @@ def _cut(data: mmap.mmap, first: int, last: int) -> bytes:
 
 
 def _physical(first: int, last: int) -> tuple[int, int]:
-    """Where bytes `first` to `last` (that one excluded) of a file without its block headers lie in the file."""
+    """Where bytes `first` to `last` (that one excluded) of a file without its block headers are in the file."""
     begin = first + _BLOCK_HEADER * (first // _PAYLOAD + 1)
     return begin, last + _BLOCK_HEADER * ((last - 1) // _PAYLOAD + 1)
 
@@ -100,10 +100,10 @@ class RangeRows:
         _, size, _, kind, record = _CHUNK.unpack_from(chunk)
         try:
             if kind != _ONE_RECORD or size != last - first - _CHUNK.size or record > size:
-                raise ValueError("its chunk is no single record")
+                raise ValueError("its chunk is not a single record")
             row = decode_row(chunk[len(chunk) - record :])
             if row.row_length != self._row_length:
-                raise ValueError(f"it has {row.row_length} tokens where {self._row_length} belong")
+                raise ValueError(f"it has {row.row_length} tokens instead of {self._row_length}")
             return row
         except ValueError as error:
             raise UserError(
@@ -111,7 +111,7 @@ class RangeRows:
             ) from error
 
     def request(self, index: int) -> "Future[tuple[Row, float]]":
-        """Row `index` and the moment (time.perf_counter) it was there, as soon as a thread has read it."""
+        """Row `index` and the moment (time.perf_counter) it was there, once a thread has read it."""
         return self._pool.submit(lambda: (self[index], time.perf_counter()))
 
     def check(self, size: int = 0) -> None:
@@ -132,7 +132,7 @@ class RangeRows:
             found = self._pages.get(page)
             mine = found is None or (found.done() and found.exception() is not None)
             if mine:
-                # Whoever comes first reads the page; the others wait for it, and fail with it.
+                # The first thread reads the page; the others wait for it, and fail if it fails.
                 self._pages[page] = found = Future()
                 if len(self._pages) > _PAGES:
                     del self._pages[next(iter(self._pages))]

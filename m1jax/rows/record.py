@@ -1,4 +1,4 @@
-"""One packed row, and the bytes in which it is kept.
+"""One packed row, and its encoding as bytes.
 
 A row is some pieces of documents one after the other, then padding. Its record, little endian:
 

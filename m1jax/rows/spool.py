@@ -1,10 +1,10 @@
-"""Encoded documents of one source on disk: what is whole survives a killed process.
+"""Encoded documents of one source on disk: complete batches survive a killed process.
 
     <source>.tokens    ids of all documents one after the other, uint16 or uint32, little endian, EOS last in each
     <source>.journal   one JSON line a batch: the hash of the batch's documents, a CRC-32, lengths, and spans if any
 
-A batch's line is written after its tokens. The CRC-32 is of its tokens and spans. What a torn or wrong line is about,
-and all after it, is encoded again.
+A batch's line is written after its tokens. The CRC-32 is of its tokens and spans. The batch of a torn or
+wrong line, and every batch after it, is encoded again.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ class Spool:
         self._journal_size = 0
 
     def found(self, of: str) -> tuple[Ints, Spans] | None:
-        """Lengths and spans of the next batch, where it is whole and has hash `of`; else nothing further is kept."""
+        """The next batch's lengths and spans if it is complete and has hash `of`; else None, the rest is dropped."""
         if self._next < len(self._found):
             entry, line_size = self._found[self._next]
             lengths = np.array(entry["lengths"], np.int64)

@@ -1,7 +1,7 @@
 """Files of a bucket (gs://…) or of a mounted one (file:///…), read by ranges through tensorstore, as Orbax does.
 
-Every read ends: with bytes, or within DEADLINE with one sentence. tensorstore itself repeats what a busy service (429,
-5xx) or a broken connection refuses. TENSORSTORE_GCS_HTTP_URL names another server than Google's.
+Every read returns bytes, or fails within DEADLINE with one sentence. tensorstore itself retries when a service is busy
+(429, 5xx) or a connection breaks. TENSORSTORE_GCS_HTTP_URL names another server than Google's.
 """
 
 from typing import Any
@@ -11,24 +11,23 @@ import tensorstore
 from m1jax.errors import UserError, first_line
 
 DEADLINE = 25.0
-"""Seconds after which a read is given up, its repetitions included."""
+"""Seconds after which a read fails, retries included."""
 CONCURRENT = 64
 """Reads that one store has under way at once."""
-# Repeated for about 10 s: that a service goes on refusing is then told as what it is, before the deadline.
+# Retries end after about 10 s, before the deadline, so that the message can name the service's own error.
 _CONTEXT: dict[str, Any] = {
     "gcs_request_retries": {"max_retries": 8, "initial_delay": "100ms", "max_delay": "2s"},
     "gcs_request_concurrency": {"limit": CONCURRENT},
     "file_io_concurrency": {"limit": CONCURRENT},
 }
 _TOO_MANY = (
-    "the service goes on refusing for too many requests (429): start fewer hosts at once, or ask for a higher quota, "
-    "then run the same command again"
+    "the service keeps refusing because of too many requests (429): start fewer hosts at once, or ask for a higher "
+    "quota, then run the same command again"
 )
 _REASONS = {
     "PERMISSION_DENIED": "access was denied: give this machine's account the right to read the bucket "
     "(roles/storage.objectViewer), or log in with `gcloud auth application-default login`",
-    "ABORTED": "the service went on failing: check the network and the service's state, then run the same command "
-    "again",
+    "ABORTED": "the service kept failing: check the network and the service's state, then run the same command again",
     "OUT_OF_RANGE": "it is cut short: copy the packed rows into the bucket again",
 }
 
@@ -42,7 +41,7 @@ class Storage:
     """Read access to the objects below one address; threads may share it."""
 
     def __init__(self, url: str, deadline: float = DEADLINE) -> None:
-        """Raises UserError where `url` is no address of a bucket."""
+        """Raises UserError where `url` is not the address of a bucket."""
         self.url = url.rstrip("/")
         self._deadline = deadline
         try:

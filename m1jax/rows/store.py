@@ -75,7 +75,7 @@ class RowStore:
             raise UserError(f"row {index} of {self.path} is damaged ({error}): run `m1 pack` again.") from error
 
     def check(self, size: int = 0) -> None:
-        """A look that costs nothing: size, header and end of the file, and its first and last row.
+        """A cheap check of the file: its size, header and end, and its first and last row.
 
         `size` in bytes is the manifest's, 0 where it is not known. Raises UserError where the file is missing, of
         another size, cannot be opened or does not hold the stated number of rows, or where those two are damaged.

@@ -16,7 +16,7 @@ HostBatch = Mapping[str, np.ndarray]
 
 
 class Fed(NamedTuple):
-    """A batch as it was read, on the devices, and the seconds that it was waited for."""
+    """A batch as it was read, the same on the devices, and the seconds that the loop waited for it."""
 
     host: HostBatch
     device: dict[str, jax.Array]

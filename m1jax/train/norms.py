@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 KindOf = Callable[[tuple[Any, ...]], str]
-"""A parameter's path in its tree to its layer kind."""
+"""Maps a parameter's path in its tree to its layer kind."""
 
 
 def by_kind(name: str, tree: Any, kind_of: KindOf) -> dict[str, jax.Array]:

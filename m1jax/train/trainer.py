@@ -29,7 +29,7 @@ def silent(sentence: str) -> None:
 class Trainer:
     """Restores, steps and saves the state of a run; a context manager that closes its checkpoints.
 
-    `restored` is what the checkpoint that `restore` took belongs to, None where the run begins.
+    `restored` describes the checkpoint that `restore` read; None where the run begins.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Trainer:
             config: the run.
             objective: what is minimised.
             mesh: the devices; all processes of the run make the same one.
-            hooks: what happens beside the steps; those with a state are part of the checkpoints.
+            hooks: code that runs between the steps; the state of those that have one is part of the checkpoints.
             curriculum: `Curriculum.record()`, kept in every checkpoint.
             initial: makes the first parameters from their shapes, dtypes and shardings (a tree); by default the
                 objective makes them.

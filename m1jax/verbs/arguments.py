@@ -91,7 +91,7 @@ def add_sampling(parser: Parser, max_new_tokens: int) -> None:
 
 
 def _seed(text: str) -> int:
-    """A seed; raises ArgumentTypeError, of which argparse makes a sentence."""
+    """A seed; raises ArgumentTypeError, which argparse prints."""
     try:
         return seeds.checked(int(text), "the seed")
     except UserError as error:

@@ -28,9 +28,7 @@ def arguments(parser: Parser) -> None:
     """Adds the verb's arguments."""
     example(parser, "m1 chat --model runs/quickstart --temperature 0.7 --top-p 0.9")
     parser.add_argument("--system", metavar="TEXT", help="the system message, instead of the chat format's own")
-    parser.add_argument(
-        "--chat-format", metavar="NAME", help="Baichuan-M1 or ChatML (default: the model's own, found out)"
-    )
+    parser.add_argument("--chat-format", metavar="NAME", help="Baichuan-M1 or ChatML (default: the model's own)")
     add_sampling(parser, max_new_tokens=512)
 
 
@@ -59,11 +57,11 @@ def chat(
     tensor: int,
     as_json: bool,
 ) -> None:
-    """Reads one turn a line from standard input, answers it, and goes on until /quit or the input's end.
+    """Reads one turn a line from standard input, answers it, and continues until /quit or the input's end.
 
-    `chat_format` names a known format; by default it is found out (`m1jax.tokenizer.chat.of`). Which it is gets printed
-    once, on standard error. Raises UserError for a model without tokenizer or chat format, settings out of range and,
-    where nobody is there to reset it, a context that is full.
+    `chat_format` names a known format; by default it is recognised (`m1jax.tokenizer.chat.of`). It is printed once, on
+    standard error. Raises UserError for a model without tokenizer or chat format, settings out of range and, if the
+    input is not a terminal, a full context.
     """
     from m1jax.generate.chat import Conversation
     from m1jax.loading import load
@@ -124,7 +122,7 @@ def _lines(somebody: bool) -> Iterator[str]:
 def _print_answer(
     pieces: Iterator[list["Answer"]], console: Console, conversation: "Conversation", as_json: bool
 ) -> None:
-    """The answer as it comes, or as one line of JSON; Ctrl-C ends it with what is there, and the chat goes on."""
+    """Prints the answer as it is generated, or as one line of JSON; Ctrl-C ends the answer, and the chat continues."""
     from m1jax.show.answers import read_all
 
     found, _ = read_all(pieces, None if as_json else console)

@@ -107,7 +107,7 @@ def _sentence(summary: str) -> str:
 
 
 def _check_spelling(top: Parser, argv: Sequence[str]) -> None:
-    """Ends with a sentence that names the nearest verb or action where there is none of this name."""
+    """Ends with a sentence that names the nearest verb or action if the given one does not exist."""
     verb, action, *_ = [*(word for word in argv if not word.startswith("-")), "", ""]
     kind, word, known = "verb", verb, list(dict.fromkeys(words.partition(" ")[0] for words in VERBS))
     if verb in ACTIONS:

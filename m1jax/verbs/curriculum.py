@@ -177,7 +177,7 @@ def _spans(tokenizer: Tokenizer, tokens: Sequence[int], weights: Sequence[float]
 
 
 def _text(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
-    """What ids stand for; the end of a document is written as its name."""
+    """The text of ids; the end of a document is written as <eos>."""
     parts = ["" if i != tokenizer.eos_id else "<eos>" for i in ids]
     return tokenizer.decode_bytes(ids).decode(errors="replace") + "".join(parts)
 

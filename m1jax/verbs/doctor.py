@@ -1,4 +1,4 @@
-"""`m1 doctor`: what is slow or broken on this machine, before a night is lost."""
+"""`m1 doctor`: finds what is slow or broken on this machine before a run is started on it."""
 
 import argparse
 import dataclasses

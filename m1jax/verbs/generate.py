@@ -72,9 +72,9 @@ def generate(
 ) -> int:
     """Continues each prompt until the document's end, a stop string or `max_new_tokens`; returns the exit status.
 
-    A single prompt's text is printed as it comes, several are continued in one batch and printed when all are done.
-    A prompt "-" is read from standard input. Ctrl-C ends with what is there. Raises UserError for a folder without a
-    model or tokenizer, an empty prompt, and settings out of range.
+    A single prompt's text is printed as it is generated; several are continued in one batch and printed at the end. A
+    prompt "-" is read from standard input. Ctrl-C ends with what was generated. Raises UserError for a folder without
+    a model or tokenizer, an empty prompt, and settings out of range.
     """
     from m1jax.generate.text import answers
     from m1jax.loading import load

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def pack(config: RunConfig, tasks: Mapping[str, str] | None = None, workers: int = 0) -> None:
-    """Packs the run's corpus and seqio tasks into rows of every length; does nothing if they are there.
+    """Packs the run's corpus and seqio tasks into rows of every length; does nothing if they exist.
 
     `tasks` (name → domain, "" for the first of data.domains) join those of data.tasks; `workers` threads encode and
     pack, 0: as many as data.workers says. Raises UserError where there is neither corpus nor task, no tokenizer, or a
@@ -127,7 +127,7 @@ def verify(config: RunConfig) -> None:
 
 
 def _sources(config: RunConfig, tasks: Mapping[str, str]) -> tuple[dict[str, Documents], dict[str, int], list[Any]]:
-    """What is packed by source, bytes of those whose size is known, and what changes when any of it does."""
+    """What is packed, by source; the bytes of sources whose size is known; a value that changes with any of them."""
     sources: dict[str, Documents] = {}
     sizes: dict[str, int] = {}
     state: list[Any] = []
@@ -142,7 +142,7 @@ def _sources(config: RunConfig, tasks: Mapping[str, str]) -> tuple[dict[str, Doc
 
         found = seqio_tasks.sources(tasks, config.data.tasks_module)
         sources |= found
-        # What a task reads cannot be known from outside: its name and its module's file must do.
+        # What a task reads is unknown here: its name and its module's file are used instead.
         state += [sorted(tasks.items()), seqio_tasks.module_state(config.data.tasks_module)]
     return sources, sizes, state
 

@@ -41,9 +41,9 @@ def arguments(parser: Parser) -> None:
 
 
 def _count(text: str) -> int:
-    """A whole number from 0 on; raises ArgumentTypeError, of which argparse makes a sentence."""
+    """A whole number, 0 or more; raises ArgumentTypeError, which argparse prints."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
     return int(text)
 
 
@@ -84,7 +84,7 @@ def topology_of(config: RunConfig, name: str | None, slices: int | None) -> Topo
     """The topology asked for, else the config's; raises UserError where neither names TPUs."""
     name = name or config.hardware.topology
     if name == "cpu":
-        raise UserError(f"config {config.name} is meant for a CPU: name TPUs by --topology, for instance v5e:2x2.")
+        raise UserError(f"config {config.name} is for a CPU: name TPUs with --topology, for instance v5e:2x2.")
     return parse(name, config.hardware.slices if slices is None else slices)
 
 

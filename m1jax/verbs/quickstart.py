@@ -69,8 +69,8 @@ def commands(config: str, overrides: Sequence[str], text: str | None, folder: st
 def adapted(config: RunConfig, sources: Mapping[str, str]) -> RunConfig:
     """The config with mixtures of what this corpus has; `sources` maps source to domain.
 
-    A machine without one of the registries' clients, or with your own text, has fewer sources than the
-    config names: what is there is kept, and a stage left with nothing reads everything.
+    Without one of the registries' clients, or with your own text, there are fewer sources than the config names: a
+    mixture keeps those that exist, and a stage left with none reads everything.
     """
     domains = sorted(set(sources.values()))
     known = {*sources, *(f"domain:{domain}" for domain in domains)}
@@ -110,7 +110,8 @@ def walk(config: str, overrides: Sequence[str], text: str | None) -> int:
             fitting, file, f"{config} with mixtures of what {asked.corpus} has, as `m1 quickstart` wrote it."
         )
         console.print(
-            f"Mixtures of {config} name text that is not here: the config that fits is {file}.", soft_wrap=True
+            f"Mixtures of {config} name text that this corpus does not have: the config that fits is {file}.",
+            soft_wrap=True,
         )
         config, overrides = str(file), []
     for arguments in commands(config, overrides, text, asked.folder):

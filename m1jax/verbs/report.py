@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
 def report(config: RunConfig, as_json: bool) -> None:
     """Prints the summary of a run's folder and writes its loss.png and summary.json.
 
-    Raises UserError where nothing was trained yet, or matplotlib is not installed.
+    Raises UserError if nothing has been trained, or matplotlib is not installed.
     """
     # They load JAX, which takes seconds.
     from m1jax.convert.agreement import VERIFICATION
@@ -76,7 +76,7 @@ def _names(lines: Sequence[Line]) -> list[str]:
 
 def _stage(name: str, lines: Sequence[Line]) -> Line:
     """A stage's numbers; the loss at its ends is the mean over a fifth of its steps."""
-    # A step whose loss is no number moved nothing: the mean is that of the others.
+    # A step whose loss is not finite was skipped: the mean leaves it out.
     losses = np.array([line["loss"] for line in lines if np.isfinite(line["loss"])] or [np.nan])
     mfu = [line["mfu"] for line in lines if "mfu" in line]  # absent where the chip's peak is not known
     fifth = max(1, len(losses) // 5)

@@ -1,4 +1,4 @@
-"""`m1 tokenizer train`: the run's tokenizer, learnt from one domain after the other."""
+"""`m1 tokenizer train`: the run's tokenizer, trained on one domain after the other."""
 
 import argparse
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def train(config: RunConfig) -> None:
-    """Trains the run's tokenizer on its corpus; does nothing if it is there, or data.tokenizer names an existing one.
+    """Trains the run's tokenizer on its corpus; does nothing if it exists, or if data.tokenizer names one.
 
     Raises UserError without a corpus, and where its text is too little for the vocabulary or lacks a domain.
     """
@@ -102,7 +102,7 @@ def _train_parts(
 
 
 def _too_large(config: RunConfig, i: int, part: Part, size: int, before: int) -> UserError:
-    """Of a part whose text holds fewer tokens than it has to decide."""
+    """The error of a part whose text has fewer tokens than the part must decide."""
     if part.ids:
         what, key, wanted, found = f"{part.name} text", f"data.vocab_parts.{i}.ids", part.ids, size - before
     else:

@@ -95,10 +95,10 @@ def report(config: RunConfig, against: Sequence[str], as_json: bool) -> None:
 
 
 def _existing(name: str) -> Candidate:
-    """What a path or the name of a tiktoken encoding stands for."""
+    """The tokenizer at a path, or the tiktoken encoding of that name."""
     path = Path(name)
     if path.exists() or path.suffix in (".json", ".model") or len(path.parts) > 1:
-        # No special token is measured, so that it does not matter which they are.
+        # No special token is measured: any ids will do.
         found = tokenizers.load(path, SpecialIds(0, 0, 0))
         return Candidate(
             path.parent.name if path.name == "tokenizer.json" else path.name, found.encode_arrays, found.vocab_size

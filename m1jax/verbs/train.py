@@ -152,7 +152,7 @@ def _train(
             if changes := [*changes, *settings.learned]:
                 say(f"Amended after step {first}: {'; '.join(changes)}.")
             if settings.computed:
-                say(f"Computed otherwise after step {first}, with other rounding: {'; '.join(settings.computed)}.")
+                say(f"After step {first}, rounding differs: {'; '.join(settings.computed)}.")
             changes += settings.computed
         if first:
             say(f"Continuing after step {first} of {config.total_steps}.")

@@ -58,8 +58,10 @@ def test_what_another_version_did_not_know_is_passed_over():
 
 def test_without_amend_it_is_refused_with_every_change():
     config = config_file.load("quickstart", ["optimizer.b1=0.8", "stages.0.rope_base=5e4"])
-    with pytest.raises(UserError, match=r"the 7 steps .* optimizer\.b1 was 0\.9, is 0\.8; stage 'general': .* --amend"):
+    with pytest.raises(
+        UserError, match=r"the checkpoint of step 7 .* optimizer\.b1 was 0\.9, is 0\.8; stage 'general': .* --amend"
+    ):
         changes.check(SAVED, config, 7)
     assert len(changes.check(SAVED, config, 7, amend=True).learned) == 2
-    with pytest.raises(UserError, match=r"put them back, or start a new run in another folder\.$"):
+    with pytest.raises(UserError, match=r"restore them or start a new run in another folder\.$"):
         changes.check(SAVED, config, config.total_steps, amend=True)

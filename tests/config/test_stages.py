@@ -54,11 +54,11 @@ def test_what_a_stage_may_not_be():
         ({"ramp": {**ramp, "start": 8}}, "ramp must have start below global_batch = 8"),
         ({"ramp": {**ramp, "increment": 0}}, "increment and tokens above 0, got 2, 0 and 512"),
         ({"ramp": {**ramp, "tokens": 10**9}}, "ramp.tokens = 1000000000 leaves no step of 8 rows"),
-        ({"learning_rate": rate}, "learning_rate goes on, but the stage before has another segment"),
+        ({"learning_rate": rate}, "learning_rate.goes_on is True, but the stage before has other values"),
     ):
         with pytest.raises(UserError, match=f"stages.1.{words}|{words}"):
             build(first, last_stage(**changes))
-    with pytest.raises(UserError, match="learning_rate goes on"):
+    with pytest.raises(UserError, match=r"learning_rate\.goes_on is True"):
         build(last_stage(learning_rate=rate))
     with pytest.raises(UserError, match=r"max_epochs\.x must be above 0"):
         build(first, max_epochs={"x": 0})

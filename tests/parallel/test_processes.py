@@ -70,4 +70,4 @@ def test_a_process_that_waits_in_vain_is_to_be_started_again(index):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == AGAIN
-    assert f"process {index} waited at {where}: start them again." in done.stderr
+    assert f"process {index} waited 2 s at {where}, but" in done.stderr and "start them again." in done.stderr

@@ -180,7 +180,7 @@ def test_damage_behind_an_address(tmp_path):
         return RangeRows(Storage(f"file://{tmp_path}"), "rows/16/a.array_record", file.rows, length, reading_threads())
 
     store().check()
-    with pytest.raises(UserError, match=r"row \d+ of .* is damaged \(it has 16 tokens where 32 belong\)"):
+    with pytest.raises(UserError, match=r"row \d+ of .* is damaged \(it has 16 tokens instead of 32\)"):
         store(32).check()
     path.write_bytes(whole[:64] + bytes(200) + whole[264:])
     with pytest.raises(UserError, match=r"row 0 of file://.*a\.array_record is damaged"):
@@ -198,7 +198,7 @@ def test_damage_behind_an_address(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("bucket", "words"),
-    [("silent", "did not answer within 25 s"), ("refusing", "goes on refusing for too many requests (429)")],
+    [("silent", "did not answer within 25 s"), ("refusing", "keeps refusing because of too many requests (429)")],
 )
 def test_never_a_hang(served, bucket, words):
     """A process that meets a dead service ends by itself, with one sentence."""

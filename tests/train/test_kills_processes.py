@@ -75,7 +75,7 @@ def test_one_of_four_is_lost(tmp_path, whole, rank, how):
             if index != rank:
                 _, said = process.communicate(timeout=120)
                 assert process.returncode == AGAIN, said
-                assert f"m1: process {rank} of 4 is not heard of any more after step" in said
+                assert f"m1: process {rank} of 4 no longer responds after step" in said
                 report = (tmp_path / "train" / f"process-{index}.stopped.txt").read_text()
                 assert f"process {index} stops after step" in report
                 assert "Thread 0x" in report and "toy_run.py" in report

@@ -159,7 +159,7 @@ def test_rows_behind_an_address_are_the_same_rows(road, capsys):
     here = told(capsys, command(replay, road))
     assert told(capsys, command(replay, road, f"data.rows=file://{road}/rows")) == here
     assert main(command(["pack"], road, f"data.rows=file://{road}/rows")) == 2
-    assert "is an address, and `m1 pack` writes to a disk" in capsys.readouterr().err
+    assert "is an address, but `m1 pack` writes to a disk" in capsys.readouterr().err
 
 
 def test_what_the_command_refuses(road, capsys):
@@ -184,7 +184,7 @@ def test_stages_ahead_are_amended_and_the_past_is_not(road, trained, capsys):
     assert "m1 train --amend" in said
     past = (*more, "seed=1")
     assert main([*command(["train"], road, *past, folder=folder), "--amend"]) == 2
-    assert "has read other data" in (said := capsys.readouterr().err) and "seed was 0, is 1" in said
+    assert "was trained on other data" in (said := capsys.readouterr().err) and "seed was 0, is 1" in said
     assert not (folder / "train" / "history.jsonl").exists()
     assert main([*command(["train"], road, *more, folder=folder), "--amend"]) == 0
     assert "Amended after step 6: stage 'annealing': steps was 2, is 3." in capsys.readouterr().out

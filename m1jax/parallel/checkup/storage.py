@@ -22,7 +22,7 @@ SLOW_DISK = 100 * MIB
 """Bytes written a second."""
 SLOW_BUCKET_SECONDS = 2.0
 SLOW_SKEW, BROKEN_SKEW = 1.0, 60.0
-"""Seconds between clocks: logs no longer order what happened; tokens of the cloud are refused."""
+"""Seconds between clocks: above the first, log lines are out of order; above the second, the cloud refuses tokens."""
 
 
 def local_disk(name: str, folder: Path, slow: float) -> Finding:

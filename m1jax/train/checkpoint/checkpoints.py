@@ -20,7 +20,7 @@ class Checkpoints:
     """The checkpoints that a run writes into its folder and continues from."""
 
     def __init__(self, folder: Path, keep: int = 1, keep_every: int = 0):
-        """The newest `keep` are kept, and beside them those of every `keep_every` steps (0: none)."""
+        """Keeps the newest `keep`, and those of every `keep_every` steps (0: none)."""
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
         )
@@ -56,8 +56,8 @@ class Checkpoints:
     ) -> tuple[TrainState, Meta] | None:
         """The newest checkpoint that can be read, and the run that it belongs to; None where there is no checkpoint.
 
-        A damaged one is named by `say` and renamed to `<step>.damaged`, and the one before is taken; every process
-        decides alike. `check` raises UserError where a checkpoint does not belong to this run. Raises DamagedError
+        A damaged one is named by `say` and renamed to `<step>.damaged`, and the one before is taken; all processes
+        decide the same. `check` raises UserError where a checkpoint does not belong to this run. Raises DamagedError
         where none can be read.
         """
         damaged: dict[int, DamagedError] = {}

@@ -1,4 +1,4 @@
-"""Checksums of arrays that do not depend on how these are laid out over devices or files."""
+"""Checksums of arrays, the same for any layout over devices or files."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from m1jax.parallel import rules
 def names(tree: Any) -> list[str]:
     """The name of every array of a tree, in the tree's order: its path with dots.
 
-    Raises ValueError where two have one name, as "a.b" and b in a do: Orbax would keep one of them without a word.
+    Raises ValueError where two have one name, as "a.b" and b in a do: Orbax would silently keep only one of them.
     """
     found = [
         jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree_util.tree_leaves_with_path(tree)
@@ -23,7 +23,7 @@ def names(tree: Any) -> list[str]:
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """A checksum in 32 bits of every array (of up to 32 bits an element) by name; computed where the arrays lie.
+    """A checksum in 32 bits of every array (of up to 32 bits an element) by name; computed on the arrays' devices.
 
     The sum of (2i + 1) · bits(x_i) modulo 2^32 over all elements i: addition of integers is exact in any order, so that
     any mesh gives the same, and an odd factor lets no change of a single element pass.

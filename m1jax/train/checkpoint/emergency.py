@@ -1,8 +1,8 @@
 """Emergency checkpoints: every process keeps its own share of the state on its own machine, far more often than the
 run's folder is written.
 
-They outlive a process that is killed, not the machine: where one machine is new, the run goes on from its folder. They
-are a best effort, so that nothing that goes wrong with them ends a run.
+They survive a killed process, but not a lost machine: where a machine was replaced, the run continues from its folder.
+They are a best effort: a failure to write one never ends the run.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class EmergencyCheckpoints:
         self._shared, self._say, self._broken = shared, say, False
         index = jax.process_index()
         own = folder / _identity(shared.folder) / f"process-{index}-of-{jax.process_count()}"
-        # Alone in its group: a process waits for no other while it writes.
+        # A group of one process: it waits for no other while it writes.
         group = ocp.options.MultiprocessingOptions(
             primary_host=None, active_processes={index}, barrier_sync_key_prefix=f"emergency-{index}"
         )
@@ -63,7 +63,7 @@ class EmergencyCheckpoints:
                 f"train.emergency_folder = {folder} cannot be written to ({error.strerror}): choose a folder on"
                 f" each machine's own disk or in its memory, or set train.emergency_every = 0."
             ) from error
-        # What a process that was killed left half written.
+        # Left half written by a process that was killed.
         for left in own.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(left, ignore_errors=True)
         self._files = CheckpointFolder(own, options, handler, ocp.JsonCheckpointHandler(multiprocessing_options=group))
@@ -79,7 +79,7 @@ class EmergencyCheckpoints:
             if missing := disk.missing_room(self._files.path, needed):
                 raise OSError(missing)
             self._files.save(state, dataclasses.replace(meta, arrays=arrays, after=after))
-        except Exception as error:  # noqa: BLE001 (whatever it is, the run goes on)
+        except Exception as error:  # noqa: BLE001 (any error: the run continues)
             self._stop(error)
 
     def restore_newest(
@@ -165,7 +165,7 @@ def _identity(shared: Path) -> str:
 
 
 def _held_by_all(steps: list[int]) -> list[int]:
-    """The steps that stand in the list of every process, ascending."""
+    """The steps that are in the list of every process, ascending."""
     if jax.process_count() == 1:
         return steps
     own = np.full(KEPT + 1, -1, np.int32)

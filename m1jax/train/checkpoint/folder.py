@@ -1,4 +1,4 @@
-"""One folder of checkpoints, as Orbax writes and reads it.
+"""One folder of checkpoints, written and read with Orbax.
 
 A checkpoint is `<step>/state` (arrays) and `<step>/meta` (JSON: `Meta`). A parameter stacked over layers is written one
 layer a chunk, so that a conversion can read it layer by layer.
@@ -105,9 +105,9 @@ class CheckpointFolder:
     def save(self, state: TrainState, meta: Meta) -> None:
         """Starts to save; arrays are copied before it returns, and written behind the next steps.
 
-        Raises UserError where the disk refuses, or refused what was begun before.
+        Raises UserError where the disk refuses this write or refused the one before.
         """
-        # Orbax would find out in threads that then hold the process for minutes.
+        # Fails here at once: Orbax would notice in threads that then block the process for minutes.
         with self._writing(), tempfile.TemporaryFile(dir=self.path):
             pass
         text = json.dumps(dataclasses.asdict(meta))
@@ -178,7 +178,7 @@ class CheckpointFolder:
         return masks.merge(state.get("params", {}), state.get("frozen", {}))
 
     def reload(self) -> None:
-        """Lists the folder again, after another hand changed it."""
+        """Lists the folder again, after something else changed it."""
         self._manager.reload()
 
     def wait(self) -> None:

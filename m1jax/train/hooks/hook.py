@@ -1,4 +1,4 @@
-"""The interface of a hook: what happens beside the steps of a run.
+"""The interface of a hook: code that runs between the steps of a run.
 
 A hook that reads the state names the steps at which it does, and the loop waits only there. Every other one receives
 the report of a step while the devices compute the next step, so that reporting never blocks them.
@@ -49,8 +49,8 @@ class StateHook(Hook):
     def init(self, params: Any) -> Any:
         """The state before the first step, from the trained parameters; a pure function.
 
-        A leaf whose path ends in a parameter's path and that has its shape is laid out as that parameter; every other
-        one is on all devices.
+        A leaf that has a parameter's shape, and whose path ends in that parameter's path, is sharded as the parameter
+        is; every other leaf is replicated.
         """
         raise NotImplementedError
 

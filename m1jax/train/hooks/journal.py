@@ -31,8 +31,8 @@ TIMING = ("time", "seconds", "tokens_per_second", "mfu", "data_wait", "hbm_bytes
 class Journal(Hook):
     """The record of a run: metrics.jsonl, a line a step, and TensorBoard events, a run of TensorBoard's a stage.
 
-    Where a run goes on, it cuts off the lines of later steps, which a killed run wrote after its last checkpoint, and
-    lets TensorBoard drop them too. The file itself is kept, and locked: it is never replaced under another writer.
+    When a run continues, lines of later steps, which a killed run wrote after its last checkpoint, are removed, and
+    TensorBoard drops them too. The file is locked and never replaced, so that two processes cannot both write it.
     """
 
     def __init__(self, folder: Path):
@@ -59,7 +59,7 @@ class Journal(Hook):
             pass
         self._file.truncate(_length(self._file, step))
         self._first = step
-        # Stages whose events a killed run wrote, and this one may not come to again, forget them too.
+        # Also in stages that this run may not reach again: TensorBoard drops what a killed run wrote there.
         for stage in self._events.glob("*/"):
             self._of(stage.name)
 
@@ -114,5 +114,5 @@ def _length(file: IO[bytes], step: int) -> int:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one that a killed run left unfinished is passed over."""
+    """The lines of a metrics.jsonl; a line that a killed run left unfinished is ignored."""
     return records.read(path)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar on a terminal, a line now and then elsewhere."""
+"""A run's progress for people: a live bar on a terminal, a plain line every few steps elsewhere."""
 
 import datetime
 
@@ -13,7 +13,7 @@ from m1jax.train.report import StepReport
 class ProgressBar(Hook):
     """Loss, tokens/s, MFU and time left on a live bar; a sentence for each skipped step and each validation.
 
-    Where the output is no terminal (a file, CI), a plain line every `every` steps takes the bar's place.
+    Where the output is not a terminal (a file, CI), a plain line is printed every `every` steps instead.
     """
 
     def __init__(self, console: Console, every: int):

@@ -17,7 +17,7 @@ LOSS, BITS = "heldout_loss", "heldout_bits_per_byte"
 class Validation(Hook):
     """Calls `measure` every `train.validate_every` steps and after the last one.
 
-    What is measured is built above (verbs/), where tokenizers and held-out text are known.
+    `measure` is built in verbs/, where tokenizers and held-out text are known.
     """
 
     def __init__(self, config: RunConfig, measure: Measure):

@@ -9,7 +9,7 @@ from m1jax.train.report import StepReport
 
 
 class Wandb(Hook):
-    """Logs every report under the run's name; WANDB_MODE and WANDB_PROJECT act as they do everywhere."""
+    """Logs every report under the run's name; WANDB_MODE and WANDB_PROJECT act as usual."""
 
     def __init__(self, config: RunConfig):
         """Raises UserError where the package wandb is not installed."""
@@ -23,7 +23,7 @@ class Wandb(Hook):
         self._run: Any = None
 
     def begin(self, step: int) -> None:
-        """Opens the run, or goes on with the one of the same folder."""
+        """Opens the run, or continues the one of the same folder."""
         name = self._config.name
         self._run = self._wandb.init(name=name, dir=self._config.folder, config=to_dict(self._config), resume="allow")
 

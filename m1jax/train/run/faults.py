@@ -1,4 +1,4 @@
-"""Ends of a run that are not its own: a signal or a notice asks it to stop, and it stops between two steps, saved."""
+"""Stopping a run from outside: after a signal or a notice it saves and stops between two steps."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def reached(self, step: int) -> str | None:
-        """Why the run is to stop after `step` steps, else None; every process asks after every step."""
+        """Why the run must stop after `step` steps, or None; every process calls this after every step."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self.requested = self.requested or "SIGTERM (to one of the processes)"
             return self.requested
@@ -58,7 +58,7 @@ class StopRequest:
 
 
 class MaintenanceNotices:
-    """Asks Compute Engine's metadata server now and then, on its machines only; a notice becomes SIGTERM.
+    """Polls Compute Engine's metadata server (only on its machines); a notice becomes SIGTERM.
 
     Where $GCE_METADATA_HOST is set, that host is asked, as Google's own libraries do.
     """
@@ -70,12 +70,12 @@ class MaintenanceNotices:
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Begins to ask, in a thread of its own."""
+        """Starts polling, in a thread of its own."""
         if self._host is not None:
             threading.Thread(target=self._watch, name="maintenance-notices", daemon=True).start()
 
     def stop(self) -> None:
-        """Ends the thread after the question at hand."""
+        """Ends the thread after the current request."""
         self._stop.set()
 
     def _watch(self) -> None:

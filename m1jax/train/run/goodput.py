@@ -1,4 +1,4 @@
-"""How much of a run's wall time, restarts and all, went into steps that count."""
+"""The share of a run's wall time, restarts included, that was spent on steps that count."""
 
 import dataclasses
 import statistics
@@ -15,7 +15,7 @@ class Goodput:
     """Seconds of a run."""
 
     productive: float
-    """Steps that are in the record: those that a killed run had to take again count once. Waiting for data does not
+    """Steps in the record; a step that was repeated after a kill counts once. Waiting for data does not
     count, nor what the first step of a start or a stage took beyond its stage's median (it compiled)."""
     wall: float
     """From the first start to now, pauses between an end and the next start included."""

@@ -1,4 +1,4 @@
-"""What was changed in a run on its way: a line of JSON a change."""
+"""Changes made to a run after it was started: one line of JSON each."""
 
 import datetime
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def append(path: Path, step: int, changes: Sequence[str]) -> None:
-    """Adds a change after `step` steps; one that a killed run wrote already, and repeats, is not added again."""
+    """Adds a change after `step` steps, unless the last entry is the same (a killed run had already written it)."""
     before = read(path)
     if before and (before[-1]["step"], before[-1]["changes"]) == (step, list(changes)):
         return

@@ -13,21 +13,21 @@ from m1jax.errors import UserError
 
 FILE = "running.json"
 SILENCE_SECONDS = 90.0
-"""A beat that rests for so long is a dead process's. A bucket that gcsfuse mounts shows a file up to 60 s late."""
+"""A process whose beat does not change for so long is dead. A bucket mounted by gcsfuse shows files up to 60 s late."""
 _RECORD_BYTES = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """The process that holds a folder, as running.json has it."""
+    """The process that holds a folder, as written in running.json."""
 
     token: str
     host: str
     pid: int
     machine: str
-    """This boot of this machine, and the container's numbering of processes; empty where the system does not say."""
+    """This boot of the machine and the container's process namespace; empty where the system does not say."""
     born: int
-    """When the process began, as the kernel counts: a pid may be given to another process later."""
+    """When the process started, in the kernel's ticks: a later process may get the same pid."""
     since: str
     beat: int = 0
 
@@ -49,7 +49,7 @@ class Holder:
 
     @classmethod
     def decoded(cls, data: bytes) -> "Holder":
-        """The process of a record; of one that cannot be read, a process that nothing is known of."""
+        """The process of a record; an unknown process where the record cannot be read."""
         try:
             return cls(**json.loads(data))
         except (ValueError, TypeError):
@@ -62,7 +62,7 @@ class Holder:
 
     @property
     def alive(self) -> bool:
-        """Whether it lives; only for a process of this machine."""
+        """Whether the process is alive; only for a process of this machine."""
         born = _born(self.pid)
         return _hidden(self.pid) if born is None else born == self.born
 
@@ -75,7 +75,7 @@ def check_free(folder: Path, target: Path) -> None:
         return
     if target.exists() and (found.alive if found.is_here else age < SILENCE_SECONDS):
         raise UserError(
-            f"{found.name} trains in {folder} since {found.since} and reads {target}, which would be replaced: let it "
+            f"{found.name} has trained in {folder} since {found.since} and reads {target}, which would be replaced: let it "
             f"end first, or choose another folder."
         )
 
@@ -89,7 +89,7 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> int | None:
-    """When a process of this machine began, in the kernel's ticks; -1: it has ended, None: it is not seen."""
+    """When a process of this machine started, in the kernel's ticks; -1: it has ended, None: it is not visible."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -99,7 +99,7 @@ def _born(pid: int) -> int | None:
 
 
 def _hidden(pid: int) -> bool:
-    """Whether a process is there that /proc does not show, as some machines hide those of other users."""
+    """Whether a process exists that /proc hides, as some machines hide those of other users."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

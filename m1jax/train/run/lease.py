@@ -1,8 +1,8 @@
-"""The lease on a run's folder: one run trains in it at a time, and one that died frees it.
+"""The lease on a run's folder: only one run trains in it at a time, and a dead run does not block it.
 
-`running.json` names the process that trains (of a run of several processes: process 0), its machine, and a beat that it
-counts up. A process of this machine is looked up: it holds the folder while it lives. One of another machine holds it
-while its beat moves. Whether it does is watched, so that the clocks of two machines are never compared.
+`running.json` names the process that trains (process 0 if there are several), its machine, and its beat: a counter that
+it increases. A process of this machine holds the folder while it is alive. A process of another machine holds it while
+its beat increases; this is observed, so that the clocks of two machines are never compared.
 """
 
 import contextlib
@@ -70,11 +70,11 @@ class Lease(Hook):
         self.release()
 
     def release(self) -> None:
-        """Frees the folder: also for a process that ends without leaving the context."""
+        """Frees the folder; also called by a process that ends without leaving the context."""
         if self._thread is None:
             return
         self._ended.set()
-        if not self._turn.acquire(timeout=5):  # a beat that a disk or a network does not answer
+        if not self._turn.acquire(timeout=5):  # a beat is waiting for a disk or a network
             return
         with contextlib.suppress(OSError):
             if Holder.decoded(self._path.read_bytes()).token == self._own.token:
@@ -84,7 +84,7 @@ class Lease(Hook):
         self._turn.release()
 
     def before(self, step: int) -> None:
-        """Stops the run where another one has taken the folder: this process was frozen or cut off for too long."""
+        """Stops the run if another one took the folder because this process was frozen or cut off for too long."""
         del step
         if self._thread is None:
             return
@@ -92,12 +92,12 @@ class Lease(Hook):
             self._touch()
         if self._thief is not None:
             raise UserError(
-                f"{self._thief.name} has taken over {self._folder} while this process was not heard of: the run goes "
-                f"on there, and this process stops after its last checkpoint."
+                f"{self._thief.name} took over {self._folder} while this process did not respond: the run continues "
+                f"there, and this process stops; its work since its last checkpoint is repeated."
             )
 
     def _decided(self) -> str:
-        """What process 0 found, on every process: _OURS, _WAIT, or why the folder cannot be had."""
+        """The result of process 0, on every process: _OURS, _WAIT, or why the folder cannot be used."""
         said = _OURS
         if jax.process_index() == 0:
             try:
@@ -107,7 +107,7 @@ class Lease(Hook):
                 said = str(error)
         if jax.process_count() == 1:
             return said
-        # One short collective a try: none waits as long as a beat may rest.
+        # A short collective for each try, so that no collective waits for SILENCE_SECONDS.
         text = np.frombuffer(said.encode()[:1024].ljust(1024), np.uint8)
         return bytes(np.asarray(multihost_utils.broadcast_one_to_all(text)).tolist()).decode(errors="ignore").strip()
 
@@ -124,7 +124,7 @@ class Lease(Hook):
             if self._watched is None:
                 self._watched = found, time.monotonic()
                 self._say(
-                    f"{found.name} has trained in {self._folder} since {found.since} and did not say that it ended: "
+                    f"{found.name} has trained in {self._folder} since {found.since} and has not recorded its end: "
                     f"waiting up to {self._silence:.0f} s for a sign of life."
                 )
                 return _WAIT
@@ -143,7 +143,7 @@ class Lease(Hook):
             try:
                 with open(self._path, "xb", buffering=0) as file:
                     file.write(self._own.encoded())
-            except FileExistsError:  # another start was faster
+            except FileExistsError:  # another process was faster
                 return _WAIT
         else:
             fresh = self._path.with_name(f".{FILE}.{self._own.token}")
@@ -154,7 +154,7 @@ class Lease(Hook):
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keeps other starts out while one decides, where the file system can; elsewhere the loser sees it later."""
+        """Locks the folder while one start decides; without locks, the slower start notices later."""
         number = os.open(self._folder, os.O_RDONLY)
         try:
             with contextlib.suppress(OSError):
@@ -168,7 +168,7 @@ class Lease(Hook):
             self._touch()
 
     def _touch(self) -> None:
-        """Counts the beat up, in place: that works on a full disk, and never hits the record of another run."""
+        """Increases the beat in place: this works on a full disk and never overwrites the record of another run."""
         with self._turn:
             if self._ended.is_set() or self._thief is not None:
                 return

@@ -1,8 +1,8 @@
-"""Whether the other processes of a run are alive, told by datagrams of their own, beside jax and its collectives.
+"""Checks that the other processes of a run are alive, with datagrams that do not depend on jax's collectives.
 
-Where one is killed or frozen, the others stand in a collective that never ends (or that fails with an error which names
-nobody). Here each process sends a beat to a few successors on a ring and listens to as many predecessors. Who falls
-silent is told to all, and every process writes what it knows and ends with status AGAIN.
+If one is killed or frozen, the others wait in a collective that never ends (or that fails with an error which does not
+say whose fault it was). Here each process sends a beat to a few successors on a ring and listens to as many
+predecessors. Every process learns which one stopped responding, writes a report, and ends with status AGAIN.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from m1jax.train.hooks.hook import Hook
 from m1jax.train.report import StepReport
 
 SILENCE_SECONDS = 20.0
-"""A process that is not heard of for so long is taken for dead; jax's own service waits HEARTBEAT_SECONDS."""
+"""A process that sends nothing for this long is considered dead; jax's own service waits HEARTBEAT_SECONDS."""
 _NEIGHBOURS = 4
 _BEATS = 10
 """Beats in that time."""
@@ -41,15 +41,15 @@ _ADDRESS_BYTES = 64
 class Liveness(Hook):
     """A context around a run, and a hook of it. Does nothing in a run of one process.
 
-    When a process is lost, every other one writes `process-<i>.stopped.txt` into `folder` (who fell silent and after
-    which step, its own last step, the stacks of its threads) and exits with AGAIN; when one ends by an error of its
+    When a process is lost, every other one writes `process-<i>.stopped.txt` into `folder` (which one, and after which
+    step, its own last step, the stacks of its threads) and exits with AGAIN; when one ends by an error of its
     own, the others do the same and exit with its status. Entered and left by all processes.
     """
 
     def __init__(
         self, folder: Path, silence: float = SILENCE_SECONDS, leaving: Callable[[], None] = lambda: None
     ) -> None:
-        """`leaving` is called where the process is ended without leaving the contexts around it."""
+        """`leaving` is called when the process ends without leaving the contexts around it."""
         self._folder, self._silence, self._leaving = folder, silence, leaving
         self._index, self._count = jax.process_index(), jax.process_count()
         self._step = 0
@@ -107,7 +107,7 @@ class Liveness(Hook):
         while not self._ended.is_set():
             now = time.monotonic()
             if now - turn > self._silence / 2:
-                # This process itself was stopped for a while: it has no right to call others silent.
+                # This process itself was stopped for a while: it may have missed the others' beats.
                 heard = dict.fromkeys(heard, now)
             turn = now
             if now - sent >= self._silence / _BEATS:
@@ -147,15 +147,15 @@ class Liveness(Hook):
                     self._send(peer, message)
 
     def _aborted(self) -> None:
-        """Called where jax aborts this process, since its service (on process 0) is gone or knows of a dead one."""
+        """Called when jax aborts this process: its service (on process 0) is gone, or reported a dead process."""
         time.sleep(self._silence * (1 + 3 / _BEATS))  # the watch finds out which one, and ends the process
         self._end(None, 0, AGAIN)
 
     def _end(self, who: int | None, after: int, status: int) -> None:
-        """Writes the report and ends the process at once: its main thread may stand in a collective for ever."""
+        """Writes the report and ends the process at once: its main thread may be blocked in a collective."""
         self._over.acquire()  # never given back
         lost = "another process" if who is None else f"process {who}"
-        why = "is not heard of any more" if status == AGAIN else f"ended by an error (exit status {status})"
+        why = "no longer responds" if status == AGAIN else f"ended by an error (exit status {status})"
         last = "" if who is None else f" after step {after}"
         path = self._folder / f"process-{self._index}.stopped.txt"
         advice = "the same command continues" if status == AGAIN else "see what that process said"
@@ -185,7 +185,7 @@ def _own_address() -> str:
 
 
 def _on_abort(call: Any) -> Any:
-    """Has `call()` run where the process aborts (None: nothing again); keep what is returned as long as it holds.
+    """Runs `call()` when the process aborts (None: removes it); keep a reference to the result while it is installed.
 
     jax's client calls abort() from a thread of its own, in C++, as soon as process 0 is gone; Python's handlers would
     never run, and jaxlib's `missed_heartbeat_callback` dies of std::bad_cast. The C handler runs in the thread that

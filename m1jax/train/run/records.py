@@ -1,4 +1,4 @@
-"""Files of JSON, a line a record, that only grow: a killed process may leave their last line unfinished."""
+"""Append-only files of JSON, one record a line; a killed process may leave the last line unfinished."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The records of a file, oldest first; a line that was left unfinished is passed over."""
+    """The records of a file, oldest first; an unfinished line is ignored."""
     if not path.is_file():
         return []
     found = (parsed(line) for line in path.read_bytes().split(b"\n"))

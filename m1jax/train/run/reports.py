@@ -1,4 +1,4 @@
-"""Reports of the steps: numbers fetched from the devices once the next step is on its way."""
+"""Reports of the steps: metrics are fetched from the devices after the next step is dispatched."""
 
 import dataclasses
 import time
@@ -33,7 +33,7 @@ class Taken:
 
 
 class Reporter:
-    """Turns the metrics of a step into a report once the next step is on its way."""
+    """Turns the metrics of a step into a report after the next step is dispatched."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Reporter:
         first: int,
         emit: Callable[[StepReport], None],
     ):
-        """The run goes on after `first` steps; `emit` receives every report."""
+        """The run starts after `first` steps; `emit` receives every report."""
         self._config, self._objective, self._emit = config, objective, emit
         self._parts = meshes.row_share(mesh)[1]
         self._rate = learning_rate(config)
@@ -69,7 +69,7 @@ class Reporter:
             self._pending = None
 
     def measured(self, values: Mapping[str, float], seconds: float) -> None:
-        """Adds what hooks measured on the state after the step added last; it took `seconds`, which are no step's."""
+        """Adds what hooks measured after the newest step; its `seconds` are not counted as time of a step."""
         self._measured |= values
         self._paused += seconds
 
@@ -80,7 +80,7 @@ class Reporter:
         first_row = timeline.rows_before(taken.step)
         tokens = stage.row_length * rows
         flops = self._objective.flops(taken.positions) * self._parts
-        # The clock stands still while hooks read the state.
+        # Time in which hooks read the state does not count.
         now = time.perf_counter() - self._paused
         seconds = now - self._recent[-1][0]
         self._recent.append((now, tokens, flops))

@@ -131,7 +131,7 @@ def test_a_damaged_record_counts_as_one_elsewhere(tmp_path):
 
 
 def test_a_run_that_was_taken_over_stops_before_its_next_step(tmp_path):
-    with pytest.raises(UserError, match="process 4711 on host-7 has taken"), lease(tmp_path, beat=600) as held:
+    with pytest.raises(UserError, match="process 4711 on host-7 took over"), lease(tmp_path, beat=600) as held:
         held.before(1)
         written(tmp_path, machine="another", host="host-7", pid=4711)
         time.sleep(0.3)  # silent for half of what makes it count as dead: it looks again
