@@ -38,7 +38,7 @@ from m1jax.model import seeds
 from m1jax.model.attention import Attention
 from m1jax.model.cache import Cache
 from m1jax.model.layers import MLP, Initializer, RMSNorm
-from m1jax.model.layout import GROUPS, PREFIX, LayerPath, Layout, layout
+from m1jax.model.layout import PREFIX, SECTIONS, LayerPath, Layout, layout
 
 Array = jax.Array
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
@@ -285,12 +285,12 @@ def create(
 def unrolled(config: ModelConfig, parameters: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """(graphdef, parameters) of the same model with every layer by itself under prefix/<layer>, as generation needs."""
     cut = layout(config)
-    tree = {name: value for name, value in parameters.items() if name not in GROUPS}
+    tree = {name: value for name, value in parameters.items() if name not in SECTIONS}
     tree[PREFIX] = {str(i): block_of(parameters, cut.path(i)) for i in range(config.num_layers)}
     return abstract(config, cut=Layout(config.layer_kinds, (), 0, ())).graphdef, tree
 
 
 def block_of(parameters: dict[str, Any], path: LayerPath) -> dict[str, Any]:
     """One layer's parameters, without the leading axis of stacked ones."""
-    block = parameters[path.group][path.slot]
+    block = parameters[path.section][path.slot]
     return block if path.stack_index is None else jax.tree.map(lambda leaf: leaf[path.stack_index], block)

@@ -11,7 +11,7 @@ import jax
 
 from m1jax.config import ModelConfig
 
-PREFIX, PERIODS, SUFFIX = GROUPS = ("prefix", "periods", "suffix")
+PREFIX, PERIODS, SUFFIX = SECTIONS = ("prefix", "periods", "suffix")
 """Keys at the root of a parameter tree under which the layers are; other keys there are parameters of no layer."""
 
 
@@ -30,7 +30,7 @@ def _names(path: tuple[Any, ...]) -> list[str]:
 class LayerPath(NamedTuple):
     """Path of a layer's block in the tree, and its index on the leading axis (None where there is no such axis)."""
 
-    group: str
+    section: str
     slot: str
     stack_index: int | None
 
@@ -64,9 +64,9 @@ class Layout:
 
         `path` is JAX's key path of the leaf, in the parameter tree itself.
         """
-        group, *rest = _names(path)
+        section, *rest = _names(path)
         kinds = {PREFIX: self.prefix, PERIODS: self.period, SUFFIX: self.suffix}
-        return kinds[group][int(rest[0])] if group in kinds else group
+        return kinds[section][int(rest[0])] if section in kinds else section
 
     def layers_of_slot(self, slot: int) -> tuple[int, ...]:
         """Layer numbers stacked in a slot of the period, in order."""

@@ -41,8 +41,8 @@ def test_every_layer_has_its_own_place_of_its_kind(kinds):
     assert cut.num_layers == len(kinds)
     paths = [cut.path(i) for i in range(len(kinds))]
     assert len(set(paths)) == len(kinds)
-    by_group = {"prefix": cut.prefix, "periods": cut.period, "suffix": cut.suffix}
-    assert [by_group[path.group][int(path.slot)] for path in paths] == kinds
+    by_section = {"prefix": cut.prefix, "periods": cut.period, "suffix": cut.suffix}
+    assert [by_section[path.section][int(path.slot)] for path in paths] == kinds
     for slot in range(len(cut.period)):
         stacked = [cut.path(i) for i in cut.layers_of_slot(slot)]
         assert stacked == [LayerPath("periods", str(slot), n) for n in range(cut.repeats)]

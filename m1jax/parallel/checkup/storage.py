@@ -102,7 +102,7 @@ def clocks(target: str) -> Sequence[Finding]:
 
 
 def clock_skew(name: str, seconds: float, where: str) -> Finding:
-    """Judges a difference of two clocks."""
+    """The finding about a difference of two clocks."""
     state = BROKEN if seconds > BROKEN_SKEW else SLOW if seconds > SLOW_SKEW else OK
     advice = "" if state == OK else "start the time service (chrony or systemd-timesyncd)"
     return Finding(name, state, f"{seconds:.3f} s {where}", advice)
