@@ -75,8 +75,8 @@ def check_free(folder: Path, target: Path) -> None:
         return
     if target.exists() and (found.alive if found.is_here else age < SILENCE_SECONDS):
         raise UserError(
-            f"{found.name} has trained in {folder} since {found.since} and reads {target}, which would be replaced: let "
-            f"it end first, or choose another folder."
+            f"{found.name} has trained in {folder} since {found.since} and reads {target}, which would be replaced: "
+            f"let it end first, or choose another folder."
         )
 
 
