@@ -7,13 +7,15 @@ from typing import Any
 from m1jax.config.schema import RunConfig, to_dict
 from m1jax.errors import UserError
 
-_LEARNED = ("objective", "optimizer", "train.average_decay", "train.initial")
+_LEARNED = ("objective", "optimizer", "train.average_decay")
 """Keys, or groups of keys, of the whole run that decide what is learned."""
 _OF_A_STAGE = ("learning_rate", "rope_base", "skip_steps")
-_COMPUTED = (
+_NOTED = (
     "mesh", "model.attention", "model.compute_dtype", "train.accumulation", "train.loss_chunk", "train.remat",
+    "train.initial",
 )  # fmt: skip
-"""Keys that decide how the same numbers are computed: results agree up to rounding."""
+"""Keys that only change rounding, and the folder of the first parameters, which a run that was started does not read
+again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +24,8 @@ class Changes:
 
     learned: list[str]
     """Settings that decide what is learned: of the whole run, of stages that were started, of later stages."""
-    computed: list[str]
-    """Settings that only change rounding."""
+    noted: list[str]
+    """Settings that change rounding at most."""
 
 
 def compare(saved: Mapping[str, Any], config: RunConfig) -> Changes:
@@ -35,7 +37,7 @@ def compare(saved: Mapping[str, Any], config: RunConfig) -> Changes:
     learned = list(_of_keys(saved, current, _LEARNED))
     for old, new in zip(saved.get("stages", []), current["stages"], strict=False):
         learned += [f"stage {old.get('name')!r}: {text}" for text in _of_keys(old, new, _OF_A_STAGE)]
-    return Changes(learned, list(_of_keys(saved, current, _COMPUTED)))
+    return Changes(learned, list(_of_keys(saved, current, _NOTED)))
 
 
 def check(saved: Mapping[str, Any], config: RunConfig, step: int, amend: bool = False) -> Changes:

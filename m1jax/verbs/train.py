@@ -151,9 +151,11 @@ def _train(
             settings = compared.check(saved.run, config, first, amend)
             if changes := [*changes, *settings.learned]:
                 say(f"Amended after step {first}: {'; '.join(changes)}.")
-            if settings.computed:
-                say(f"After step {first}, rounding differs: {'; '.join(settings.computed)}.")
-            changes += settings.computed
+            if settings.noted:
+                say(
+                    f"After step {first}, these settings differ, which changes rounding at most: {'; '.join(settings.noted)}."
+                )
+            changes += settings.noted
         if first:
             say(f"Continuing after step {first} of {config.total_steps}.")
         if first_process:

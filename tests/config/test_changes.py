@@ -29,7 +29,6 @@ def compared(*overrides, saved=SAVED):
         ("stages.0.skip_steps=False", "stage 'general': skip_steps was True, is False"),
         ("stages.2.learning_rate.end=1e-9", "stage 'annealing': learning_rate.end was"),
         ("train.average_decay=0.5", "train.average_decay was 0.0, is 0.5"),
-        ("train.initial=elsewhere", "train.initial was empty, is elsewhere"),
     ],
 )
 def test_what_is_learned_is_named(override, said):
@@ -39,8 +38,9 @@ def test_what_is_learned_is_named(override, said):
 
 def test_what_only_rounds_otherwise_is_told_apart():
     found = compared("train.accumulation=2", "train.remat=block", "mesh.fsdp=2", "model.compute_dtype=bfloat16")
-    assert not found.learned and len(found.computed) == 4
-    assert "train.remat was none, is block" in found.computed
+    assert not found.learned and len(found.noted) == 4
+    assert "train.remat was none, is block" in found.noted
+    assert compared("train.initial=elsewhere") == changes.Changes([], ["train.initial was empty, is elsewhere"])
 
 
 def test_what_changes_no_number_is_nothing():
