@@ -152,9 +152,7 @@ def _train(
             if changes := [*changes, *settings.learned]:
                 say(f"Amended after step {first}: {'; '.join(changes)}.")
             if settings.noted:
-                say(
-                    f"After step {first}, these settings differ, which changes rounding at most: {'; '.join(settings.noted)}."
-                )
+                say(f"After step {first}, these settings change rounding at most: {'; '.join(settings.noted)}.")
             changes += settings.noted
         if first:
             say(f"Continuing after step {first} of {config.total_steps}.")
