@@ -53,7 +53,7 @@ def state_of(files: Iterable[Path]) -> list[Any]:
 
 
 def stamp(path: Path) -> dict[str, Any] | None:
-    """What `building` recorded in `path` (kind, key and the caller's details); None where nothing whole lies there."""
+    """What `building` recorded in `path` (kind, key and the caller's details); None without a complete result."""
     try:
         return json.loads((path / STAMP).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""A trained model out of a folder: a run's, an imported one, or a Hugging Face checkpoint."""
+"""A trained model from a folder: a run's, an imported one, or a Hugging Face checkpoint."""
 
 import dataclasses
 import logging
@@ -42,7 +42,7 @@ class Stored:
     """Folder of the tokenizer's files."""
     generation: Mapping[str, Any] | None = None
     dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """As of m1jax.convert.model_folder.Record."""
+    """See m1jax.convert.model_folder.Record."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _ends_of_initial(config: RunConfig, tokenizer: Tokenizer) -> list[int]:
 
 
 def _files_of(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:
-    """Where a model's tokenizer lies, and the special tokens that its config names."""
+    """Folder of a model's tokenizer, and the special tokens that its config names."""
     if (folder / config_json.FILE).is_file():
         return folder, config_json.token_ids(folder)
     source = stored(folder)
@@ -211,8 +211,8 @@ def target_of(config: ModelConfig, mesh: Mesh | None = None) -> Any:
 def initial(config: RunConfig, target: Any) -> Any:
     """The parameters that `train.initial` names, in the dtypes and shardings of the abstract tree `target`.
 
-    Every process keeps its own share only, leaf by leaf. Raises UserError where the folder holds no model, or another
-    than the config's.
+    Every process keeps its own share only, leaf by leaf. Raises UserError where the folder holds no model, or not the
+    config's.
     """
     folder = Path(config.train.initial)
     if (folder / config_json.FILE).is_file():
@@ -224,7 +224,7 @@ def initial(config: RunConfig, target: Any) -> Any:
 
 
 def _placing(target: Any) -> Callable[[str, np.ndarray], jax.Array]:
-    """What lays a leaf out as the abstract tree says."""
+    """A function that places a leaf as the abstract tree says."""
 
     def place(path: str, leaf: np.ndarray) -> jax.Array:
         sharding = table.find(target, path).sharding
@@ -234,7 +234,7 @@ def _placing(target: Any) -> Callable[[str, np.ndarray], jax.Array]:
 
 
 def _check_same(folder: Path, found: ModelConfig, asked: ModelConfig) -> None:
-    """Raises UserError naming the first field in which a model is another than a run's config asks for."""
+    """Raises UserError naming the first field in which a model differs from the one that a run's config asks for."""
     # How it is computed, kept, or was begun may differ; the pattern is compared by the layers it makes.
     free = ("attention", "compute_dtype", "param_dtype", "max_positions", "init_std", "pattern")
     names = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in free]
@@ -252,7 +252,7 @@ def load(folder: Path, mesh: Mesh | None = None, dtype: str | None = None) -> tu
 
     Leaf by leaf onto the first device, or on a mesh split as `LanguageModel` says. `dtype` is that of parameters and
     computing; by default both are as they were trained or stored. The tokenizer is None where the folder holds none.
-    Raises UserError where `folder` is none of these or is damaged, or `dtype` is none of m1jax.config.DTYPES.
+    Raises UserError where `folder` is none of these or is damaged, or `dtype` is not in m1jax.config.DTYPES.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")

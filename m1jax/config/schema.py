@@ -190,7 +190,7 @@ class OptimizerConfig:
     second_moment: str = _bounded(choices=("full", "factored"), default="full")
     """AdamW's, or Adafactor's row and column means (Shazeer & Stern, arXiv 1804.04235): a third less state."""
     muon_momentum: float = _bounded(0.0, default=0.95)
-    """Of Muon's matrices; b1, b2 and second_moment are of what AdamW moves beside them."""
+    """Momentum of Muon's matrices; b1, b2 and second_moment are for the parameters that AdamW updates beside them."""
     clip: ClipConfig = ClipConfig()
 
 

@@ -41,7 +41,7 @@ def _steps(stage: Mapping[str, Any]) -> int:
 
 
 def _first_other_step(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
-    """The first step of two stages whose batches differ in size, or of which one has none; infinite without any."""
+    """The first step at which two stages differ in batch size, or only one has a step; infinite if there is none."""
     step = 0
     parts = [[list(part) for part in stage["batches"] if part[1]] for stage in (old, new)]
     while all(parts):

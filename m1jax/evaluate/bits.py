@@ -1,9 +1,9 @@
-"""Bits per byte on held-out documents: comparable between models whatever their tokenizer.
+"""Bits per byte on held-out documents: comparable between models with any tokenizers.
 
 bits per byte = −Σ log2 p(target) / Σ UTF-8 bytes of the targets. Documents are cut as training cuts them: tokens and
 EOS, long documents in pieces that begin by repeating one token, so that every token but a document's first is a
 target exactly once. The first token has nothing before it and is no target for any model: neither its bits nor its
-bytes count. EOS is a target whose bits count and which stands for no byte.
+bytes count. EOS is a target whose bits count; it has no bytes.
 """
 
 import math

@@ -47,7 +47,7 @@ class _Pairs:
             self.settle()
 
     def settle(self) -> None:
-        """Counts whatever waits."""
+        """Counts what is waiting."""
         self._merge(*np.unique(np.concatenate([*self._waiting, self.keys[:0]]), return_counts=True))
         self._waiting, self._num_waiting = [], 0
 

@@ -35,7 +35,7 @@ class Scorer(Protocol):
 
 
 def _batch(sequences: Sequence[Tokens], rows: Sequence[Sequence[int]], B: int, S: int) -> dict[str, np.ndarray]:
-    """The arrays of at most B rows; segments count from 1, whatever no sequence fills is segment 0."""
+    """The arrays of at most B rows; segments count from 1, what no sequence fills is segment 0."""
     batch = {key: np.zeros((B, S), np.int32) for key in BATCH_KEYS}
     for row, indices in enumerate(rows):
         start = 0

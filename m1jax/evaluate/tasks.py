@@ -64,7 +64,7 @@ class Task:
     parse: Callable[[dict[str, Any]], tuple[str, str, tuple[str, ...], str]]
     """From a line's object: (question, context, choices, the right choice); raises MalformedError."""
     prompt: Callable[[str, str], str]
-    """From question and context: what stands before a choice. It ends without a space."""
+    """From question and context: the text before a choice. It ends without a space."""
     metric: str
     """Key of METRICS: the number that counts; the others are reported beside it."""
 

@@ -50,7 +50,7 @@ class LanguageModel:
     def __call__(self, tokens: Any, segment_ids: Any = None, positions: Any = None) -> Array:
         """Logits (B, S, V) float32 of tokens (B, S) integers; a single row (S,) gives (S, V).
 
-        `segment_ids` and `positions` (same shape) as of `m1jax.model.Decoder.hidden`: documents of a packed row with 0
+        `segment_ids` and `positions` (same shape): see `m1jax.model.Decoder.hidden`; documents of a packed row with 0
         for padding, and positions that by default restart in each document. Raises UserError for a token outside the
         vocabulary.
         """
@@ -86,7 +86,7 @@ class LanguageModel:
         """Continues one prompt (a list of ids gives a list) or several of any lengths (a list of lists).
 
         Only the new tokens are returned, at most `max_new_tokens`; where an `eos_id` (one or several ids) ended a row
-        it is the last. Sampling settings as of `m1jax.generate.Sampling`: a number, or one for each prompt. The same
+        it is the last. Sampling settings: see `m1jax.generate.Sampling`; a number, or one for each prompt. The same
         seed gives the same tokens; what a row draws depends on the seed and its number, not on the other rows. Raises
         UserError for an empty prompt, a token outside the vocabulary, a setting outside its range, or more tokens than
         the model has positions.

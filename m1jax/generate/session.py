@@ -119,7 +119,7 @@ class Session:
         seed: int = 0,
         eos_id: int | Sequence[int] | None = None,
     ) -> list[list[int]]:
-        """Continues every row; arguments as of `LanguageModel.generate`. Returns the new tokens of each.
+        """Continues every row; arguments: see `LanguageModel.generate`. Returns the new tokens of each.
 
         A token that ended its row is the last of those returned, but not part of the session's context.
         """

@@ -171,7 +171,7 @@ class Decoder(nnx.Module):
     ) -> tuple[Array, Cache]:
         """Hidden states (B, S, E) of new tokens that follow those in the cache, and the cache with them.
 
-        `real` (B, S) bool marks the tokens that are not padding, None for all; padding may lie on either side of a
+        `real` (B, S) bool marks the tokens that are not padding, None for all; padding may be on either side of a
         row's tokens. The model must be unrolled (`model.unrolled`): a scan would copy the whole cache at every token.
         """
         assert not self.periods, "generation needs an unrolled model"

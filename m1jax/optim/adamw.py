@@ -17,7 +17,7 @@ def adamw(settings: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def decay_mask(config: OptimizerConfig, params: Any) -> Any:
-    """True for each parameter that weight decay acts on: none of `no_decay` stands in its path."""
+    """True for each parameter that weight decay acts on: no word of `no_decay` is in its path."""
 
     def decayed(path: tuple[Any, ...], _: Any) -> bool:
         name = jax.tree_util.keystr(path)

@@ -1,6 +1,6 @@
 """Holding back gradients far above the usual: which steps are skipped, and how the others are scaled.
 
-Every policy stands behind `guard`, which looks at finiteness first: a gradient that is not finite moves nothing.
+Every policy is applied inside `guard`, which first skips a step whose gradient is not finite.
 """
 
 from typing import Any, NamedTuple
@@ -129,7 +129,7 @@ def scaling(config: ClipConfig) -> optax.GradientTransformation:
 
 
 def _by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """optax.clip_by_global_norm with `global_norm`, whatever the dtype of the gradients."""
+    """optax.clip_by_global_norm with `global_norm`, for gradients of any dtype."""
 
     def update(
         grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None

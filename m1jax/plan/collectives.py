@@ -90,7 +90,7 @@ def _received(kind: str, instruction: Instruction, size: int) -> float:
 
 
 def _axes(groups: list[tuple[int, ...]], mesh_shape: Mapping[str, int], slices: int) -> tuple[str, bool]:
-    """Mesh axes along which a group's members differ, and whether they lie in several slices."""
+    """Mesh axes along which a group's members differ, and whether they are in several slices."""
     names, sizes = list(mesh_shape), list(mesh_shape.values())
     strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
     varying: set[str] = set()

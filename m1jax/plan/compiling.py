@@ -89,7 +89,7 @@ def train_program(config: RunConfig, mesh: jax.sharding.Mesh) -> program.Program
 
 @contextlib.contextmanager
 def lowering(mesh: jax.sharding.Mesh) -> Iterator[None]:
-    """Inside it programs are lowered for `mesh`, the same text from whatever folder.
+    """Inside it programs are lowered for `mesh`, with the same text from any folder.
 
     Kernels carry the places in source files inside, unless told not to; and they ask the abstract mesh for which chip
     they are, which a program of one device does not set by itself.

@@ -24,7 +24,7 @@ class Lowered:
 
     fingerprint: str
     kernels: dict[str, int]
-    """Calls of each Pallas kernel in the program's text; a loop's body stands there once."""
+    """Calls of each Pallas kernel in the program's text; a loop's body counts once."""
     float32_products: tuple[str, ...]
     """Matrix products of two float32 operands, by shapes."""
 

@@ -261,7 +261,7 @@ class Module:
     def trips(self, loop: Instruction, where: Computation) -> int:
         """Iterations of a loop that counts up to a constant, from its condition; 1 where what ends it is data.
 
-        `where` is the computation that it stands in. The compiler may take the first iteration out of a loop, which
+        `where` is the computation that contains it. The compiler may take the first iteration out of a loop, which
         then starts at 1.
         """
         condition = next(c for c in map(self.computations.__getitem__, loop.called) if _is_pred(c.root))

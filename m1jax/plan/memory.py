@@ -87,7 +87,7 @@ def parameter_bytes(model: ModelConfig, mesh: Mapping[str, int]) -> float:
 
 
 def table_share(model: ModelConfig) -> float:
-    """Share of the parameters that lies in the embedding and the head."""
+    """Share of the parameters that are in the embedding and the head."""
     return (1 if model.tie_embeddings else 2) * model.vocab_size * model.hidden / model.num_parameters
 
 

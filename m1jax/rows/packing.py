@@ -5,9 +5,10 @@
     rejected.parquet                          what was set aside: origin, reason, text, source, record_id
     manifest.json                             counts, checksums, packing window → first row, the tokenizer's fingerprint
 
-Every row length packs the same packing windows, so that a change of row length can go on at the border of one. A
-document is its tokens and one EOS. bestfit.py says how its pieces repeat a token and which documents are cut. Documents
-of a source with a column `pair` are never cut, and those of a shard with an equal value are packed into one row.
+Every row length packs the same packing windows, so that a stage with another row length can continue at the border of
+one. A document is its tokens and one EOS. bestfit.py says how its pieces repeat a token and which documents are cut.
+Documents of a source with a column `pair` are never cut, and those of a shard with an equal value are packed into one
+row.
 """
 
 import concurrent.futures

@@ -79,7 +79,7 @@ class Program:
 
 
 def build(config: RunConfig, objective: Objective, mesh: Mesh, hooks: Sequence[StateHook] = ()) -> Program:
-    """The program of a run: its optimiser minimises `objective` over `mesh`, with the state of `hooks` beside.
+    """The program of a run: it minimises `objective` over `mesh`; its step also updates the state of `hooks`.
 
     The mesh's devices may be those of a topology that is not attached. Raises UserError where a parameter does not
     divide over the mesh.

@@ -41,7 +41,7 @@ def import_checkpoint(source: str, out: str, dtype: str | None, verify: bool, pr
         raise UserError("--prompt says what --verify compares logits on: give both.")
     target = Path(out)
     checkpoint, config, rope_base = reading.open_checkpoint(Path(source), dtype)
-    # Every file of the folder: nobody knows which of them the next version of transformers reads.
+    # Every file of the folder: the next version of transformers may read any of them.
     files = {path for path in checkpoint.folder.iterdir() if path.is_file()}
     state = artefact.state_of(files | {*tokenizer_files.of_folder(checkpoint.folder)})
     of = artefact.key(state, dtype, verify, prompt)

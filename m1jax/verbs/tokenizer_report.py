@@ -1,4 +1,4 @@
-"""`m1 tokenizer report`: how well the run's tokenizer fits text that it never saw, beside others."""
+"""`m1 tokenizer report`: how well the run's tokenizer fits text that it was not trained on, compared with others."""
 
 import argparse
 import dataclasses

@@ -33,7 +33,7 @@ class Checkpoints:
 
     @property
     def saving(self) -> int | None:
-        """Step of the newest checkpoint that was begun by `save`."""
+        """Step of the newest checkpoint that `save` started."""
         return self._files.saving
 
     def latest_step(self) -> int | None:

@@ -26,7 +26,7 @@ from m1jax.train.checkpoint.folder import CheckpointFolder, DamagedError, Meta, 
 from m1jax.train.state import TrainState
 
 IDENTITY = "run_id"
-"""File beside a run's checkpoints that names it: what an earlier run of the same folder left is not its own."""
+"""File beside a run's checkpoints that identifies it, so that emergency checkpoints of an earlier run are not used."""
 KEPT = 2
 """A process begins a save when its last one is done, so processes are at most one apart: of two, one is common."""
 

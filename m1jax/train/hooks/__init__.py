@@ -1,1 +1,1 @@
-"""What happens beside the steps: the journal and the progress bar."""
+"""Hooks of a run: journal, progress bar, validation, moving average, trackers."""
