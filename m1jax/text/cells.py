@@ -47,7 +47,14 @@ def _written(column: pa.Array) -> list[Any]:
     try:
         return column.cast(pa.string()).to_pylist()
     except (ValueError, pa.ArrowException):
-        return [None] * len(column)
+        return [_value(cell) for cell in column]
+
+
+def _value(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except (ValueError, OverflowError, pa.ArrowException):
+        return None
 
 
 def all_of(schema: pa.Schema, name: str, text: bool = False) -> Sequence[int]:

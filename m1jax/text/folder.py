@@ -1,11 +1,10 @@
-"""The user's own text: a folder of .txt, .jsonl and .parquet files, read as documents."""
+"""The user's own text: a folder of .txt, .jsonl and .parquet files, read record by record."""
 
 import json
 import os
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,13 +13,12 @@ from m1jax.errors import UserError, first_line
 from m1jax.text import cells
 from m1jax.text.documents import Document, Rejected
 from m1jax.text.encodings import BROKEN, Readable, is_utf16, kind_of, open_text, undecodable
-from m1jax.text.records import LARGEST, Place, Reading
+from m1jax.text.records import LARGEST, DocumentReading, Item, Place, Reading, Record
 
 KINDS = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 """Endings of the files that are read; all but Parquet may be compressed."""
 
 _TOO_LARGE = f"larger than {LARGEST >> 20} MiB"
-_OTHER = "not a .txt, .jsonl or .parquet file"
 _BATCH = 256
 _HEAD = 1 << 12
 _NONE: Mapping[str, str] = types.MappingProxyType({})
@@ -52,34 +50,42 @@ def read_folder(
     folder, one without such files, an unreadable file, a broken compressed or Parquet file, and a Parquet file without
     a column of text.
     """
+    return read_records(folder, DocumentReading(tuple(domains), language, fields, domain_names))
+
+
+def read_records(folder: Path, reading: Reading[Item]) -> Iterator[Item | Rejected]:
+    """What `reading` makes of all records below `folder`: see `read_folder`, which says what is Rejected or refused."""
+    kinds, listed = (KINDS, ".txt, .jsonl or .parquet") if reading.whole else (KINDS[1:], ".jsonl or .parquet")
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: give a folder of .txt, .jsonl or .parquet files.")
-    if not any(kind_of(path)[0] in KINDS for path, fault in files_of(folder) if not fault):
-        raise UserError(f"{folder} holds no .txt, .jsonl or .parquet file: put your text there, or give its folder.")
-    reading = Reading(tuple(domains), language, fields, domain_names)
+        raise UserError(f"{folder} is no folder: give a folder of {listed} files.")
+    if not any(kind_of(path)[0] in kinds for path, fault in files_of(folder) if not fault):
+        raise UserError(f"{folder} holds no {listed} file: put your text there, or give its folder.")
     for path, fault in files_of(folder):
         place = Place(folder, path, reading)
+        if not fault and kind_of(path)[0] not in kinds:
+            fault = f"not a {listed} file"
         if fault:
             yield place.rejected(fault)
             continue
         try:
-            yield from _documents(path, place, reading)
+            yield from _items(path, place, reading)
         except (OSError, *BROKEN) as error:
             raise UserError(
                 f"{path} cannot be read ({first_line(error)}): check the file and its rights, or make it again."
             ) from error
 
 
-def _documents(path: Path, place: Place, reading: Reading) -> Iterator[Document | Rejected]:
+def _items(path: Path, place: Place, reading: Reading[Item]) -> Iterator[Item | Rejected]:
     kind, packing = kind_of(path)
-    if kind not in KINDS:
-        yield place.rejected(_OTHER)
+    if kind == ".parquet" and packing:
+        yield place.rejected("a compressed Parquet file")
     elif kind == ".parquet":
-        yield from [place.rejected("a compressed Parquet file")] if packing else _parquet_rows(path, place, reading)
+        yield from _parquet_rows(path, place, reading)
     else:
         with open_text(path) as file:
             if kind == ".txt":
-                yield _text_file(file, place)
+                text: Item | Rejected = _text_file(file, place, reading)
+                yield text
             else:
                 yield from _json_lines(file, place, reading, only_lines=kind != ".json")
 
@@ -119,49 +125,47 @@ def _files_of(folder: Path, above: tuple[str, ...]) -> Iterator[tuple[Path, str]
             yield from _files_of(path, (*above, real))
 
 
-def _text_file(file: Readable, place: Place) -> Document | Rejected:
+def _text_file(file: Readable, place: Place, reading: Reading[Item]) -> Item | Rejected:
     raw = file.read(LARGEST + 1)
     if len(raw) > LARGEST:
-        return place.rejected(_TOO_LARGE, raw)
+        return place.rejected(_TOO_LARGE, raw=raw)
     if is_utf16(raw):
-        return place.rejected(undecodable(raw), raw)
-    return place.document([raw.removeprefix(b"\xef\xbb\xbf")], {}, raw)
+        return place.rejected(undecodable(raw), raw=raw)
+    assert reading.whole
+    return reading.item(place, Record({reading.whole: [raw.removeprefix(b"\xef\xbb\xbf")]}, raw))
 
 
-def _json_lines(file: Readable, place: Place, reading: Reading, only_lines: bool) -> Iterator[Document | Rejected]:
-    """Documents of lines; where the file may be something else than `only_lines`, its first line decides."""
+def _json_lines(file: Readable, place: Place, reading: Reading[Item], only_lines: bool) -> Iterator[Item | Rejected]:
+    """Items of lines; where the file may be something else than `only_lines`, its first line decides."""
     number = 0
     head = file.peek(_HEAD)
     if is_utf16(head):
-        yield place.rejected(undecodable(head), head)
+        yield place.rejected(undecodable(head), raw=head)
         return
     while line := file.readline(LARGEST + 1):
         number += 1
         if len(line) > LARGEST:
-            yield place.rejected(_TOO_LARGE, line, number)
+            yield place.rejected(_TOO_LARGE, Record({}, line, number))
             while line and not line.endswith(b"\n"):
                 line = file.readline(LARGEST)
         elif line.strip():
             item = _json_line(line, place, reading, number)
             if not only_lines and isinstance(item, Rejected) and item.reason.startswith("not "):
-                yield place.rejected("JSON, but not an object in each line", line)
+                yield place.rejected("JSON, but not an object in each line", raw=line)
                 return
             only_lines = True
             yield item
 
 
-def _json_line(line: bytes, place: Place, reading: Reading, number: int) -> Document | Rejected:
+def _json_line(line: bytes, place: Place, reading: Reading[Item], number: int) -> Item | Rejected:
     text, torn = _decoded(line.removeprefix(b"\xef\xbb\xbf"))
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):
-        return place.rejected(undecodable(line) if torn else "not JSON", line, number)
+        return place.rejected(undecodable(line) if torn else "not JSON", Record({}, line, number))
     if not isinstance(record, dict):
-        return place.rejected("not a JSON object", line, number)
-    texts = [record.get(name) for name in reading.texts]
-    if torn:
-        texts = [_torn(value) for value in texts]
-    return place.document(texts, {what: record.get(name) for what, name in reading.others.items()}, line, number)
+        return place.rejected("not a JSON object", Record({}, line, number))
+    return reading.item(place, Record({name: [value] for name, value in record.items()}, line, number, torn))
 
 
 def _decoded(line: bytes) -> tuple[str, bool]:
@@ -174,40 +178,19 @@ def _decoded(line: bytes) -> tuple[str, bool]:
         return line.decode(errors="surrogateescape"), True
 
 
-def _torn(value: Any) -> Any:
-    """A string of such a line as the bytes that it was."""
-    try:
-        return value.encode(errors="surrogateescape") if isinstance(value, str) else value
-    except UnicodeEncodeError:
-        return value
-
-
-def _parquet_rows(path: Path, place: Place, reading: Reading) -> Iterator[Document | Rejected]:
+def _parquet_rows(path: Path, place: Place, reading: Reading[Item]) -> Iterator[Item | Rejected]:
     try:
         with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            if not any(cells.all_of(schema, name, text=True) for name in reading.texts):
-                raise UserError(
-                    f"{path} has no column of text named {' or '.join(reading.texts)} (its columns: "
-                    f"{', '.join(schema.names) or 'none'}): name it with config key data.fields.text."
-                )
-            wanted = {*reading.texts, *reading.others.values()}.intersection(schema.names)
+            reading.check_columns(file.schema_arrow, path)
+            wanted = sorted({*reading.names}.intersection(file.schema_arrow.names))
             number = 0
-            for batch in file.iter_batches(_BATCH, columns=sorted(wanted)):
-                texts, others = _columns(batch, reading)
+            for batch in file.iter_batches(_BATCH, columns=wanted):
+                columns = {
+                    name: [cells.values(batch.column(at)) for at in cells.all_of(batch.schema, name)] for name in wanted
+                }
                 for i in range(batch.num_rows):
                     number += 1
-                    row = {what: values[i] for what, values in others.items()}
-                    yield place.document([values[i] for values in texts], row, b"", number)
+                    values = {name: [column[i] for column in some] for name, some in columns.items()}
+                    yield reading.item(place, Record(values, number=number))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is no readable Parquet file ({first_line(error)}): make it again.") from error
-
-
-def _columns(batch: pa.RecordBatch, reading: Reading) -> tuple[list[list[Any]], dict[str, list[Any]]]:
-    """Values of the columns that may hold text, and of the others by what they hold, each the first of its name."""
-    texts = [place for name in reading.texts for place in cells.all_of(batch.schema, name, text=True)]
-    others = {what: cells.all_of(batch.schema, name) for what, name in reading.others.items()}
-    return (
-        [cells.values(batch.column(place)) for place in texts],
-        {what: cells.values(batch.column(places[0])) for what, places in others.items() if places},
-    )

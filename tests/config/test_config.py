@@ -70,6 +70,8 @@ def test_the_14b_geometry_is_the_released_one():
         ("data.vocab_parts=[{'domain': 'general'}, {'domain': 'general'}]", ["vocab_parts.1.domain", "twice"]),
         ("data.fields={'txt': 'body'}", ["data.fields.txt", "did you mean 'text'?"]),
         ("data.fields.text=", ["data.fields.text is empty", "name the field"]),
+        ("data.fields.answer=", ["data.fields.answer is empty", "name the field"]),
+        ("data.fields.answer=reply", ["data.fields.answer needs data.fields.question", "name both"]),
         ("data.fields={'text': 3}", ["data.fields.text", "type str"]),
         ("data.domain_names={'*': 'medcal'}", ["data.domain_names.*", "did you mean 'medical'?"]),
         ("data.general_vocab_size=6000", ["general_vocab_size", "did you mean data.vocab_parts?"]),
