@@ -46,6 +46,15 @@ def _load(file: Path, special: SpecialIds) -> Tokenizer:
             lost,
         )
     known = backend.get_vocab(with_added_tokens=True)
+    settings = file.parent / _NEIGHBOURS[0]
+    if added := saved.check_added(_json(settings) if settings.is_file() else {}, known, settings):
+        logging.getLogger(__name__).warning(
+            "%s adds tokens that %s lacks, which m1jax reads as text: %s. To keep them, save the tokenizer again with "
+            "transformers.",
+            settings,
+            file.name,
+            ", ".join(map(repr, added)),
+        )
     found = special.or_else(_of_neighbours(file, known))
     missing = [name for name in ("bos", "eos", "pad") if getattr(found, name) is None]
     if missing:

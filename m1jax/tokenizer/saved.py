@@ -1,5 +1,6 @@
 """What a parsed tokenizer.json says of its tokens, and what is wrong with it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,25 @@ def special(content: Any, path: Path) -> list[str]:
     tokens(content, path)
     added = sorted(content.get("added_tokens") or (), key=lambda token: token["id"])
     return [token["content"] for token in added if token["special"]]
+
+
+def check_added(settings: Any, known: Mapping[str, int], place: Path) -> list[str]:
+    """Tokens that a tokenizer_config.json at `place` adds to those of tokenizer.json, `known` with their ids.
+
+    transformers add them; m1jax reads them as text. Raises UserError where a token has another id in the two files.
+    """
+    listed = settings.get("added_tokens_decoder") if isinstance(settings, dict) else None
+    missing = []
+    for number, token in (listed if isinstance(listed, dict) else {}).items():
+        content = str(token.get("content") if isinstance(token, dict) else token)
+        if content not in known:
+            missing.append(content)
+        elif str(known[content]) != str(number):
+            raise UserError(
+                f"{place} says that {content!r} has the id {number}, tokenizer.json beside it says {known[content]}: "
+                f"correct the one or the other."
+            )
+    return missing
 
 
 def swallowed(content: Any) -> str | None:

@@ -5,6 +5,7 @@ import re
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
 
 from m1jax import tokenizer as m1_tokenizers
 from m1jax.convert import tokenizer_files
@@ -94,3 +95,27 @@ def test_a_vocabulary_without_the_token_for_the_unknown_gets_a_sentence(model, t
     assert tokenizer.encode("a") == [3]
     with pytest.raises(UserError, match=r"cannot encode a text \(.*(unk|UNK)"):
         tokenizer.encode("在")
+
+
+def test_tokens_that_only_transformers_would_add_are_said_and_other_ids_are_refused(tmp_path, caplog):
+    backend = letters(unk_token="<unk>")
+    backend.add_special_tokens(["<turn>"])
+    save(backend, tmp_path)
+    entry = {"special": True, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+
+    def configure(**tokens):
+        listed = {number: {**entry, "content": content} for number, content in tokens.items()}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": listed}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    configure(**{"6": "<turn>"})
+    m1_tokenizers.load(tmp_path, SPECIAL)
+    assert not caplog.messages
+    configure(**{"6": "<turn>", "7": "<tool>"})
+    assert AutoTokenizer.from_pretrained(tmp_path).convert_tokens_to_ids("<tool>") == 7
+    m1_tokenizers.load(tmp_path, SPECIAL)
+    (message,) = caplog.messages
+    assert "adds tokens that tokenizer.json lacks" in message and "'<tool>'" in message
+    configure(**{"9": "<turn>"})
+    with pytest.raises(UserError, match=r"'<turn>' has the id 9, tokenizer\.json beside it says 6"):
+        m1_tokenizers.load(tmp_path, SPECIAL)
