@@ -24,13 +24,16 @@ BATCH_ARRAYS = ("tokens", "targets", "weights", "segment_ids", "positions")
 """The arrays that every batch has; no column of documents has one of these names."""
 PAIR = "pair"
 """The column of documents that belong together: those of a shard with an equal value are packed into one row."""
+WHOLE = "whole"
+"""The column, of any value, of documents that are never cut: each is packed into one row."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a document: either text or token ids (as for the special tokens of a chat).
+    """A part of a document: text, or token ids (as for the special tokens of a chat), or ids with their text.
 
-    `weight`, 0 or more, is how much each of its tokens counts as a target: 0 for what is read and not learned.
+    Ids are taken as they are; their text, where it is given, is what filters and people look at. `weight`, 0 or
+    more, is how much each of its tokens counts as a target: 0 for what is read and not learned.
     """
 
     text: str = ""

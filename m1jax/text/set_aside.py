@@ -99,8 +99,6 @@ def _parts_fault(document: Document) -> str | None:
     if not document.parts:
         return None
     for number, part in enumerate(document.parts, 1):
-        if part.text and part.ids:
-            return f"part {number} has both text and token ids"
         if not all(isinstance(i, int) and i >= 0 for i in part.ids):
             return f"part {number} has a token id that is not a whole number of 0 or more"
         if not 0 <= part.weight <= _LARGEST_FLOAT32:

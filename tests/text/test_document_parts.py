@@ -71,7 +71,6 @@ def test_parts_that_another_program_wrote(tmp_path):
 
 
 BAD = {
-    "part 2 has both text and token ids": of_parts(Part("a"), Part("b", (3,))),
     "part 1 has a token id that is not a whole number of 0 or more": of_parts(Part(ids=(3, -1)), Part("a")),
     "the weight of part 1 is not a finite number of 0 or more": of_parts(Part("a", weight=-0.5), Part("b")),
     "the weight of part 2 is not a finite number of 0 or more": of_parts(Part("a"), Part("b", weight=float("inf"))),

@@ -1,0 +1,109 @@
+"""Conversations as documents of parts: a chat format says where marks go, each answer's weight what is learned.
+
+The ids of a document, with the EOS that packing puts behind it, are those of `Chat.encode`. What an answer's weight
+holds for is the answer's text and all up to the mark that ends it: the mark of the next turn, that of the answer's own
+turn, or EOS. What precedes an answer, as `<C_A>`, has weight 0, and so has every other turn.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+from m1jax.text.conversations import Conversation
+from m1jax.text.documents import WHOLE, Document, Part, Rejected
+from m1jax.text.set_aside import set_aside
+from m1jax.tokenizer import Tokenizer
+from m1jax.tokenizer.chat import FormatChat
+from m1jax.tokenizer.chat.formats import ANSWERS
+
+UNANSWERED = "the end of a conversation, which no answer follows"
+
+
+class Renderer:
+    """Makes documents of at most `row_length` tokens, EOS among them, out of conversations."""
+
+    def __init__(self, chat: FormatChat, tokenizer: Tokenizer, row_length: int) -> None:
+        self._chat, self._row_length = chat, row_length
+        self._tokenizer = tokenizer
+        self._names = {i: text for text, i in tokenizer.special_tokens.items()}
+        for mark in chat.format.marks:
+            if (found := tokenizer.token_id(mark.text)) is not None:
+                self._names[found] = mark.text
+
+    def documents(self, items: Iterable[Conversation | Rejected]) -> Iterator[Document | Rejected]:
+        """A document of each conversation, in order; what is Rejected already stays so.
+
+        A conversation that is too long is cut behind its last answer that fits, and ends with EOS there. What is cut
+        off is Rejected with its reason, and so is a conversation without a learned answer that fits, or with a role
+        that the chat format does not know.
+        """
+        for item in items:
+            if isinstance(item, Rejected):
+                yield item
+            else:
+                yield from self._documents(item)
+
+    def _documents(self, conversation: Conversation) -> Iterator[Document | Rejected]:
+        turns = self._chat.format.turns
+        if unknown := [message["role"] for message in conversation.messages if message["role"] not in turns]:
+            yield self._rejected(conversation, 0, f"the chat format {self._chat.format.name} has no role {unknown[0]}")
+            return
+        learned = [i for i, weight in enumerate(conversation.weights) if weight]
+        answers = [i + 1 for i, message in enumerate(conversation.messages) if message["role"] == ANSWERS]
+        size, parts = next(
+            ((size, parts) for size in reversed(answers) if (parts := self._fitting(conversation, size))), (0, [])
+        )
+        if size <= learned[0]:
+            reason = f"the first answer that is learned ends beyond a row of {self._row_length} tokens"
+            yield self._rejected(conversation, 0, reason)
+            return
+        yield Document.of_parts(
+            conversation.id,
+            parts,
+            conversation.source,
+            conversation.language,
+            conversation.domain,
+            difficulty=conversation.difficulty,
+            columns={WHOLE: 1},
+            shard=conversation.shard,
+            record_id=conversation.record_id,
+        )
+        if size < answers[-1]:
+            reason = f"the end of a conversation, cut at a turn to fit a row of {self._row_length} tokens"
+            yield self._rejected(conversation, size, reason)
+        elif size < len(conversation.messages):
+            yield self._rejected(conversation, size, UNANSWERED)
+
+    def _fitting(self, conversation: Conversation, size: int) -> list[Part]:
+        """The parts of the first `size` messages, the last of them an answer; none where they do not fit."""
+        found = [part for part in self._chat.parts(conversation.messages[:size]) if part.ids]
+        # What ends the conversation is the mark behind the answer, or EOS, which packing puts there.
+        last = max(i for i, part in enumerate(found) if part.answer == size - 1)
+        ends = found[last].ids == [self._tokenizer.eos_id] and not found[last].is_content
+        found = found[: last + (not ends)]
+        if sum(len(part.ids) for part in found) + 1 > self._row_length:
+            return []
+        parts = []
+        for part in found:
+            if part.is_content and part.message is not None:
+                text = conversation.messages[part.message]["content"]
+            else:
+                text = "".join(self._shown(part.ids))
+            weight = 0.0 if part.answer is None else conversation.weights[part.answer]
+            parts.append(Part(text, tuple(part.ids), weight))
+        # EOS has the weight of the last part: behind another mark that ended the answer it is not learned.
+        return parts if ends else [*parts, Part(weight=0.0)]
+
+    def _shown(self, ids: Sequence[int]) -> Iterator[str]:
+        """The text of ids that are not of a message, special tokens by their names."""
+        for special, some in itertools.groupby(ids, self._names.__contains__):
+            together = list(some)
+            yield from map(self._names.__getitem__, together) if special else [self._tokenizer.decode(together)]
+
+    def _rejected(self, conversation: Conversation, first: int, reason: str) -> Rejected:
+        """The messages from `first` on, set aside."""
+        text = "\n".join(f"{message['role']}: {message['content']}" for message in conversation.messages[first:])
+        document = Document(
+            conversation.id, text, conversation.source, conversation.language, conversation.domain,
+            record_id=conversation.record_id,
+        )  # fmt: skip
+        return set_aside(document, reason)
