@@ -7,8 +7,8 @@
 
 Every row length packs the same packing windows, so that a stage with another row length can continue at the border of
 one. A document is its tokens and one EOS. bestfit.py says how its pieces repeat a token and which documents are cut.
-Documents of a source with a column `pair` are never cut, and those of a shard with an equal value are packed into one
-row.
+Documents of a source with a column `whole` or `pair` are never cut, and those of a pair (a shard with an equal value)
+are packed into one row.
 """
 
 import concurrent.futures
@@ -32,7 +32,7 @@ from m1jax.rows.shuffle import permutation
 from m1jax.rows.spans import Ints, Spans
 from m1jax.rows.spool import Spool
 from m1jax.rows.store import RowWriter
-from m1jax.text.documents import PAIR, REJECTED_SCHEMA, Document, Rejected, Table
+from m1jax.text.documents import PAIR, REJECTED_SCHEMA, WHOLE, Document, Rejected, Table
 from m1jax.text.set_aside import screen, set_aside
 
 __all__ = ["Encoder", "Progress", "best_fit", "pack", "split"]
@@ -78,8 +78,8 @@ def pack(
             kept = Spool(scratch, name, token_dtype(tokenizer.vocab_size))
             index = index_path(folder, name)
             encoded = encode_source(name, documents_by_source[name](), tokenizer, kept, index, aside, workers, report)
-            if PAIR in encoded.columns:
-                encoded = _without_long_pairs(name, documents_by_source[name], encoded, row_lengths[0], aside)
+            if _kept_whole(encoded):
+                encoded = _without_long(name, documents_by_source[name], encoded, row_lengths[0], aside)
             for store in _stores(name, encoded, difficulty_buckets):
                 if store.name in sources or (store.of and store.name in documents_by_source):
                     raise UserError(f"two sources would both be stored as {store.name!r}: rename one of them.")
@@ -105,21 +105,30 @@ def pack(
     return manifest
 
 
-def _without_long_pairs(
+def _kept_whole(source: EncodedSource) -> bool:
+    """Whether the source's documents are never cut."""
+    return not source.columns.keys().isdisjoint((PAIR, WHOLE))
+
+
+def _without_long(
     name: str, documents: Documents, source: EncodedSource, row_length: int, aside: Table
 ) -> EncodedSource:
-    """The source without pairs that are longer than the shortest rows; their documents, read again, go to `aside`."""
+    """The source without pairs, or whole documents, that are longer than the shortest rows.
+
+    Their documents, read again, go to `aside`.
+    """
     lengths = np.diff(source.starts)
-    longer = longer_pairs(pairs(source.columns[PAIR]), lengths, row_length)
+    what = "pair" if PAIR in source.columns else "document"
+    longer = longer_pairs(pairs(source.columns[PAIR]), lengths, row_length) if what == "pair" else lengths > row_length
     if longer.all():
         raise UserError(
-            f"source {name!r}: every pair is longer than a row of {row_length} tokens: raise the shortest length of "
+            f"source {name!r}: every {what} is longer than a row of {row_length} tokens: raise the shortest length of "
             f"config key data.row_lengths."
         )
     if not longer.any():
         return source
     places = set(source.places[longer].tolist())
-    reason = f"pair longer than a row of {row_length} tokens"
+    reason = f"{what} longer than a row of {row_length} tokens"
     for place, item in enumerate(screen(documents(), texts=False)):
         if isinstance(item, Document) and place in places:
             aside.write(dataclasses.replace(set_aside(item, reason), source=item.source or name), len(item.text))
@@ -248,7 +257,7 @@ def _write_rows(
         for index, (first, last) in enumerate(itertools.pairwise(units)):
             start, end = firsts[first], firsts[last]
             documents = order[start:end], lengths[start:end]
-            if PAIR in source.columns:
+            if _kept_whole(source):
                 pieces = pack_pairs(*documents, firsts[first:last] - start, row_length)
             else:
                 pieces = pack_documents(*documents, row_length)
