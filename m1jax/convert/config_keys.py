@@ -15,6 +15,7 @@ from m1jax.errors import UserError
 _NEUTRAL: dict[str, Any] = {
     **dict.fromkeys(("attention_bias", "qkv_bias", "add_qkv_bias", "use_qkv_bias", "mlp_bias", "lm_head_bias"), False),
     **dict.fromkeys(("bias", "use_bias", "qk_layernorm", "use_qk_norm", "qk_norm", "alibi", "use_alibi"), False),
+    **dict.fromkeys(("use_mrope", "rope_traditional", "rope_interleaved"), False),
     **dict.fromkeys(("is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"), False),
     **dict.fromkeys(("logit_scale", "logits_scaling", "embedding_multiplier", "residual_multiplier"), 1),
     **dict.fromkeys(("partial_rotary_factor", "rotary_pct"), 1),
