@@ -12,9 +12,9 @@ from m1jax.text.sources.chinese import dictionary, medical_words, poetry, sanguo
 from m1jax.text.sources.dictionaries import gcide, gcide_medical, wordnet
 from m1jax.text.sources.icd import icd10_chinese, icd10cm
 from m1jax.text.sources.ontologies import cells, hpo, mondo, substances, uberon
-from m1jax.text.sources.source import Domain, Language, Source
+from m1jax.text.sources.source import Language, Source
 
-__all__ = ["SOURCES", "Domain", "Language", "Source", "evaluation_files"]
+__all__ = ["SOURCES", "Language", "Source", "evaluation_files"]
 
 _GCIDE = "The Collaborative International Dictionary of English v.0.48, from Webster's Revised Unabridged (1913)."
 _WORDNET = "WordNet 3.0, copyright 2006 by Princeton University; Fellbaum (ed.), WordNet, MIT Press 1998."

@@ -8,7 +8,6 @@ from typing import Literal
 from m1jax.text.fetch import Package
 
 Language = Literal["en", "zh"]
-Domain = Literal["general", "medical"]
 # (identifier inside the source, text), in an order that depends on the archive alone.
 Extract = Callable[[Path], Iterator[tuple[str, str]]]
 
@@ -17,13 +16,13 @@ Extract = Callable[[Path], Iterator[tuple[str, str]]]
 class Source:
     """A body of text inside a package: `extract` reads documents straight from the archive.
 
-    `licence` is that of the text, which may differ from the package's; `citation` is what its makers ask for.
+    `domain` is any name, which mixtures may use. `licence` is that of the text, which may differ from the package's; `citation` is what its makers ask for.
     """
 
     name: str
     package: Package
     language: Language
-    domain: Domain
+    domain: str
     licence: str
     citation: str
     extract: Extract
