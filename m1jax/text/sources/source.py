@@ -16,7 +16,8 @@ Extract = Callable[[Path], Iterator[tuple[str, str]]]
 class Source:
     """A body of text inside a package: `extract` reads documents straight from the archive.
 
-    `domain` is any name, which mixtures may use. `licence` is that of the text, which may differ from the package's; `citation` is what its makers ask for.
+    `domain` is any name, which mixtures may use. `licence` is that of the text, which may differ from the package's;
+    `citation` is what its makers ask for.
     """
 
     name: str
