@@ -64,7 +64,7 @@ class SafetensorsFile:
         self._starts = {name: 8 + size + header[name]["data_offsets"][0] for name in self.tensors}
 
     def elements(self, name: str, start: int, stop: int) -> Array:
-        """As of TensorFile; raises UserError where the file has become shorter."""
+        """See TensorFile; raises UserError where the file has become shorter."""
         out = np.empty(stop - start, DTYPES[self.tensors[name].dtype])
         rest = out.view(np.uint8).data
         offset = self._starts[name] + start * out.itemsize
@@ -112,7 +112,7 @@ class TorchFile:
         }
 
     def elements(self, name: str, start: int, stop: int) -> Array:
-        """As of TensorFile."""
+        """See TensorFile."""
         part = self._state[name].detach().reshape(-1)[start:stop].contiguous()
         if part.dtype == self._torch.bfloat16:  # numpy has no such type of its own
             return part.view(self._torch.int16).numpy().view(ml_dtypes.bfloat16)
