@@ -100,7 +100,12 @@ class GkeLaunch:
     def _create(self, revision: str) -> str:
         s, run = self.settings, f"{time.time():.0f}"
         given = {"M1_NAME": s.name, "M1_COMMIT": revision, "M1_BUCKET": s.bucket, "M1_CONFIG": s.config, "M1_RUN": run}
-        given |= {"M1_SET": gate.quoted(s.overrides), "M1_PYTHON": s.python, "M1_BUCKET_DIR": MOUNT}
+        given |= {
+            "M1_SET": gate.quoted(s.overrides),
+            "M1_AMEND": "yes" if s.amend else "",
+            "M1_PYTHON": s.python,
+            "M1_BUCKET_DIR": MOUNT,
+        }
         with tempfile.TemporaryDirectory() as folder:
             code = gate.export(self.shell, revision, folder)
             flags = [

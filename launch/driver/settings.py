@@ -48,6 +48,7 @@ DEFAULTS = {
     "M1_CAPACITY": "on-demand",
     "M1_MAX_HOURS": "24",
     "M1_SET": "",
+    "M1_AMEND": "no",
     "M1_RUNTIME": "",
     "M1_SUBNETWORK": "",
     "M1_INTERNAL_IPS": "no",
@@ -78,6 +79,8 @@ class Settings:
     """Name of the bucket, without gs://."""
     config: str
     overrides: tuple[str, ...]
+    amend: bool
+    """Accepts settings that differ from those of the run's checkpoint."""
     service_account: str
     max_hours: float
     runtime: str
@@ -215,8 +218,9 @@ def _checked(path: str, found: Mapping[str, str]) -> Settings:
         raise refuse("M1_ZONE", "a zone such as us-east5-a")
     if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+/?", found["M1_BUCKET"]):
         raise refuse("M1_BUCKET", "gs://NAME of a whole bucket")
-    if found["M1_INTERNAL_IPS"] not in ("yes", "no"):
-        raise refuse("M1_INTERNAL_IPS", "yes or no")
+    for name in ("M1_INTERNAL_IPS", "M1_AMEND"):
+        if found[name] not in ("yes", "no"):
+            raise refuse(name, "yes or no")
     name = _generation(path, found["M1_TOPOLOGY"])
     if found["M1_PLATFORM"] == "tpu-vm" and not GENERATIONS[name].runtime:
         raise LaunchError(f"{path}: {name} is offered on GKE only: set M1_PLATFORM=gke.")
@@ -240,6 +244,7 @@ def _checked(path: str, found: Mapping[str, str]) -> Settings:
         bucket=found["M1_BUCKET"].removeprefix("gs://").rstrip("/"),
         config=found["M1_CONFIG"],
         overrides=overrides,
+        amend=found["M1_AMEND"] == "yes",
         service_account=found["M1_SERVICE_ACCOUNT"],
         # A minute: enough for a guard to be tested by hand, and for a slip of the keyboard to be noticed.
         max_hours=number("M1_MAX_HOURS", 0.001),

@@ -38,6 +38,8 @@ heartbeat() {
   done
 }
 
+# A setting that was changed on purpose: an attempt that finds nothing changed takes no notice of it.
+[ "${M1_AMEND:-}" = yes ] && arguments+=(--amend)
 cd "$code" || exit 1
 if other=$(alive supervisor) && [ "$other" != "$$" ]; then
   echo "m1: host $host: another supervisor (process $other) runs here: see host.sh stop." >&2

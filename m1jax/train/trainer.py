@@ -71,15 +71,22 @@ class Trainer:
         if config.train.emergency_every:
             self.emergency = EmergencyCheckpoints(Path(config.train.emergency_folder), self.checkpoints, say)
 
-    def restore(self) -> TrainState:
+    def restore(self, check: Callable[[Meta, int], None] | None = None) -> TrainState:
         """The state of the newest checkpoint of the run, or the one that it begins with.
 
-        Emergency checkpoints count where they are newer than the folder's. Raises UserError where the newest belongs to
-        another model, and DamagedError where none can be read.
+        Emergency checkpoints count where they are newer than the folder's. `check` gets the checkpoint's Meta and step
+        before its arrays are read, and raises UserError where this run may not continue it. Raises UserError where the
+        newest belongs to another model, and DamagedError where none can be read.
         """
-        target, check = self.program.state, self._check
-        found = self.emergency.restore_newest(target, check, self.say) if self.emergency else None
-        found = found or self.checkpoints.restore_newest(target, check, self.say)
+
+        def allowed(saved: Meta, step: int) -> None:
+            check_model(self.config, saved, self.checkpoints.folder)
+            if check is not None:
+                check(saved, step)
+
+        target = self.program.state
+        found = self.emergency.restore_newest(target, allowed, self.say) if self.emergency else None
+        found = found or self.checkpoints.restore_newest(target, allowed, self.say)
         if found is not None:
             state, self.restored = found
             return state
@@ -127,9 +134,6 @@ class Trainer:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _check(self, saved: Meta) -> None:
-        check_model(self.config, saved, self.checkpoints.folder)
 
 
 def _versions() -> dict[str, str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from m1jax.parallel.processes import Processes
+    from m1jax.train.checkpoint.folder import Meta
     from m1jax.train.hooks.hook import Hook
 
 STARTS = "starts.jsonl"
@@ -144,21 +145,25 @@ def _train(
         initial=functools.partial(loading.initial, config) if config.train.initial else None,
         say=say,
     ) as trainer:
-        state = trainer.restore()
-        first, saved = int(state.step), trainer.restored
-        changes = curriculum.check(saved.curriculum, first, amend) if saved else []
-        if saved:
-            settings = compared.check(saved.run, config, first, amend)
-            if changes := [*changes, *settings.learned]:
-                say(f"Amended after step {first}: {'; '.join(changes)}.")
-            if settings.noted:
-                say(f"After step {first}, these settings change rounding at most: {'; '.join(settings.noted)}.")
-            changes += settings.noted
+        amended: list[str] = []
+        noted: list[str] = []
+
+        def check(saved: "Meta", step: int) -> None:
+            data = curriculum.check(saved.curriculum, step, amend)
+            settings = compared.check(saved.run, config, step, amend)
+            amended[:], noted[:] = [*data, *settings.learned], settings.noted
+
+        state = trainer.restore(check)
+        first = int(state.step)
+        if amended:
+            say(f"Amended after step {first}: {'; '.join(amended)}.")
+        if noted:
+            say(f"After step {first}, these settings change rounding at most: {'; '.join(noted)}.")
         if first:
             say(f"Continuing after step {first} of {config.total_steps}.")
         if first_process:
-            if changes:
-                history.append(config.history, first, changes)
+            if amended or noted:
+                history.append(config.history, first, [*amended, *noted])
             goodput.note_start(config.journal / STARTS, first)
         fit(trainer, state, lambda step: loader.batches(step, config.total_steps))
     say(f"Trained. Checkpoints in {config.checkpoints}, metrics in {config.journal}.")

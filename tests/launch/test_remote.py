@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -95,6 +96,14 @@ def test_again_is_started_again_until_it_is_done(make_host):
     assert (host.report()["state"], host.report()["attempt"], host.report()["run"]) == ("finished", "3", "7")
     assert host.log().count("ended with status 75") == 2
     assert "m1 train --config configs/quickstart.py --set a=1 --set b=two words --set folder=" in host.log()
+    assert "--amend" not in host.log()
+
+
+def test_changed_settings_are_accepted_where_the_environment_file_says_so(make_host):
+    host = make_host(program='echo "arguments: $*"')
+    host.environment["M1_AMEND"] = "yes"
+    assert host.do("supervise.sh", "7")[0] == 0
+    assert re.search(r"^arguments: train --config .* --amend$", host.log(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("status", [1, 2, 137])

@@ -65,6 +65,8 @@ def test_settings_that_changed_are_named_refused_and_recorded(begun, capsys):
     folder, train = begun
     changed = ("optimizer.weight_decay=0.3", "stages.2.learning_rate.end=2e-4", "train.loss_chunk=128")
     metrics = (folder / "train" / "metrics.jsonl").read_bytes()
+    # Before the arrays are read, which would not fit.
+    refused(capsys, train("optimizer.clip.history=7"), "optimizer.clip.history was", "is 7")
     words = ("optimizer.weight_decay was 0.1, is 0.3", "stage 'annealing': learning_rate.end was 0.0001, is 0.0002")
     refused(capsys, train(*changed), *words, "--amend")
     assert not (folder / "train" / "history.jsonl").exists()

@@ -52,19 +52,19 @@ class Checkpoints:
         self._files.save(state, dataclasses.replace(meta, arrays=described(state)))
 
     def restore_newest(
-        self, target: TrainState, check: Callable[[Meta], None], say: Callable[[str], None]
+        self, target: TrainState, check: Callable[[Meta, int], None], say: Callable[[str], None]
     ) -> tuple[TrainState, Meta] | None:
         """The newest checkpoint that can be read, and the run that it belongs to; None where there is no checkpoint.
 
         A damaged one is named by `say` and renamed to `<step>.damaged`, and the one before is taken; all processes
-        decide the same. `check` raises UserError where a checkpoint does not belong to this run. Raises DamagedError
-        where none can be read.
+        decide the same. `check` gets a checkpoint's Meta and step before its arrays are read, and raises UserError
+        where it does not belong to this run. Raises DamagedError where none can be read.
         """
         damaged: dict[int, DamagedError] = {}
         for step in reversed(self._files.steps()):
             try:
                 meta = self._files.meta(step)
-                check(meta)
+                check(meta, step)
                 state = self._files.restore(target, step)
             except DamagedError as error:
                 damaged[step] = error

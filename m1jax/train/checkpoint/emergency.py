@@ -83,7 +83,7 @@ class EmergencyCheckpoints:
             self._stop(error)
 
     def restore_newest(
-        self, target: TrainState, check: Callable[[Meta], None], say: Callable[[str], None]
+        self, target: TrainState, check: Callable[[Meta, int], None], say: Callable[[str], None]
     ) -> tuple[TrainState, Meta] | None:
         """The newest one that all processes hold and that is newer than those of the run's folder; else None.
 
@@ -93,7 +93,7 @@ class EmergencyCheckpoints:
         usable = [step for step in self._files.steps() if self._follows(step, newest)]
         for step in reversed(_held_by_all(usable)):
             meta = self._files.meta(step)
-            check(meta)
+            check(meta, step)
             try:
                 state = self._files.restore(target, step)
             except DamagedError as error:
