@@ -160,13 +160,15 @@ def _ends_of_initial(config: RunConfig, tokenizer: Tokenizer) -> list[int]:
     folder = Path(config.train.initial)
     if not config.train.initial or not folder.is_dir():
         return []
-    theirs = tokenizer_in(*_files_of(folder))
+    theirs = tokenizer_in(*tokenizer_files(folder))
     names = {} if theirs is None else {i: text for text, i in theirs.special_tokens.items()}
     return [i for i in _ends(folder) if i in names and tokenizer.token_id(names[i]) == i]
 
 
-def _files_of(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:
-    """Folder of a model's tokenizer, and the special tokens that its config names."""
+def tokenizer_files(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:
+    """Folder of the tokenizer of a model in a folder of any kind, None where it has none, and the special tokens that
+    the model's config names.
+    """
     if (folder / config_json.FILE).is_file():
         return folder, config_json.token_ids(folder)
     source = stored(folder)

@@ -112,6 +112,10 @@ class DataConfig:
     A field that is not listed has that name itself; "" ignores one. The text is in `text` or `content`."""
     domain_names: Mapping[str, str] = field(default_factory=dict)
     """Domains by values of the records' field `domain` and by folders' names; "*": other values; "": the folder's."""
+    chat_format: str = ""
+    """Of conversations: a name of m1jax.tokenizer.chat.FORMATS; empty: the one that fits the tokenizer."""
+    answers: str = _bounded(choices=("all", "last"), default="all")
+    """Answers of a conversation that are learned, where a message has no `weight` of its own."""
     difficulty_buckets: int = _bounded(1, default=1)
     """A source whose documents have a difficulty is packed in this many parts of equally many documents."""
     workers: int = _bounded(0, default=0)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from m1jax import model
 from m1jax.config import RunConfig, StageConfig
+from m1jax.errors import UserError
 from m1jax.evaluate.bits import Bits, bits_per_byte
 from m1jax.evaluate.scoring import TargetLogprobs, Tokens
 from m1jax.evaluate.trained import logprobs
@@ -29,10 +30,15 @@ BATCH_TOKENS = 8192
 def tokenized(folder: Path, tokenizer: Tokenizer) -> Documents:
     """The held-out documents of a corpus's folder `heldout`.
 
-    Raises UserError where there are none, or a file cannot be read.
+    Raises UserError where there are none, a file cannot be read, or they are conversations, whose marks are no text.
     """
     texts: dict[str, list[str]] = {}
     for document in read_documents(folder):
+        if any(part.ids for part in document.parts):
+            raise UserError(
+                f"{folder} holds conversations (document {document.id}), and bits per byte measure plain text: set "
+                f"train.validate_every to 0 in a run of them, and measure its model with `m1 eval` on a corpus of text."
+            )
         texts.setdefault(document.source, []).append(document.text)
     return {
         source: [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(some)] for source, some in texts.items()

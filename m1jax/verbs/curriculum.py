@@ -40,6 +40,9 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("action", nargs="?", choices=("replay",), help="show the documents of --step instead")
     parser.add_argument("--step", type=int, metavar="N", help="with replay: a step, counted from 1 as in the log")
     parser.add_argument("--examples", type=int, default=1, metavar="N", help="decoded rows of each stage (default: 1)")
+    parser.add_argument(
+        "--characters", type=int, default=_EXAMPLE_CHARACTERS, metavar="N", help="of each piece, at most (default: 160)"
+    )
     parser.add_argument("--plot", default="", metavar="FILE.png", help="draw the mixture over tokens")
     add_json(parser)
 
@@ -54,13 +57,21 @@ def run(args: argparse.Namespace) -> None:
     if args.step is not None:
         replay(config, args.step, as_json=args.json)
     else:
-        show(config, examples=args.examples, plot_path=args.plot, as_json=args.json)
+        show(config, examples=args.examples, plot_path=args.plot, as_json=args.json, characters=max(args.characters, 2))
 
 
-def show(config: RunConfig, *, examples: int = 1, plot_path: str = "", as_json: bool = False) -> None:
+def show(
+    config: RunConfig,
+    *,
+    examples: int = 1,
+    plot_path: str = "",
+    as_json: bool = False,
+    characters: int = _EXAMPLE_CHARACTERS,
+) -> None:
     """Prints what each stage will read of each source, and `examples` decoded rows from the beginning of each stage.
 
-    `plot_path` names a picture to draw of the mixture over tokens. Raises UserError as `open_curriculum` does.
+    Of longer pieces the first and last characters are shown, `characters` in all. `plot_path` names a picture to draw
+    of the mixture over tokens. Raises UserError as `open_curriculum` does.
     """
     from m1jax.curriculum.loader import Loader
 
@@ -92,7 +103,7 @@ def show(config: RunConfig, *, examples: int = 1, plot_path: str = "", as_json: 
     for name, described in shown:
         for row in described:
             console.print(f"\n[bold]Stage {name}[/], {_where(row)}")
-            _print_pieces(console, row)
+            _print_pieces(console, row, characters=characters)
     if plot_path:
         console.print(f"Plot in {plot_path}.")
 
@@ -177,9 +188,13 @@ def _spans(tokenizer: Tokenizer, tokens: Sequence[int], weights: Sequence[float]
 
 
 def _text(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
-    """The text of ids; the end of a document is written as <eos>."""
-    parts = ["" if i != tokenizer.eos_id else "<eos>" for i in ids]
-    return tokenizer.decode_bytes(ids).decode(errors="replace") + "".join(parts)
+    """The text of ids, special tokens by their names."""
+    names = {i: text for text, i in tokenizer.special_tokens.items()}
+    parts = []
+    for special, some in itertools.groupby(ids, names.__contains__):
+        together = list(some)
+        parts += [names[i] for i in together] if special else [tokenizer.decode(together)]
+    return "".join(parts)
 
 
 def _document_ids(config: RunConfig, source: str, numbers: Iterable[int]) -> dict[int, DocumentIds]:
@@ -199,12 +214,14 @@ def _where(row: dict[str, Any]) -> str:
     )
 
 
-def _print_pieces(console: Console, row: dict[str, Any], limit: int = _EXAMPLE_PIECES) -> None:
+def _print_pieces(
+    console: Console, row: dict[str, Any], limit: int = _EXAMPLE_PIECES, characters: int = _EXAMPLE_CHARACTERS
+) -> None:
     """The pieces of a row, each in its colour; braces around what is not a target or has another weight than 1."""
     for i, piece in enumerate(row["pieces"][:limit]):
         body = Text.assemble(*(_marked(span, _STYLES[i % len(_STYLES)]) for span in piece["spans"]))
-        if len(body) > _EXAMPLE_CHARACTERS:
-            half = _EXAMPLE_CHARACTERS // 2
+        if len(body) > characters:
+            half = characters // 2
             body = body[:half] + Text(" […] ", style="dim") + body[-half:]
         own = f" (id {piece['record_id']})" if piece["record_id"] else ""
         head = f"[{piece['document']}{own} from token {piece['offset']:,}, {piece['tokens']:,} tokens] "

@@ -142,14 +142,14 @@ def test_the_share_of_tokens_that_are_targets(road, chats, capsys):
 def test_decoded_rows_show_what_is_a_target(road, chats, capsys):
     assert main(command(["curriculum", "--examples", "2"], road, *chats)) == 0
     out = capsys.readouterr().out
-    assert "{Which organ? }The heart.{0.5: !<eos>}" in out
+    assert "{<B_SYS>Which organ? }The heart.{0.5: !<eos>}" in out
     assert re.search(r"\{A[^{}]{,5}\}[^{}]*\d\.<eos>\n", out)
     for row in told(capsys, command(["curriculum", "replay", "--step", "2"], road, *chats))["rows"]:
         for piece in row["pieces"]:
             spans = [(span["weight"], span["text"]) for span in piece["spans"]]
             assert "".join(text for _, text in spans) == piece["text"]
             if row["source"] == "chats":
-                assert spans == [(0, "Which organ? "), (1, "The heart."), (0.5, "!<eos>")]
+                assert spans == [(0, "<B_SYS>Which organ? "), (1, "The heart."), (0.5, "!<eos>")]
             else:
                 assert [weight for weight, _ in spans] == [0, 1]
 

@@ -207,7 +207,7 @@ def of(tokenizer: Tokenizer, name: str | None = None, formats: Sequence[ChatForm
     if len(fitting) > 1:
         raise UserError(
             f"several chat formats fit this model ({', '.join(known.name for known in fitting)}): name one of them, in "
-            f"`m1 chat` with --chat-format."
+            f"`m1 chat` with --chat-format, in a config with data.chat_format."
         )
     return FormatChat(fitting[0], tokenizer, f"{fitting[0].name}, {how}")
 

@@ -1,0 +1,110 @@
+"""`m1 sft`: from a folder of conversations and a model to a model that was trained on the answers."""
+
+import json
+import pathlib
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from m1jax import artefact, loading
+from m1jax.rows.manifest import Manifest
+from m1jax.tokenizer import chat
+from m1jax.train.hooks.journal import read_journal
+from m1jax.verbs import main
+from tests.verbs.test_bad_input import refused
+
+CONFIG = str(pathlib.Path(__file__).with_name("tiny_sft.py"))
+
+
+def command(folder, *more, **settings):
+    keys = [f"folder={folder}", *(f"{key.replace('__', '.')}={value}" for key, value in settings.items())]
+    return ["sft", "--config", CONFIG, *(part for key in keys for part in ("--set", key)), *more]
+
+
+def write(folder):
+    """Eighty conversations of two shapes, one that is too long, and some that cannot be used."""
+    folder.mkdir()
+    talks = []
+    for i in range(40):
+        asked = {"role": "user", "content": f"What is {i}?"}
+        talks.append({"messages": [asked, {"role": "assistant", "content": f"It is {i}."}] * (1 + i % 2)})
+        talks.append({"instruction": f"Say {i}.", "output": f"{i}!"})
+    long = [{"role": "user", "content": "Again?"}, {"role": "assistant", "content": "heart " * 9}] * 6
+    talks += [{"messages": long}, {"messages": []}, {"instruction": "?", "output": " "}, {"quest": "?"}]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, talks)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("talks") / "talks")
+
+
+@pytest.fixture(scope="module")
+def tuned(road, conversations, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sft") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        said = []
+        patch.setattr("rich.console.Console.print", lambda self, *parts, **_: said.extend(map(str, parts)))
+        assert main(command(folder, "--conversations", str(conversations), train__initial=road)) == 0
+    return folder, "\n".join(said)
+
+
+def test_what_is_learned_is_shown_before_the_run_and_what_is_not_used_is_counted(tuned):
+    folder, said = tuned
+    assert "Chat format: Baichuan-M1" in said
+    for reason in ("no answer", "an empty answer", "cut at a turn to fit a row of 128 tokens"):
+        assert f"set aside: 1 for {reason}" in said or f"1 for the end of a conversation, {reason}" in said
+    assert "{<B_SYS>You are a helpful assistant.<C_Q>" in said and "<C_A>}" in said and "<eos>" in said
+    reasons = pq.read_table(folder / "corpus" / "rejected.parquet")["reason"].to_pylist()
+    assert len(reasons) == 4
+    source = Manifest.load(folder / "rows").sources["talks"]
+    assert source.documents == 81 and 0 < source.trained_tokens < source.tokens / 2
+
+
+def test_the_model_learns_answers_and_chats_as_before(tuned, road):
+    folder, _ = tuned
+    losses = [line["loss"] for line in read_journal(folder / "train" / "metrics.jsonl")]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    _, tokenizer = loading.load(folder)
+    assert tokenizer.fingerprint == loading.load(road)[1].fingerprint
+    assert chat.of(tokenizer).origin.startswith("Baichuan-M1")
+
+
+def test_the_same_command_continues_with_the_same_losses(tuned, road, tmp_path, capsys):
+    """Without the model that it began with, and without the folder of conversations."""
+    before = [line["loss"] for line in read_journal(tuned[0] / "train" / "metrics.jsonl")]
+    folder = shutil.copytree(tuned[0], tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints" / "6")
+    assert main(command(folder, train__initial="gone")) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Continuing after step 4 of 6" in out
+    assert [line["loss"] for line in read_journal(folder / "train" / "metrics.jsonl")] == before
+
+
+def test_other_answers_are_other_rows_and_a_run_that_read_the_old_ones_is_refused(
+    tuned, road, conversations, tmp_path, capsys
+):
+    folder = shutil.copytree(tuned[0], tmp_path / "run")
+    more = ["--conversations", str(conversations)]
+    refused(capsys, command(folder, *more, train__initial=road, data__answers="last"), "talks")
+
+
+def test_bad_input_is_one_sentence_and_leaves_nothing_half_written(road, conversations, tmp_path, capsys):
+    more = ["--conversations", str(conversations)]
+    folder = tmp_path / "run"
+    refused(capsys, command(folder, *more), "train.initial is empty")
+    refused(capsys, command(folder, *more, train__initial=tmp_path / "none"), str(tmp_path / "none"))
+    refused(capsys, command(folder, *more, train__initial=road, train__validate_every=2), "train.validate_every = 2")
+    refused(capsys, command(folder, train__initial=road), "--conversations DIR")
+    refused(capsys, command(folder, *more, train__initial=road, data__chat_format="ChatLM"), "'ChatLM' is unknown")
+    refused(capsys, command(folder, *more, train__initial=road, data__chat_format="ChatML"), "<|im_start|>")
+    (tmp_path / "bad").mkdir()
+    empty = ["--conversations", str(tmp_path / "bad")]
+    refused(capsys, command(folder, *empty, train__initial=road), "no .jsonl or .parquet")
+    (tmp_path / "bad" / "a.jsonl").write_text('{"mesages": []}\n')
+    refused(
+        capsys, command(folder, *empty, train__initial=road), "every document was set aside", "'messages' for 'mesages'"
+    )
+    assert artefact.stamp(folder / "corpus") is None and not (folder / "rows").exists()
