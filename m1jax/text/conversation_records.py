@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from m1jax.errors import UserError
-from m1jax.text.conversations import Conversation, UnusableError, checked
+from m1jax.text.conversations import Conversation, UnusableError, checked, role_of, text_of
 from m1jax.text.documents import Rejected
 from m1jax.text.encodings import undecodable
 from m1jax.text.folder import read_records
@@ -112,7 +112,7 @@ class ConversationReading(Reading[Conversation]):
         name = self.fields.get("system", "system")
         system = record.get(name) if name else None
         # A conversation's own system message wins.
-        if system is None or (messages and isinstance(messages[0], Mapping) and _says_system(messages[0])):
+        if system is None or (messages and _says_system(messages[0])):
             return messages
         return [{"role": "system", "content": _plain(system, name)}, *messages]
 
@@ -200,8 +200,9 @@ def _plain(value: Any, name: str) -> str:
     return value
 
 
-def _says_system(message: Mapping[str, Any]) -> bool:
-    return any(message.get(name) in ("system", "developer") for name in ("role", "from"))
+def _says_system(message: Any) -> bool:
+    """Whether a message is a system prompt that is not empty."""
+    return isinstance(message, Mapping) and role_of(message) == "system" and not BLANK.fullmatch(text_of(message))
 
 
 def _shown(record: Record) -> bytes:

@@ -79,10 +79,10 @@ def checked(given: Sequence[Any], learn: str = "all") -> tuple[tuple[Mapping[str
     for message in given:
         if not isinstance(message, Mapping):
             raise UnusableError(f"a message of type {type(message).__name__}, not an object with role and content")
-        role = _role(message)
+        role = role_of(message)
         if any(message.get(name) for name in _CALLS):
             raise UnusableError(_NO_CALLS)
-        text = _text(message)
+        text = text_of(message)
         if BLANK.fullmatch(text):
             if role in ("system", "user_system"):
                 continue
@@ -101,7 +101,8 @@ def checked(given: Sequence[Any], learn: str = "all") -> tuple[tuple[Mapping[str
     return tuple(messages), tuple(decided)
 
 
-def _role(message: Mapping[str, Any]) -> str:
+def role_of(message: Mapping[str, Any]) -> str:
+    """The role of a message, one of ROLES; raises UnusableError for another."""
     named = next((message[name] for name in ("role", "from") if message.get(name) is not None), None)
     if not isinstance(named, str):
         raise UnusableError("a message without a role" if named is None else "a role that is no text")
@@ -115,8 +116,11 @@ def _role(message: Mapping[str, Any]) -> str:
     return role
 
 
-def _text(message: Mapping[str, Any]) -> str:
-    """The text of a message; text in parts, as OpenAI's protocol has it, is joined with nothing in between."""
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message, "" where it has none; raises UnusableError where it is something else.
+
+    Text in parts, as OpenAI's protocol has it, is joined with nothing in between.
+    """
     content = next((message[name] for name in ("content", "value") if message.get(name) is not None), "")
     if isinstance(content, str):
         return content

@@ -49,9 +49,9 @@ class Renderer:
             return
         learned = [i for i, weight in enumerate(conversation.weights) if weight]
         answers = [i + 1 for i, message in enumerate(conversation.messages) if message["role"] == ANSWERS]
-        size, parts = next(
-            ((size, parts) for size in reversed(answers) if (parts := self._fitting(conversation, size))), (0, [])
-        )
+        possible = self._possible(conversation)
+        sizes = (size for size in reversed(answers) if size <= possible)
+        size, parts = next(((size, parts) for size in sizes if (parts := self._fitting(conversation, size))), (0, []))
         if size <= learned[0]:
             reason = f"the first answer that is learned ends beyond a row of {self._row_length} tokens"
             yield self._rejected(conversation, 0, reason)
@@ -72,6 +72,15 @@ class Renderer:
             yield self._rejected(conversation, size, reason)
         elif size < len(conversation.messages):
             yield self._rejected(conversation, size, UNANSWERED)
+
+    def _possible(self, conversation: Conversation) -> int:
+        """The most messages that may fit: a bound, so that a long conversation is not encoded once for each answer."""
+        tokens = 0
+        for part in self._chat.parts(conversation.messages):
+            tokens += len(part.ids)
+            if part.is_content and part.message is not None and tokens >= self._row_length:
+                return part.message
+        return len(conversation.messages)
 
     def _fitting(self, conversation: Conversation, size: int) -> list[Part]:
         """The parts of the first `size` messages, the last of them an answer; none where they do not fit."""

@@ -85,9 +85,14 @@ def vocab_size(path: Path) -> int:
 
 def of_run(config: RunConfig) -> Tokenizer:
     """The run's tokenizer; raises UserError where it is missing, damaged, or does not say its special ids."""
+    return load(config.tokenizer, special_ids(config))
+
+
+def special_ids(config: RunConfig) -> SpecialIds:
+    """The ids that the config gives."""
     given = config.data.special_ids
     ids = {name: i if i >= 0 else None for name, i in (("bos", given.bos), ("eos", given.eos), ("pad", given.pad))}
-    return load(config.tokenizer, SpecialIds(**ids))
+    return SpecialIds(**ids)
 
 
 def _file(path: Path) -> Path:

@@ -12,9 +12,12 @@ from pathlib import Path
 from rich.console import Console
 
 from m1jax import artefact
+from m1jax import tokenizer as tokenizers
 from m1jax.config import RunConfig
 from m1jax.errors import UserError
 from m1jax.show import console as consoles
+from m1jax.tokenizer import chat as chats
+from m1jax.tokenizer.chat import jinja, template
 from m1jax.train.run.holder import check_free
 from m1jax.verbs.arguments import Parser, add_config, add_conversations, config_of, example
 from m1jax.verbs.command import main
@@ -86,7 +89,8 @@ def _check(config: RunConfig, conversations: str | None) -> None:
 def _copy_tokenizer(config: RunConfig, console: Console) -> None:
     """Copies the tokenizer of the model that the run begins with, unless data.tokenizer names another.
 
-    A run that has a copy does not need the model again.
+    A run that has a copy does not need the model again. Where the config names a chat format, the copy has its
+    template, so that the model is later used as it was trained.
     """
     initial = Path(config.train.initial)
     if config.data.tokenizer or (artefact.stamp(config.tokenizer) and not initial.is_dir()):
@@ -99,10 +103,16 @@ def _copy_tokenizer(config: RunConfig, console: Console) -> None:
     files = tokenizer_files.of_folder(source) if source else []
     if source is None or not files:
         raise UserError(f"config key train.initial: {initial} holds no tokenizer: name one with data.tokenizer.")
-    of = artefact.key(artefact.state_of(files), dict(ids))
+    name = config.data.chat_format
+    of = artefact.key(artefact.state_of(files), dict(ids), name, str(tokenizers.special_ids(config)))
     if artefact.is_whole(config.tokenizer, "tokenizer", of):
         return
     check_free(config.journal, config.tokenizer)
     with artefact.building(config.tokenizer, "tokenizer", of) as folder:
         tokenizer_files.write(source, folder, config_json.single(ids))
+        if name:
+            copy = tokenizers.load(folder, tokenizers.special_ids(config))
+            known = chats.FormatChat(chats.named(name), copy).format
+            text = jinja.template(known, list(copy.special_tokens))
+            (folder / template.FILE).write_text(text, encoding="utf-8")
     console.print(f"Tokenizer of {initial} in {config.tokenizer}.", highlight=False, soft_wrap=True)

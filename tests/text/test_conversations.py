@@ -80,7 +80,11 @@ SHAPES = {
     ),
     "an empty system prompt": ({"messages": [{"role": "system", "content": " "}, ASK, SAY], "system": ""}, PLAIN),
     "its own system prompt wins": (
-        {"messages": [{"role": "system", "content": "Be brief."}, ASK, SAY], "system": "Be long."},
+        {"messages": [{"role": "System", "content": "Be brief."}, ASK, SAY], "system": "Be long."},
+        [SYSTEM, *PLAIN],
+    ),
+    "its own system prompt is empty": (
+        {"messages": [{"role": "system", "content": ""}, ASK, SAY], "system": "Be brief."},
         [SYSTEM, *PLAIN],
     ),
 }

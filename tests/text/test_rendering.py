@@ -158,6 +158,22 @@ def test_what_is_cut_off_is_set_aside_with_its_text():
     assert isinstance(aside, Rejected) and aside.text.startswith("user: Is fever")
 
 
+def test_a_long_conversation_is_not_encoded_once_for_each_answer():
+    some = conversation(*TALK * 300)
+    talks = chat.of(OURS)
+    calls = []
+
+    def counted(messages, *, parts=talks.parts):
+        calls.append(len(messages))
+        return parts(messages)
+
+    talks.parts = counted
+    assert len(list(Renderer(talks, OURS, 200).documents([some]))) == 2
+    assert len(calls) <= 3 and calls[0] == 1200 and sum(calls[1:]) < 60
+    encode = chat.of(OURS).encode
+    assert len(encode(some.messages[: calls[-1]])) <= 200 < len(encode(some.messages[: calls[-1] + 2]))
+
+
 def test_a_question_that_nobody_answers_is_no_part_of_the_document():
     document, end = render(OURS, conversation(*TALK[:3]))
     assert isinstance(document, Document) and document.text.endswith("是。")

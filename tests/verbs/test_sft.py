@@ -8,10 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from m1jax import artefact, loading
+from m1jax import tokenizer as tokenizers
+from m1jax.config import file as config_file
 from m1jax.rows.manifest import Manifest
+from m1jax.show import console as consoles
 from m1jax.tokenizer import chat
+from m1jax.tokenizer.chat.chats import TemplateChat
 from m1jax.train.hooks.journal import read_journal
-from m1jax.verbs import main
+from m1jax.verbs import main, sft
+from tests.tokenizer.chat import chat_tokenizers as made
 from tests.verbs.test_bad_input import refused
 
 CONFIG = str(pathlib.Path(__file__).with_name("tiny_sft.py"))
@@ -108,3 +113,19 @@ def test_bad_input_is_one_sentence_and_leaves_nothing_half_written(road, convers
         capsys, command(folder, *empty, train__initial=road), "every document was set aside", "'messages' for 'mesages'"
     )
     assert artefact.stamp(folder / "corpus") is None and not (folder / "rows").exists()
+
+
+def test_the_copied_tokenizer_has_the_template_of_the_format_that_the_config_names(tmp_path):
+    """Beside a template of the model's own that no format reproduces."""
+    marks = (*made.BAICHUAN, *made.CHATML)
+    model = made.make(tmp_path / "model", marks, chat_template="{{ messages[0].content }}").folder
+    names = {"bos_token_id": "<s>", "eos_token_id": "</s>", "pad_token_id": "<s>"}
+    tokenizer = tokenizers.load(model)
+    ids = {name: tokenizer.token_id(token) for name, token in names.items()}
+    (model / "config.json").write_text(json.dumps(ids))
+    assert isinstance(chat.of(tokenizer), TemplateChat)
+    settings = [f"folder={tmp_path / 'run'}", f"train.initial={model}"]
+    for name in ("ChatML", "baichuan-m1"):
+        sft._copy_tokenizer(config_file.load(CONFIG, [*settings, f"data.chat_format={name}"]), consoles.make())
+        found = chat.of(tokenizers.load(tmp_path / "run" / "tokenizer"))
+        assert found.format.name.lower() == name.lower()

@@ -187,7 +187,7 @@ def of(tokenizer: Tokenizer, name: str | None = None, formats: Sequence[ChatForm
     an unknown name, special tokens that are missing, a template that renders nothing, and where several formats fit.
     """
     if name is not None:
-        return FormatChat(_named(name, formats), tokenizer)
+        return FormatChat(named(name, formats), tokenizer)
     fitting = [known for known in formats if not missing(known, tokenizer)]
     template = templates.of_folder(tokenizer.folder) if tokenizer.folder else None
     if template is not None:
@@ -217,7 +217,8 @@ def missing(chat_format: ChatFormat, tokenizer: Tokenizer) -> list[str]:
     return [mark.text for mark in chat_format.marks if tokenizer.token_id(mark.text) is None]
 
 
-def _named(name: str, formats: Sequence[ChatFormat]) -> ChatFormat:
+def named(name: str, formats: Sequence[ChatFormat] = FORMATS) -> ChatFormat:
+    """The format of this name, in any case of its letters; raises UserError where there is none."""
     for known in formats:
         if known.name.lower() == name.lower():
             return known
