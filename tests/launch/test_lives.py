@@ -71,9 +71,9 @@ def test_a_notice_is_again_and_a_killed_process_ends_the_run_and_is_named(make_c
     watcher = cloud.operator("run", "--watch", "--then-down")
     child = cloud.state / "hosts" / "life" / "0" / "home" / "m1" / "state" / "child"
     cloud.until(lambda: cloud.steps())
-    os.kill(int(child.read_text()), signal.SIGTERM)  # as a maintenance does: it saves and ends with 75
+    os.kill(int(child.read_text().split()[0]), signal.SIGTERM)  # as a maintenance does: it saves and ends with 75
     cloud.until(lambda: "attempt 2: m1 train" in cloud.log() and "Continuing after step" in cloud.log())
-    os.kill(int(child.read_text()), signal.SIGKILL)  # as the kernel does when memory is out
+    os.kill(int(child.read_text().split()[0]), signal.SIGKILL)  # as the kernel does when memory is out
     said, _ = watcher.communicate(timeout=300)
     assert watcher.returncode == 1, said
     assert "host 0-0 (rank 0) failed first, with exit status 137 in attempt 2" in said
