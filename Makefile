@@ -28,10 +28,11 @@ test-slow: $(call installed,test)
 test-all: $(call installed,test)
 	$(pytest)
 
-# The rooms that lean most on jax, flax and orbax: a short run for another Python or jax, with XLA's optimisation
-# (tests/conftest.py leaves it out elsewhere).
+# The rooms that lean most on jax, flax and orbax: a short run for another Python or jax. tests/conftest.py leaves XLA's
+# optimisation out; where bits and zeros must be exact, the optimised programs are tested too.
 compat: $(call installed,test)
-	M1_TESTS_OPTIMIZED=1 $(pytest) -m 'not slow' tests/kernels tests/model tests/optim tests/parallel tests/train
+	$(pytest) -m 'not slow' tests/kernels tests/model tests/optim tests/parallel tests/train
+	M1_TESTS_OPTIMIZED=1 $(pytest) tests/model/test_isolation.py tests/model/test_precision.py
 
 lint: $(call installed,lint)
 	$(python) -m ruff check .
