@@ -8,7 +8,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 if "M1_TESTS_OPTIMIZED" not in os.environ:
     # Tests compile far more than they compute: without XLA's optimisation the compiler needs a fifth of the time.
-    # Processes that tests of kills, several processes and launches start are optimised, and so is part of `make compat`.
+    # What tests of kills, several processes and launches start is optimised, and so is a part of `make compat`.
     flags += " --xla_backend_optimization_level=0"
     if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag
         flags += " --xla_cpu_use_fusion_emitters=false"
