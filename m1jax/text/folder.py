@@ -13,6 +13,7 @@ from m1jax.errors import UserError, first_line
 from m1jax.text import cells
 from m1jax.text.documents import Document, Rejected
 from m1jax.text.encodings import BROKEN, Readable, is_utf16, kind_of, open_text, undecodable
+from m1jax.text.json_lists import BrokenListError, begins_list, elements
 from m1jax.text.records import LARGEST, DocumentReading, Item, Place, Reading, Record
 
 KINDS = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -35,15 +36,15 @@ def read_folder(
     """Documents of all .txt, .jsonl and .parquet files below `folder`, in the order of their paths.
 
     A .txt file is one document (UTF-8), a line of a .jsonl, .ndjson or .json file one object, a .parquet row one
-    record; text and lines may be compressed (.gz, .zst, .bz2, .xz). The text is in `text`, or in `content` where that
-    is missing or blank, and optionally there are `id`, `source`, `language` and `domain`, which win over what follows,
-    and `difficulty`, a number, larger for harder. `fields` and `domain_names` are those of DataConfig. Values of the
-    optional ones that cannot be used are ignored.
+    record; a .json file may also be one list of objects. Text and lines may be compressed (.gz, .zst, .bz2, .xz). The
+    text is in `text`, or in `content` where that is missing or blank, and optionally there are `id`, `source`,
+    `language` and `domain`, which win over what follows, and `difficulty`, a number, larger for harder. `fields` and
+    `domain_names` are those of DataConfig. Values of the optional ones that cannot be used are ignored.
 
     The domain is the first folder on the way that is called like one of `domains`, else `folder` itself where it is,
     else the first of `domains`. The source is the first folder below `folder` that is not called so, for a file outside
     of such a folder the one that holds it, with the domain (see `source_key`): files of one folder are shards of one
-    source. The identifier is the path, with #line or #row. Hidden files are left alone; links are followed.
+    source. The identifier is the path, with #line, #row or #element. Hidden files are left alone; links are followed.
 
     What is no text is yielded as Rejected: undecodable bytes, a line that is no JSON object with text, a row without
     text, more than 32 MiB, a file of another kind, a broken link or one that leads back. Raises UserError for a missing
@@ -136,11 +137,14 @@ def _text_file(file: Readable, place: Place, reading: Reading[Item]) -> Item | R
 
 
 def _json_lines(file: Readable, place: Place, reading: Reading[Item], only_lines: bool) -> Iterator[Item | Rejected]:
-    """Items of lines; where the file may be something else than `only_lines`, its first line decides."""
+    """Items of lines, or of a list; where the file may be something else than `only_lines`, its beginning decides."""
     number = 0
     head = file.peek(_HEAD)
     if is_utf16(head):
         yield place.rejected(undecodable(head), raw=head)
+        return
+    if not only_lines and begins_list(head):
+        yield from _json_list(file, place, reading)
         return
     while line := file.readline(LARGEST + 1):
         number += 1
@@ -151,10 +155,20 @@ def _json_lines(file: Readable, place: Place, reading: Reading[Item], only_lines
         elif line.strip():
             item = _json_line(line, place, reading, number)
             if not only_lines and isinstance(item, Rejected) and item.reason.startswith("not "):
-                yield place.rejected("JSON, but not an object in each line", raw=line)
+                yield place.rejected("JSON, but neither a list of objects nor an object in each line", raw=line)
                 return
             only_lines = True
             yield item
+
+
+def _json_list(file: Readable, place: Place, reading: Reading[Item]) -> Iterator[Item | Rejected]:
+    number = 0
+    try:
+        for number, element in enumerate(elements(file), 1):
+            item: Item | Rejected = _json_line(element, place, reading, number)
+            yield item
+    except BrokenListError as error:
+        yield place.rejected(str(error), Record({}, error.rest, number + 1))
 
 
 def _json_line(line: bytes, place: Place, reading: Reading[Item], number: int) -> Item | Rejected:

@@ -62,11 +62,11 @@ def test_compressed_shards_are_read_whole(tmp_path: Path, kind: str) -> None:
 
 def test_json_that_is_not_one_object_a_line_is_set_aside_once(tmp_path: Path) -> None:
     (tmp_path / "dataset_infos.json").write_text(json.dumps({"a": [1, 2], "b": {}}, indent=1))
-    (tmp_path / "list.json").write_text(json.dumps([{"text": "x"}] * 3, indent=1))
+    (tmp_path / "list.json").write_text(json.dumps([["x"]] * 3, indent=1))
     lines(tmp_path / "lines.ndjson", {"text": "good"})
     items = list(read_folder(tmp_path, DOMAINS))
     assert [getattr(item, "text", "") for item in items if isinstance(item, Document)] == ["good"]
-    reason = "JSON, but not an object in each line"
+    reason = "JSON, but neither a list of objects nor an object in each line"
     aside = [(item.origin, item.reason) for item in items if isinstance(item, Rejected)]
     assert aside == [("dataset_infos.json", reason), ("list.json", reason)]
 
