@@ -53,11 +53,13 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("m1 curriculum replay needs --step N, and --step belongs to replay: give both or neither.")
     if args.examples < 0:
         raise UserError(f"--examples {args.examples} must be 0 or more.")
+    if args.characters < 2:
+        raise UserError(f"--characters {args.characters} must be 2 or more.")
     config = config_of(args)
     if args.step is not None:
         replay(config, args.step, as_json=args.json)
     else:
-        show(config, examples=args.examples, plot_path=args.plot, as_json=args.json, characters=max(args.characters, 2))
+        show(config, examples=args.examples, plot_path=args.plot, as_json=args.json, characters=args.characters)
 
 
 def show(

@@ -10,6 +10,7 @@ from m1jax.rows.record import token_dtype
 from m1jax.rows.spool import Spool
 from m1jax.text.conversations import Conversation, UnusableError, checked
 from m1jax.text.documents import REJECTED_SCHEMA, Document, Rejected, Table
+from m1jax.text.overlap import NgramIndex
 from m1jax.text.records import BLANK
 from m1jax.text.rendering import UNANSWERED, Renderer
 from m1jax.text.set_aside import screen
@@ -192,3 +193,10 @@ def test_a_conversation_that_came_before_is_a_duplicate():
     found = list(screen(documents))
     assert [isinstance(item, Document) for item in found] == [True, False, True]
     assert found[1].reason == "duplicate text"
+
+
+def test_an_evaluation_item_in_a_message_is_an_overlap():
+    item = "Which of the following drugs is best for a man of forty with a cough and a fever?"
+    documents = render(OURS, conversation(("user", item), ("assistant", "x")), conversation(*TALK, number=2))
+    found = list(screen(documents, NgramIndex([item])))
+    assert [getattr(one, "reason", "") for one in found] == ["evaluation overlap", ""]
