@@ -13,6 +13,7 @@ from m1jax.text.documents import WHOLE, Document, Part, Rejected
 from m1jax.text.set_aside import set_aside
 from m1jax.tokenizer import Tokenizer
 from m1jax.tokenizer.chat import FormatChat
+from m1jax.tokenizer.chat import Part as ChatPart
 from m1jax.tokenizer.chat.formats import ANSWERS
 
 UNANSWERED = "the end of a conversation, which no answer follows"
@@ -49,9 +50,7 @@ class Renderer:
             return
         learned = [i for i, weight in enumerate(conversation.weights) if weight]
         answers = [i + 1 for i, message in enumerate(conversation.messages) if message["role"] == ANSWERS]
-        possible = self._possible(conversation)
-        sizes = (size for size in reversed(answers) if size <= possible)
-        size, parts = next(((size, parts) for size in sizes if (parts := self._fitting(conversation, size))), (0, []))
+        size, parts = self._longest(conversation, answers)
         if size <= learned[0]:
             reason = f"the first answer that is learned ends beyond a row of {self._row_length} tokens"
             yield self._rejected(conversation, 0, reason)
@@ -73,18 +72,33 @@ class Renderer:
         elif size < len(conversation.messages):
             yield self._rejected(conversation, size, UNANSWERED)
 
-    def _possible(self, conversation: Conversation) -> int:
+    def _longest(self, conversation: Conversation, answers: Sequence[int]) -> tuple[int, list[Part]]:
+        """The most messages that fit and end with an answer, and their parts; `answers` are the sizes to try."""
+        whole = self._chat.parts(conversation.messages)
+        possible = self._possible(whole, len(conversation.messages))
+        for size in reversed(answers):
+            if size > possible:
+                continue
+            found = whole if size == len(conversation.messages) else self._chat.parts(conversation.messages[:size])
+            if parts := self._fitting(conversation, size, found):
+                return size, parts
+        return 0, []
+
+    def _possible(self, whole: Sequence[ChatPart], messages: int) -> int:
         """The most messages that may fit: a bound, so that a long conversation is not encoded once for each answer."""
         tokens = 0
-        for part in self._chat.parts(conversation.messages):
+        for part in whole:
             tokens += len(part.ids)
             if part.is_content and part.message is not None and tokens >= self._row_length:
                 return part.message
-        return len(conversation.messages)
+        return messages
 
-    def _fitting(self, conversation: Conversation, size: int) -> list[Part]:
-        """The parts of the first `size` messages, the last of them an answer; none where they do not fit."""
-        found = [part for part in self._chat.parts(conversation.messages[:size]) if part.ids]
+    def _fitting(self, conversation: Conversation, size: int, found: Sequence[ChatPart]) -> list[Part]:
+        """The document's parts from those of the first `size` messages, the last of which is an answer.
+
+        None where they do not fit.
+        """
+        found = [part for part in found if part.ids]
         # What ends the conversation is the mark behind the answer, or EOS, which packing puts there.
         last = max(i for i, part in enumerate(found) if part.answer == size - 1)
         ends = found[last].ids == [self._tokenizer.eos_id] and not found[last].is_content
