@@ -9,7 +9,8 @@ import sys
 
 coordinator, count, index, devices, sizes, folder = sys.argv[1:]
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+# What the tests chose for all programs holds here too; of two numbers of devices, the last counts.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
 os.environ["NPROC"] = str(64 * int(devices))  # threads: with too few, devices wait for each other for ever
 
 from jax._src.distributed import global_state  # noqa: E402
