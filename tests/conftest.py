@@ -1,17 +1,12 @@
 """Tests run on CPU, on eight virtual devices, with compiled programs kept between runs."""
 
-import importlib.metadata
 import os
 import pathlib
 
+from tests import compiling
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-if "M1_TESTS_OPTIMIZED" not in os.environ:
-    # Tests compile far more than they compute: without XLA's optimisation the compiler needs a fifth of the time.
-    # What tests of kills, several processes and launches start is optimised, and so is a part of `make compat`.
-    flags += " --xla_backend_optimization_level=0"
-    if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag
-        flags += " --xla_cpu_use_fusion_emitters=false"
+flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {compiling.FLAGS}"
 os.environ["XLA_FLAGS"] = flags
 os.environ["NPROC"] = "512"  # threads of XLA's CPU pool, see parallel/jax_setup.py
 cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "m1jax" / "xla"

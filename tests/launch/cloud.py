@@ -10,6 +10,8 @@ import time
 
 import psutil
 
+from tests import compiling
+
 ROOT = pathlib.Path(__file__).parents[2]
 BUCKET = "stand-in-bucket"
 ENVIRONMENT = {
@@ -116,9 +118,9 @@ class Cloud:
             "M1_RETRY_SECONDS": "0.05",
             "M1_CALL_SECONDS": "60",
             "M1": f"{sys.executable} {ROOT}/tests/launch/plan_stub.py",
+            "XLA_FLAGS": compiling.FLAGS,  # for one device
             **environment,
         }
-        mine.pop("XLA_FLAGS", None)
         return subprocess.Popen(
             [sys.executable, str(ROOT / "launch" / "m1launch"), *words, "--env", str(self.file)],
             cwd=self.folder,

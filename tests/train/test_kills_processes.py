@@ -14,6 +14,7 @@ import pytest
 
 from m1jax.errors import AGAIN
 from m1jax.train.hooks.journal import read_journal
+from tests import compiling
 
 ROOT = Path(__file__).parents[2]
 SILENCE = 5.0
@@ -24,7 +25,7 @@ def start(folder, count, seconds=0.2, emergency=""):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": compiling.FLAGS, "PYTHONPATH": str(ROOT)}
     environment["TOY_EMERGENCY"] = str(emergency)
     command = [sys.executable, "-m", "tests.train.toy_run", str(folder), str(seconds), str(STEPS // 3), str(SILENCE)]
     return [
