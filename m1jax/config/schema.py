@@ -306,7 +306,7 @@ def check_run(config: RunConfig, only: str | None = None) -> None:
     """Raises UserError where fields of the run contradict each other; with `only`, other stages are not checked."""
     check_model(config.model)
     seeds.checked(config.seed, "config key seed")
-    for name in ("b1", "b2"):
+    for name in ("b1", "b2", "muon_momentum"):
         if getattr(config.optimizer, name) >= 1:
             raise UserError(f"config key optimizer.{name} must be below 1, got {getattr(config.optimizer, name)}.")
     if config.train.average_decay >= 1:

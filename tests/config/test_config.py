@@ -45,6 +45,7 @@ def test_the_14b_geometry_is_the_released_one():
         ("model.pattern=('global','local')", ["model.pattern", "local"]),
         ("model.pattern=()", ["model.pattern", "non-empty"]),
         ("optimizer.b1=1.0", ["optimizer.b1", "below 1"]),
+        ("optimizer.muon_momentum=1.0", ["optimizer.muon_momentum", "below 1"]),
         ("stages.1.name=general", ["'general' is used twice"]),
         ("stages.0.row_length=100", ["row_length = 100", "data.row_lengths"]),
         ("model.max_positions=512", ["row_length = 2048", "max_positions"]),
