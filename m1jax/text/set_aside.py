@@ -35,7 +35,7 @@ def screen(
     Set aside are documents that are empty (nothing but white space and NUL), no valid Unicode, over 32 MiB, of another
     domain than `domains` (None: of any that can be a name), with parts or columns that cannot be packed, (with `texts`)
     of a text that came before, or that share a run of words with an item of `evaluation` (reason "evaluation
-    overlap"). Only an equal text is a duplicate, in whichever source, and whatever ids records have. Documents of parts
+    overlap"). Only an equal text is a duplicate, in any source and with any id. Documents of parts
     repeat one another only where parts and columns are equal too. Memory: 8 bytes a document, to know what came before.
     """
     known = _Known()

@@ -76,7 +76,7 @@ def _backend(content: Any, file: Path) -> tokenizers.Tokenizer:
 
 
 def vocab_size(path: Path) -> int:
-    """Number of ids of the tokenizer at `path`, whatever is known of its special tokens. Raises UserError as `load`."""
+    """Number of ids of the tokenizer at `path`, with or without known special tokens. Raises UserError where `load` does."""
     file = _file(path)
     if file.suffix == ".model":
         return processor(file).get_piece_size()
