@@ -76,7 +76,10 @@ def _backend(content: Any, file: Path) -> tokenizers.Tokenizer:
 
 
 def vocab_size(path: Path) -> int:
-    """Number of ids of the tokenizer at `path`, with or without known special tokens. Raises UserError where `load` does."""
+    """Number of ids of the tokenizer at `path`, with or without known special tokens.
+
+    Raises UserError where `load` does.
+    """
     file = _file(path)
     if file.suffix == ".model":
         return processor(file).get_piece_size()
