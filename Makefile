@@ -1,10 +1,18 @@
 # Two commands for a newcomer: `make quickstart` and `make test`. Nothing but Python and make is needed.
-PYTHON ?= python3
 VENV ?= .venv
 
 python := $(VENV)/bin/python
-version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# An environment that exists keeps its Python; a new one gets the newest that m1jax is tested with and that runs here.
+ifneq ($(wildcard $(python)),)
+override PYTHON := $(python)
+else ifeq ($(origin PYTHON),undefined)
+PYTHON := $(shell constraints/newest_python)
+endif
+version := $(shell $(or $(PYTHON),false) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 constraints := constraints/$(version).txt
+ifeq ($(wildcard $(constraints))$(filter clean,$(MAKECMDGOALS)),)
+$(error $(if $(version),$(PYTHON) is Python $(version): m1jax is tested on Python $(sort $(basename $(notdir $(wildcard constraints/*.txt)))); run make clean and then make without PYTHON,No Python: see above))
+endif
 # What an installed extra leaves behind, so that it is installed once.
 installed = $(VENV)/.installed-$(1)
 
@@ -28,9 +36,9 @@ test-slow: $(call installed,test)
 test-all: $(call installed,test)
 	$(pytest)
 
-# The rooms that lean most on jax, flax and orbax: a short run for another Python or jax. tests/conftest.py leaves XLA's
+# The rooms that lean most on jax, flax and orbax: a short run for another Python. tests/conftest.py leaves XLA's
 # optimisation out; where bits and zeros must be exact, the optimised programs are tested too.
-compat: $(call installed,test)
+compat: $(call installed,compat)
 	$(pytest) -m 'not slow' tests/kernels tests/model tests/optim tests/parallel tests/train
 	M1_TESTS_OPTIMIZED=1 $(pytest) tests/model/test_isolation.py tests/model/test_precision.py
 
@@ -38,7 +46,7 @@ lint: $(call installed,lint)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
-	$(VENV)/bin/shellcheck -x launch/*.sh launch/remote/*.sh
+	$(VENV)/bin/shellcheck -x constraints/newest_python launch/*.sh launch/remote/*.sh
 
 clean:
 	rm -rf $(VENV) runs
@@ -48,8 +56,5 @@ $(call installed,%): pyproject.toml $(constraints) | $(python)
 	touch $@
 
 $(python):
+	@$(PYTHON) -c 'import sys; print("Python", sys.version.split()[0], "of", sys.executable, "in $(VENV)")'
 	$(PYTHON) -m venv $(VENV)
-
-constraints/%.txt:
-	@echo "m1jax is tested on Python 3.11 and 3.12, not on $*: run make PYTHON=python3.12 …, or another of these." >&2
-	@exit 2

@@ -4,11 +4,6 @@ The compiler then needs a fifth of the time. What tests/train/test_kills.py and 
 `make compat` run is optimised.
 """
 
-import importlib.metadata
 import os
 
-FLAGS = ""
-if "M1_TESTS_OPTIMIZED" not in os.environ:
-    FLAGS = "--xla_backend_optimization_level=0"
-    if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag
-        FLAGS += " --xla_cpu_use_fusion_emitters=false"
+FLAGS = "" if "M1_TESTS_OPTIMIZED" in os.environ else "--xla_backend_optimization_level=0"

@@ -54,7 +54,7 @@ DEFAULTS = {
     "M1_INTERNAL_IPS": "no",
     "M1_RESERVATION": "",
     "M1_CLUSTER": "",
-    "M1_IMAGE": "python:3.12",
+    "M1_IMAGE": "python:3.13",
     "M1_PYTHON": "",
     "M1_WAIT_HOURS": "24",
     "M1_POLL_SECONDS": "60",

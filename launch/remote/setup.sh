@@ -44,7 +44,7 @@ if [ ! -x "$m1" ]; then
   else
     venv=$M1_ROOT/venv-$M1_COMMIT
     found=
-    for candidate in python3.12 python3.11; do
+    for candidate in python3.13 python3.12; do
       # Being on the path is not enough: it must run, and have what makes environments.
       if "$candidate" -c 'import venv, ensurepip' 2>/dev/null; then
         found=$candidate
@@ -54,8 +54,8 @@ if [ ! -x "$m1" ]; then
     if [ -z "$found" ]; then
       # The images of TPU VMs have an older Python.
       python3 -m pip install --quiet --user uv
-      python3 -m uv python install --quiet 3.12
-      found=$(python3 -m uv python find 3.12) || fail "no Python 3.12 or 3.11 is here, and uv could not bring one."
+      python3 -m uv python install --quiet 3.13
+      found=$(python3 -m uv python find 3.13) || fail "no Python 3.13 or 3.12 is here, and uv could not bring one."
     fi
     "$found" -m venv "$venv" || fail "$venv could not be made."
     version=$("$found" -c 'import sys; print("%d.%d" % sys.version_info[:2])')

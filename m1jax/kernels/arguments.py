@@ -21,7 +21,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,10 +111,9 @@ class NewTokens:
         return jnp.sum(self.real, axis=1, dtype=jnp.int32)
 
 
-_Arguments = TypeVar("_Arguments", AttentionLayer, Rows)
-
-
-def map_arrays(function: Callable[[Array, tuple[str | None, ...]], Any], arguments: _Arguments) -> _Arguments:
+def map_arrays[Arguments: (AttentionLayer, Rows)](
+    function: Callable[[Array, tuple[str | None, ...]], Any], arguments: Arguments
+) -> Arguments:
     """The arguments with `function(array, axes)` in place of each array, where `axes` are its logical axes."""
     changed: dict[str, Any] = {}
     for each in dataclasses.fields(arguments):

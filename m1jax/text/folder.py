@@ -14,7 +14,7 @@ from m1jax.text import cells
 from m1jax.text.documents import Document, Rejected
 from m1jax.text.encodings import BROKEN, Readable, is_utf16, kind_of, open_text, undecodable
 from m1jax.text.json_lists import BrokenListError, begins_list, elements
-from m1jax.text.records import LARGEST, DocumentReading, Item, Place, Reading, Record
+from m1jax.text.records import LARGEST, DocumentReading, Place, Reading, Record
 
 KINDS = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 """Endings of the files that are read; all but Parquet may be compressed."""
@@ -54,7 +54,7 @@ def read_folder(
     return read_records(folder, DocumentReading(tuple(domains), language, fields, domain_names))
 
 
-def read_records(folder: Path, reading: Reading[Item]) -> Iterator[Item | Rejected]:
+def read_records[Item](folder: Path, reading: Reading[Item]) -> Iterator[Item | Rejected]:
     """What `reading` makes of all records below `folder`: see `read_folder`, which says what is Rejected or refused."""
     kinds, listed = (KINDS, ".txt, .jsonl or .parquet") if reading.whole else (KINDS[1:], ".jsonl or .parquet")
     if not folder.is_dir():
@@ -76,7 +76,7 @@ def read_records(folder: Path, reading: Reading[Item]) -> Iterator[Item | Reject
             ) from error
 
 
-def _items(path: Path, place: Place, reading: Reading[Item]) -> Iterator[Item | Rejected]:
+def _items[Item](path: Path, place: Place, reading: Reading[Item]) -> Iterator[Item | Rejected]:
     kind, packing = kind_of(path)
     if kind == ".parquet" and packing:
         yield place.rejected("a compressed Parquet file")
@@ -126,7 +126,7 @@ def _files_of(folder: Path, above: tuple[str, ...]) -> Iterator[tuple[Path, str]
             yield from _files_of(path, (*above, real))
 
 
-def _text_file(file: Readable, place: Place, reading: Reading[Item]) -> Item | Rejected:
+def _text_file[Item](file: Readable, place: Place, reading: Reading[Item]) -> Item | Rejected:
     raw = file.read(LARGEST + 1)
     if len(raw) > LARGEST:
         return place.rejected(_TOO_LARGE, raw=raw)
@@ -136,7 +136,9 @@ def _text_file(file: Readable, place: Place, reading: Reading[Item]) -> Item | R
     return reading.item(place, Record({reading.whole: [raw.removeprefix(b"\xef\xbb\xbf")]}, raw))
 
 
-def _json_lines(file: Readable, place: Place, reading: Reading[Item], only_lines: bool) -> Iterator[Item | Rejected]:
+def _json_lines[Item](
+    file: Readable, place: Place, reading: Reading[Item], only_lines: bool
+) -> Iterator[Item | Rejected]:
     """Items of lines, or of a list; where the file may be something else than `only_lines`, its beginning decides."""
     number = 0
     head = file.peek(_HEAD)
@@ -161,7 +163,7 @@ def _json_lines(file: Readable, place: Place, reading: Reading[Item], only_lines
             yield item
 
 
-def _json_list(file: Readable, place: Place, reading: Reading[Item]) -> Iterator[Item | Rejected]:
+def _json_list[Item](file: Readable, place: Place, reading: Reading[Item]) -> Iterator[Item | Rejected]:
     number = 0
     try:
         for number, element in enumerate(elements(file), 1):
@@ -171,7 +173,7 @@ def _json_list(file: Readable, place: Place, reading: Reading[Item]) -> Iterator
         yield place.rejected(str(error), Record({}, error.rest, number + 1))
 
 
-def _json_line(line: bytes, place: Place, reading: Reading[Item], number: int) -> Item | Rejected:
+def _json_line[Item](line: bytes, place: Place, reading: Reading[Item], number: int) -> Item | Rejected:
     text, torn = _decoded(line.removeprefix(b"\xef\xbb\xbf"))
     try:
         record = json.loads(text)
@@ -192,7 +194,7 @@ def _decoded(line: bytes) -> tuple[str, bool]:
         return line.decode(errors="surrogateescape"), True
 
 
-def _parquet_rows(path: Path, place: Place, reading: Reading[Item]) -> Iterator[Item | Rejected]:
+def _parquet_rows[Item](path: Path, place: Place, reading: Reading[Item]) -> Iterator[Item | Rejected]:
     try:
         with pq.ParquetFile(path) as file:
             reading.check_columns(file.schema_arrow, path)

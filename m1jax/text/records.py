@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 from uuid import UUID
 
 import pyarrow as pa
@@ -26,10 +26,6 @@ BLANK = re.compile(r"[\s\0]*")
 TEXT_FIELDS = ("text", "content")
 """Where a record's text is looked for, in this order, unless data.fields names its field."""
 _SHOWN = 1000
-
-
-Item = TypeVar("Item")
-"""What a record becomes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Record:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading(abc.ABC, Generic[Item]):
+class Reading[Item](abc.ABC):
     """How records are read: the config's `domains`, `fields` and `domain_names`; `language` is the default."""
 
     domains: tuple[str, ...]

@@ -1,6 +1,5 @@
 """The GPU kernels in Pallas's interpreter, against the reference and a loop over tokens, and lowered for CUDA."""
 
-import contextlib
 import functools
 import re
 
@@ -212,9 +211,7 @@ def test_lowers_for_cuda_without_a_gpu(kind, backward):
 
 
 def known_device():
-    """jax 0.12 wants to know the device that it lowers for; 0.10 takes an H100 where there is none."""
-    if jax.__version_info__ < (0, 12):
-        return contextlib.nullcontext()
+    """jax wants to know the device that it lowers for."""
     device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
 

@@ -194,7 +194,7 @@ def test_set_up_makes_a_virtual_environment_with_the_constraints(make_host, tmp_
         '[project]\nname = "m1jax"\nversion = "1"\n[project.optional-dependencies]\ntpu = []\n'
     )
     (package / "backend.py").write_text(BACKEND)
-    for version in ("3.11", "3.12"):
+    for version in ("3.12", "3.13"):
         (package / "constraints" / f"{version}.txt").write_text("")
     m1 = host.root / f"bin-{COMMIT}" / "m1"
     m1.unlink()
