@@ -1,5 +1,6 @@
 """A run as one object: frozen dataclasses (schema.py), read from an ml_collections file (file.py)."""
 
+from m1jax.config.checks import check_model, check_run
 from m1jax.config.schema import (
     CLIP_POLICIES,
     DTYPES,
@@ -14,8 +15,6 @@ from m1jax.config.schema import (
     SpecialIdsConfig,
     TrainConfig,
     VocabPartConfig,
-    check_model,
-    check_run,
     to_dict,
 )
 from m1jax.config.stages import LearningRateConfig, RampConfig, StageConfig, blend, easy_first

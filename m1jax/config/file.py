@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from m1jax.config.schema import ModelConfig, RunConfig, check_model, check_run, to_dict
+from m1jax.config.checks import check_model, check_run
+from m1jax.config.schema import ModelConfig, RunConfig, to_dict
 from m1jax.errors import UserError
 
 _RENAMED = {"data.window_documents": "packing_window", "data.general_vocab_size": "vocab_parts"}
