@@ -87,9 +87,10 @@ def prepare(config: ModelConfig, rope_base: float, parameters: dict[str, Any], m
     if mesh is not None and mesh.size > 1:
         config = dataclasses.replace(config, attention="reference")
     _, tree = models.unrolled(config, parameters)
-    if config.normalize_head:
+    if config.normalize_head or config.tie_embeddings:  # a head of its own, because the embedding is kept as bits
         table = tree["embed" if config.tie_embeddings else "head"]["weight"]
-        tree["head"] = {"weight": jax.jit(normalize_rows)(table).astype(config.compute_dtype)}
+        factor = jax.jit(normalize_rows)(table) if config.normalize_head else table
+        tree["head"] = {"weight": factor.astype(config.compute_dtype)}
         config = dataclasses.replace(config, normalize_head=False, tie_embeddings=False)
     cut = models.Layout(config.layer_kinds, (), 0, ())
     abstract = models.abstract(config, cut=cut)

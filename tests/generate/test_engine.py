@@ -24,7 +24,10 @@ def test_logits_are_those_of_the_decoder_for_one_row_and_for_several():
     np.testing.assert_allclose(language_model()(rows[1].tolist()), want[1], atol=5e-5)
 
 
-@pytest.mark.parametrize("head", [{"tie_embeddings": True}, {"normalize_head": False, "compute_dtype": "bfloat16"}])
+BFLOAT16 = {"normalize_head": False, "compute_dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("head", [{"tie_embeddings": True}, BFLOAT16, {"tie_embeddings": True, **BFLOAT16}])
 def test_what_is_prepared_once_changes_no_logit(head):
     config = small.config(num_layers=2, **head)
     graphdef, params = model.create(config, 0)
