@@ -173,6 +173,23 @@ def prefill(
     return laid_out(mesh, State(cache, logits))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def score(
+    graphdef: Any,
+    mesh: Mesh | None,
+    parameters: Any,
+    rope_base: Array,
+    state: State,
+    tokens: Array,
+    real: Array,
+    targets: Array,
+) -> Array:
+    """Log p (B, S) float32, nats, of what follows each of new tokens (B, S), padded on the left; no state is kept."""
+    decoder = nnx.merge(graphdef, parameters)
+    hidden, _ = decoder.extend(tokens, state.cache, rope_base=rope_base, real=real)
+    return decoder.log_likelihood(hidden, targets, chunk=tokens.size)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
 def decode(
     graphdef: Any,

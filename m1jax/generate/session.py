@@ -129,6 +129,29 @@ class Session:
             pass
         return generation.new
 
+    def log_likelihood(self, continuation: Sequence[int]) -> float:
+        """Log p of a continuation of the only row's context, nats, summed over its tokens; the context stays as it is.
+
+        Raises UserError for an empty continuation, and as `extend` does.
+        """
+        assert len(self.tokens) == 1 and self.tokens[0], "a session of one row that has read something"
+        new = np.asarray(continuation)
+        if not len(new):
+            raise UserError("a continuation is empty: give it at least one token.")
+        check_tokens(self.prepared.config.vocab_size, new)
+        needed = len(self.tokens[0]) + len(new)
+        self.check_room(self.prepared, needed)
+        self.make_room(needed)
+        found = jax.nn.log_softmax(self.state.logits[0])[int(new[0])]
+        if len(new) > 1:
+            size = bucket(len(new) - 1)
+            rows = np.zeros((2, 1, size), np.int32)
+            rows[0, 0, size - len(new) + 1 :], rows[1, 0, size - len(new) + 1 :] = new[:-1], new[1:]
+            real = np.arange(size)[None] >= size - len(new) + 1
+            scored = self.timed(self.prepared.run, programs.score, self.state, rows[0], real, rows[1])
+            found += jnp.where(real, scored, 0.0).sum()
+        return float(found)
+
     def copy(self) -> "Session":
         """Another session with the same context; the two go on independently."""
         return self.take(range(len(self.tokens)))

@@ -21,6 +21,7 @@ VERBS = {
     "train": ("train", "train a run, or continue it"),
     "sft": ("sft", "fine-tune a model on conversations, or continue it"),
     "eval": ("eval", "measure bits per byte and answer accuracy"),
+    "needle": ("needle", "ask a chat model for a fact hidden in long text, by length and depth"),
     "report": ("report", "print a run's summary and plot its loss"),
     "plan": ("plan", "estimate memory, traffic and time of a run on TPUs that are not attached"),
     "generate": ("generate", "generate text that continues prompts"),

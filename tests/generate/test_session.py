@@ -79,6 +79,24 @@ def test_a_token_that_ends_a_row_is_returned_but_not_kept():
     assert_uncached(session, session.extend([[5, 6], []]))
 
 
+def test_a_continuation_is_scored_as_without_a_cache_and_the_context_stays(small_chunks):
+    """Past the window of 5, over the end of the cache's room, for one token and for several."""
+    session = uncached.language_model().session(capacity=16)
+    (row,) = texts(14)
+    session.extend(row)
+    for more in ([7], [7, 3, 9, 1, 200, 7], [8, 8, 8]):
+        whole = [*row, *more]
+        expected = sum(
+            float(jax.nn.log_softmax(uncached.logits(whole[:i]))[whole[i]]) for i in range(len(row), len(whole))
+        )
+        assert session.log_likelihood(more) == pytest.approx(expected, abs=ATOL)
+    assert session.tokens == [row]
+    assert_uncached(session, session.extend([4]))
+    for wrong, said in (([], "empty"), ([500], "vocabulary"), ([1] * 250, "positions")):
+        with pytest.raises(UserError, match=said):
+            session.log_likelihood(wrong)
+
+
 def test_copies_and_reordered_rows_go_on_by_themselves():
     session = uncached.language_model().session(batch=2, capacity=96)
     rows = texts(12, 7)

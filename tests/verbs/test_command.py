@@ -13,7 +13,7 @@ from m1jax.verbs import command, main
 from tests.verbs.conftest import TINY
 
 NAMES = (
-    *("quickstart", "corpus", "tokenizer", "pack", "curriculum", "train", "sft", "eval", "report"),
+    *("quickstart", "corpus", "tokenizer", "pack", "curriculum", "train", "sft", "eval", "needle", "report"),
     *("plan", "generate", "chat", "import", "export", "doctor"),
 )
 HEAVY = ("jax", "tensorflow", "torch", "seqio", "grain")
