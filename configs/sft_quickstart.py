@@ -21,11 +21,17 @@ def get_config() -> ConfigDict:
                 "domains": ("text",),
                 "vocab_size": base.data.vocab_size,
                 "row_lengths": (512,),
-                "heldout_share": 0.0,
+                "heldout_share": 0.05,
             },
             "hardware": {"topology": "cpu"},
             "optimizer": {"eps": 1e-8, "weight_decay": 0.0},
-            "train": {"initial": "runs/quickstart", "log_every": 10, "checkpoint_every": 50, "keep_checkpoints": 2},
+            "train": {
+                "initial": "runs/quickstart",
+                "log_every": 10,
+                "checkpoint_every": 50,
+                "keep_checkpoints": 2,
+                "validate_every": 20,
+            },
             "stages": (
                 {
                     "name": "sft",

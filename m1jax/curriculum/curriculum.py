@@ -146,6 +146,7 @@ class Curriculum:
         return {
             "seed": self.seed,
             "tokenizer": self.manifest.tokenizer,
+            "chat_format": self.manifest.chat_format,
             "sources": {
                 name: {str(length): file.sha256 for length, file in sorted(source.files.items())}
                 for name, source in sorted(self.manifest.sources.items())

@@ -1,17 +1,20 @@
 """Opening a run's packed rows as its curriculum."""
 
+from m1jax import tokenizer as tokenizers
 from m1jax.config import RunConfig
 from m1jax.curriculum.curriculum import Curriculum
 from m1jax.errors import UserError
 from m1jax.rows import packed
+from m1jax.rows.manifest import Manifest
 from m1jax.rows.packed import Stores
+from m1jax.tokenizer import chat as chats
 
 
 def open_curriculum(config: RunConfig) -> tuple[Curriculum, Stores]:
     """The run's curriculum over its packed rows, and the row stores that it reads.
 
     Raises UserError for missing or broken rows, a mixture that names no source, a source that would be read too often,
-    or a tokenizer larger than the model.
+    a tokenizer larger than the model, and conversations that the run's tokenizer would not write as the rows have them.
     """
     manifest = packed.load_manifest(config.rows_address)
     if manifest.vocab_size > config.model.vocab_size:
@@ -19,5 +22,23 @@ def open_curriculum(config: RunConfig) -> tuple[Curriculum, Stores]:
             f"the rows in {config.rows_address} use {manifest.vocab_size} tokens, but model.vocab_size is "
             f"{config.model.vocab_size}: raise it, or train a smaller tokenizer and pack again."
         )
+    if manifest.chat_format and config.tokenizer.exists():
+        _check_chat_format(config, manifest)
     curriculum = Curriculum(config.stages, manifest, config.seed, config.data.max_epochs)
     return curriculum, packed.open_stores(config.rows_address, curriculum.manifest, curriculum.used)
+
+
+def _check_chat_format(config: RunConfig, manifest: Manifest) -> None:
+    """Raises UserError where the model would be used with other ids around a message than it is trained with."""
+    tokenizer = tokenizers.of_run(config)
+    chat = chats.of(tokenizer, config.data.chat_format or None)
+    found = chat.format.fingerprint if isinstance(chat, chats.FormatChat) else chat.origin
+    wanted, place = manifest.chat_format, config.rows_address
+    if tokenizer.fingerprint != manifest.tokenizer:
+        found, wanted = f"other ids ({tokenizer.fingerprint})", f"{wanted} by tokenizer {manifest.tokenizer}"
+    if found != wanted:
+        raise UserError(
+            f"the conversations in {place} are written in {wanted}, but the tokenizer in {config.tokenizer} writes "
+            f"{found}: restore its files and data.chat_format, or make corpus and rows again with "
+            f"`m1 sft --conversations DIR`."
+        )

@@ -18,9 +18,11 @@ def compare(saved: Mapping[str, Any], current: Mapping[str, Any], step: int | No
     taken = math.inf if step is None else step
     past: list[str] = []
     ahead: list[str] = []
-    for key in ("seed", "tokenizer"):
-        if saved.get(key) != current[key]:
-            (past if taken else ahead).append(f"{key} was {saved.get(key)}, is {current[key]}")
+    for key, otherwise in (("seed", None), ("tokenizer", None), ("chat_format", "")):
+        was, now = saved.get(key, otherwise), current[key]
+        if was != now:
+            words = ("none" if value == "" else value for value in (was, now))
+            (past if taken else ahead).append("{} was {}, is {}".format(key, *words))
     _compare_stages(saved.get("stages", []), current["stages"], taken, past, ahead)
     _compare_sources(saved, current["sources"], taken, past, ahead)
     if past:

@@ -1,7 +1,7 @@
 """Held-out documents as tokens, and their measurement on the live parameters of a training run."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,49 +9,67 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from m1jax import model
+from m1jax import artefact, model
 from m1jax.config import RunConfig, StageConfig
 from m1jax.errors import UserError
-from m1jax.evaluate.bits import Bits, bits_per_byte
-from m1jax.evaluate.scoring import TargetLogprobs, Tokens
+from m1jax.evaluate.bits import NONE, Learned, bits_per_byte
+from m1jax.evaluate.scoring import TargetLogprobs
 from m1jax.evaluate.trained import logprobs
 from m1jax.parallel import rules
 from m1jax.parallel.attention import partitioned
-from m1jax.text.documents import read_documents
+from m1jax.rows.encoding import encode
+from m1jax.text.corpus import check_ids
+from m1jax.text.documents import Document, read_documents
 from m1jax.tokenizer import Tokenizer
 from m1jax.train.hooks.validation import BITS, LOSS
 
-Documents = Mapping[str, list[Tokens]]
-"""Token ids of held-out documents, EOS at the end, by source."""
+Documents = Mapping[str, list[Learned]]
+"""Held-out documents by source."""
 BATCH_TOKENS = 8192
 """Tokens scored at once on each group of devices that holds rows of its own."""
 
 
-def tokenized(folder: Path, tokenizer: Tokenizer) -> Documents:
-    """The held-out documents of a corpus's folder `heldout`.
+def encoded(corpus: Path, tokenizer: Tokenizer, longest: int) -> Documents:
+    """The held-out documents of the corpus in a folder, as rows would have them.
 
-    Raises UserError where there are none, a file cannot be read, or they are conversations, whose marks are no text.
+    Documents that are never cut, such as conversations, are left out where they have more than `longest` tokens, which
+    is what packing does with those that do not fit its shortest rows. Raises UserError where no document is left, a
+    file cannot be read, or conversations were written with another tokenizer.
     """
-    texts: dict[str, list[str]] = {}
+    check_ids(corpus, artefact.stamp(corpus) or {}, tokenizer)
+    folder = corpus / "heldout"
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is missing, so nothing is held out: set data.heldout_share above 0 and make the corpus again, "
+            f"or set train.validate_every to 0."
+        )
+    by_source: dict[str, list[Document]] = {}
     for document in read_documents(folder):
-        if any(part.ids for part in document.parts):
-            raise UserError(
-                f"{folder} holds conversations (document {document.id}), and bits per byte measure plain text: set "
-                f"train.validate_every to 0 in a run of them, and measure its model with `m1 eval` on a corpus of text."
-            )
-        texts.setdefault(document.source, []).append(document.text)
-    return {
-        source: [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(some)] for source, some in texts.items()
-    }
+        by_source.setdefault(document.source, []).append(document)
+    found = {source: list(_learned(some, tokenizer, longest)) for source, some in by_source.items()}
+    if not any(found.values()):
+        raise UserError(f"{folder} holds no document that fits a row of {longest} tokens: run `m1 corpus` again.")
+    return found
+
+
+def _learned(documents: Sequence[Document], tokenizer: Tokenizer, longest: int) -> Iterator[Learned]:
+    batch = encode(documents, tokenizer, np.uint32)
+    weights = batch.spans.of_tokens(len(batch.tokens))
+    ends = np.cumsum(batch.lengths).tolist()
+    for document, length, end in zip(documents, batch.lengths.tolist(), ends, strict=True):
+        if length and not (document.stays_whole and length > longest):
+            piece = slice(end - length, end)
+            yield Learned(batch.tokens[piece], weights[piece], document.stays_whole)
 
 
 def measure(
     config: RunConfig, mesh: Mesh, documents: Documents, tokenizer: Tokenizer
 ) -> Callable[[Any, StageConfig], dict[str, float]]:
-    """A function of (parameters, stage) to held-out loss (nats a token) and bits per byte, in all and by source.
+    """A function of (parameters, stage) to held-out loss and bits per byte, in all and by source.
 
-    At most `train.validate_tokens` tokens of each source are scored, the same ones each time, in rows of the stage's
-    length and with its rotary base; one program is compiled for each row length. All processes call it together.
+    At most `train.validate_tokens` tokens of each source are scored (the last conversation whole), the same ones each
+    time, in rows of the stage's length and with its rotary base; one program is compiled for each row length. All
+    processes call it together. See `m1jax.evaluate.bits` for what is measured.
     """
     score = _live_scorer(config, mesh)
     shares = mesh.shape["replica"] * mesh.shape["data"] * mesh.shape["fsdp"]
@@ -65,10 +83,10 @@ def measure(
             batch_rows=max(1, BATCH_TOKENS // stage.row_length) * shares,
             max_tokens=config.train.validate_tokens,
         )
-        total = sum(found.values(), Bits(0.0, 0, 0))
-        named = {"": total, **{f"/{source}": bits for source, bits in sorted(found.items()) if bits.bytes}}
-        return {f"{LOSS}{name}": bits.nats_per_target for name, bits in named.items()} | {
-            f"{BITS}{name}": bits.per_byte for name, bits in named.items()
+        total = sum(found.values(), NONE)
+        named = {"": total, **{f"/{source}": bits for source, bits in sorted(found.items()) if bits.targets}}
+        return {f"{LOSS}{name}": bits.loss for name, bits in named.items()} | {
+            f"{BITS}{name}": bits.per_byte for name, bits in named.items() if bits.bytes
         }
 
     return measured

@@ -191,7 +191,7 @@ def _encoded(
         batch, of = _measured(some, first, tokenizer.vocab_size)
         first += len(some)
         if (known := spool.found(of)) is None:
-            waiting.append((batch, pool.submit(_encode, batch.documents, of, tokenizer, dtype)))
+            waiting.append((batch, pool.submit(encode, batch.documents, tokenizer, dtype, of)))
         else:
             lengths, spans = known
             waiting.append((dataclasses.replace(batch, lengths=lengths, spans=spans), None))
@@ -222,10 +222,10 @@ def _measured(items: Iterable[Document | Rejected], first: int, vocab_size: int)
     return _Batch(documents, rejected, np.array(sizes, np.int64), np.array(places, np.int64)), digest.hexdigest()
 
 
-def _encode(
-    documents: Sequence[Document], of: str, tokenizer: Encoder, dtype: type[np.unsignedinteger]
+def encode(
+    documents: Sequence[Document], tokenizer: Encoder, dtype: type[np.unsignedinteger], of: str = ""
 ) -> EncodedBatch:
-    """The tokens of a batch, each document followed by EOS; a document without tokens gives nothing, not even EOS.
+    """The tokens of documents, each followed by EOS; a document without tokens gives nothing, not even EOS.
 
     No token goes over the border of two parts, but text behind text is encoded as its continuation. EOS has the weight
     of the document's last part.

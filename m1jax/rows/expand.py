@@ -53,9 +53,7 @@ def _weights(rows: Sequence[Row], has_target: Array) -> Array:
     spans = joined([row.spans.shifted(i * row.row_length) for i, row in enumerate(rows) if len(row.spans)])
     if len(spans):
         # The target at place p is the token at p + 1; where that belongs to another piece there is no target.
-        of_tokens = np.ones(len(weights) + 1, np.float32)
-        of_tokens[spans.places()] = np.repeat(spans.weights, spans.lengths)
-        weights *= of_tokens[1:]
+        weights *= spans.of_tokens(len(weights) + 1)[1:]
     return weights
 
 

@@ -79,6 +79,8 @@ class Manifest:
     packing_window: int
     row_lengths: tuple[int, ...]
     sources: Mapping[str, SourceRows]
+    chat_format: str = ""
+    """The fingerprint of the chat format of its conversations; empty where it has none."""
     format: int = FORMAT
 
     def save(self, folder: Path) -> None:

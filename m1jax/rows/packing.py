@@ -52,6 +52,7 @@ def pack(
     difficulty_buckets: int = 1,
     workers: int = 1,
     spool: Path | None = None,
+    chat_format: str = "",
 ) -> Manifest:
     """Packs sources into `folder` (layout above) and returns the manifest.
 
@@ -59,8 +60,9 @@ def pack(
     have a difficulty is divided at the quantiles of these numbers, each bucket a store of its own. The same documents,
     tokenizer and arguments give the same bytes for any number of `workers` (threads). Encoded tokens are kept in
     `spool` meanwhile (default: inside `folder`, removed at the end): with the same `spool` and tokenizer, a packing
-    that was killed reuses what was encoded. Raises UserError for a source without text, of several domains or
-    with a difficulty or a column on some of its documents only, and where the disk refuses.
+    that was killed reuses what was encoded. `chat_format` is noted in the manifest. Raises UserError for a source
+    without text, of several domains or with a difficulty or a column on some of its documents only, and where the disk
+    refuses.
     """
     report = progress or (lambda source, phase, size: None)
     if not documents_by_source:
@@ -100,6 +102,7 @@ def pack(
         packing_window=packing_window,
         row_lengths=tuple(row_lengths),
         sources=sources,
+        chat_format=chat_format,
     )
     manifest.save(folder)
     return manifest

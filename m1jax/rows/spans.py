@@ -30,6 +30,12 @@ class Spans:
         """Index of every token that is in a run, in order: int64 (sum of `lengths`,)."""
         return ranges(self.starts.astype(np.int64), self.lengths.astype(np.int64))
 
+    def of_tokens(self, count: int) -> Floats:
+        """The weight of each of the first `count` tokens as a target, float32 (count,)."""
+        found = np.ones(count, np.float32)
+        found[self.places()] = np.repeat(self.weights, self.lengths)
+        return found
+
     def shifted(self, by: int) -> "Spans":
         """The same runs, `by` tokens later, with int64 indices."""
         return Spans(self.starts.astype(np.int64) + by, self.lengths.astype(np.int64), self.weights)

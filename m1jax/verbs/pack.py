@@ -22,6 +22,7 @@ from m1jax.rows.store import RowStore
 from m1jax.show import console as consoles
 from m1jax.show import rows_table
 from m1jax.show.progress import ByteBar
+from m1jax.text.corpus import check_ids
 from m1jax.text.documents import Document, read_documents
 from m1jax.train.run.holder import check_free
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, config_of, example
@@ -72,6 +73,8 @@ def pack(config: RunConfig, tasks: Mapping[str, str] | None = None, workers: int
         check_known(f"seqio task {name!r}", domain, data.domains)
     sources, sizes, state = _sources(config, {**data.tasks, **more})
     tokenizer = tokenizers.of_run(config)
+    made = artefact.stamp(config.corpus) or {}
+    check_ids(config.corpus, made, tokenizer)
     settings = [FORMAT, data.row_lengths, data.packing_window, data.difficulty_buckets, config.seed]
     of = artefact.key(state, tokenizer.fingerprint, *settings)
     if artefact.is_whole(config.rows, "rows", of):
@@ -102,6 +105,7 @@ def pack(config: RunConfig, tasks: Mapping[str, str] | None = None, workers: int
             difficulty_buckets=data.difficulty_buckets,
             workers=workers or data.workers or os.cpu_count() or 1,
             spool=spool,
+            chat_format=made.get("chat_format", ""),
         )
     console.print(rows_table.table(manifest))
     console.print(f"Encoded {clock.speed('encoded')}, packed {clock.speed('packed')} (of text, for each row length).")

@@ -77,10 +77,10 @@ def _check(config: RunConfig, conversations: str | None) -> None:
             "config key train.initial is empty: name the folder of the model to fine-tune, a run's, an imported or an "
             "exported one."
         )
-    if config.train.validate_every:
+    if config.train.validate_every and not config.data.heldout_share:
         raise UserError(
-            f"config key train.validate_every = {config.train.validate_every} measures plain text, which conversations "
-            f"are not: set it to 0."
+            f"config key train.validate_every = {config.train.validate_every} measures held-out conversations, but "
+            f"data.heldout_share is 0: set it above 0, or validate_every to 0."
         )
     if conversations is None and artefact.stamp(config.corpus) is None:
         raise UserError(f"{config.corpus} has no conversations: give their folder with --conversations DIR.")

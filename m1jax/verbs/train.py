@@ -181,7 +181,7 @@ def _validation(config: RunConfig, mesh: "Mesh") -> list["Hook"]:
     from m1jax.train.hooks.validation import Validation
 
     tokenizer = tokenizers.of_run(config)
-    documents = heldout.tokenized(config.corpus / "heldout", tokenizer)
+    documents = heldout.encoded(config.corpus, tokenizer, min(config.data.row_lengths))
     return [Validation(config, heldout.measure(config, mesh, documents, tokenizer))]
 
 

@@ -49,6 +49,7 @@ def test_the_same_curriculum_is_accepted():
     [
         ({"seed": 1}, "seed was 0, is 1"),
         ({"manifest": dataclasses.replace(MANIFEST, tokenizer="new")}, "tokenizer was toy, is new"),
+        ({"manifest": dataclasses.replace(MANIFEST, chat_format="ChatML 1")}, "chat_format was none, is ChatML 1"),
         ({"manifest": changed_source("a", 8)}, "the rows of 8 tokens of source 'a' have changed"),
         ({"manifest": changed_source("b", 8)}, "the rows of 8 tokens of source 'b' have changed"),
         ({"stages": changed_stage(0, global_batch=1)}, "stage 'one': global_batch was 2, is 1"),

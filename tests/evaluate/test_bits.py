@@ -6,15 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m1jax.evaluate.bits import Bits, bits_per_byte, by_domain, cut, take
+from m1jax.evaluate.bits import NONE, Bits, Learned, bits_per_byte, by_domain, cut, take
 from tests.evaluate.toy import Toy, alone
+
+
+def text(tokens):
+    return Learned(tokens, np.ones(len(tokens), np.float32))
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 200), st.integers(2, 17))
 def test_cutting_makes_every_token_but_the_first_a_target_once(length, row_length):
     document = list(range(length))
-    pieces = list(cut(document, row_length))
+    pieces = [piece.tokens for piece in cut(text(document), row_length)]
     assert [token for piece in pieces for token in piece[1:]] == document[1:]
     assert all(2 <= len(piece) <= row_length for piece in pieces)
     assert all(a[-1] == b[0] for a, b in itertools.pairwise(pieces))
@@ -38,8 +42,9 @@ def naive(documents, row_length, token_bytes):
 @given(st.lists(st.lists(st.integers(1, 9), max_size=30), min_size=1, max_size=6), st.integers(2, 12))
 def test_bits_and_bytes_are_those_of_the_pieces_alone(texts, row_length):
     token_bytes = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]  # 0 is EOS: its bits count, it has no byte
-    documents = {"a": [[*text, 0] for text in texts], "b": [[5, 5, 0]]}
-    found = bits_per_byte(documents, Toy(), token_bytes, row_length=row_length, batch_rows=2, max_tokens=10**6)
+    documents = {"a": [[*one, 0] for one in texts], "b": [[5, 5, 0]]}
+    learned = {source: list(map(text, some)) for source, some in documents.items()}
+    found = bits_per_byte(learned, Toy(), token_bytes, row_length=row_length, batch_rows=2, max_tokens=10**6)
     for source, texts_of_source in documents.items():
         bits, size, targets = naive(texts_of_source, row_length, token_bytes)
         assert found[source].bits == pytest.approx(bits)
@@ -52,33 +57,38 @@ def test_a_uniform_model_needs_the_bits_of_its_vocabulary():
         return np.full(batch["tokens"].shape, -math.log(256), np.float32)
 
     document = np.frombuffer("Übelkeit 肺炎".encode(), np.uint8).astype(np.int32)
-    found = bits_per_byte({"s": [document]}, uniform, [1] * 256, row_length=8, batch_rows=3, max_tokens=99)["s"]
+    found = bits_per_byte({"s": [text(document)]}, uniform, [1] * 256, row_length=8, batch_rows=3, max_tokens=99)["s"]
     assert found.per_byte == pytest.approx(8, abs=1e-6)
     assert found.bytes == len(document) - 1
 
 
 def test_the_limit_takes_the_same_documents_every_time_and_not_only_the_first():
     documents = [[index] * 10 for index in range(100)]
-    taken = list(take(documents, 55, seed=3))
+
+    def taken_of(most, seed):
+        return [document.tokens for document in take(list(map(text, documents)), most, seed)]
+
+    taken = taken_of(55, 3)
     assert [len(document) for document in taken] == [10] * 5 + [5]
-    assert taken == list(take(documents, 55, seed=3))
-    assert taken != list(take(documents, 55, seed=4))
+    assert taken == taken_of(55, 3)
+    assert taken != taken_of(55, 4)
     assert sorted(document[0] for document in taken) != list(range(6))
     assert len({document[0] for document in taken}) == 6
-    assert sorted(take(documents, 10**6, seed=3)) == documents
-    assert list(take(documents, 0, seed=3)) == []
+    assert sorted(taken_of(10**6, 3)) == documents
+    assert taken_of(0, 3) == []
 
 
 def test_a_source_is_measured_on_the_same_documents_whatever_stands_beside_it():
-    texts = [[index % 7 + 1] * (index % 5 + 2) for index in range(40)]
+    texts = [text([index % 7 + 1] * (index % 5 + 2)) for index in range(40)]
     settings = {"row_length": 9, "batch_rows": 2, "max_tokens": 50}
-    beside = bits_per_byte({"x": [[1, 2]], "s": texts}, Toy(), [1] * 10, **settings)
+    beside = bits_per_byte({"x": [text([1, 2])], "s": texts}, Toy(), [1] * 10, **settings)
     assert beside["s"] == bits_per_byte({"s": texts}, Toy(), [1] * 10, **settings)["s"]
 
 
 def test_a_source_without_targets_has_no_number():
-    found = bits_per_byte({"s": [[3]], "t": []}, Toy(), [1] * 10, row_length=4, batch_rows=1, max_tokens=9)
-    assert found == {"s": Bits(0.0, 0, 0), "t": Bits(0.0, 0, 0)}
+    found = bits_per_byte({"s": [text([3])], "t": []}, Toy(), [1] * 10, row_length=4, batch_rows=1, max_tokens=9)
+    assert found == {"s": NONE, "t": NONE}
+    assert math.isnan(found["s"].loss)
     assert math.isnan(found["s"].per_byte)
 
 
@@ -87,3 +97,32 @@ def test_domains_add_up_bits_and_bytes_not_ratios():
     totals = by_domain(found, {"a": "medical", "b": "medical", "c": "general"}, ("law", "general", "medical"))
     assert list(totals.items()) == [("general", Bits(1.0, 1, 1)), ("medical", Bits(10.0, 10, 8))]
     assert totals["medical"].per_byte == 1.0
+
+
+WEIGHTED = st.lists(
+    st.lists(st.tuples(st.integers(1, 9), st.sampled_from([0.0, 0.5, 1.0, 3.0])), min_size=2, max_size=12),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(WEIGHTED)
+def test_a_target_counts_with_its_weight(talks):
+    """Both in the bits and in the bytes; what has weight 0 is read and not counted."""
+    nats = size = total = 0.0
+    for talk in talks:
+        for logprob, (token, weight) in zip(alone([token for token, _ in talk]), talk[1:], strict=True):
+            nats, size, total = nats - weight * logprob, size + weight * token, total + weight
+    documents = [Learned([t for t, _ in talk], np.array([w for _, w in talk], np.float32), True) for talk in talks]
+    found = bits_per_byte({"s": documents}, Toy(), list(range(10)), row_length=12, batch_rows=2, max_tokens=10**6)["s"]
+    assert (found.bytes, found.targets) == (size, total)
+    assert found.documents == sum(any(weight for _, weight in talk[1:]) for talk in talks)
+    if total:
+        assert found.loss == pytest.approx(nats / total)
+        assert found.per_byte == pytest.approx(nats / math.log(2) / size)
+
+
+def test_a_conversation_is_taken_whole():
+    talks = [text([index] * 10)._replace(whole=True) for index in range(9)]
+    assert [len(document.tokens) for document in take(talks, 25, seed=1)] == [10, 10, 10]

@@ -12,7 +12,9 @@ from m1jax import tokenizer as tokenizers
 from m1jax.config import file as config_file
 from m1jax.rows.manifest import Manifest
 from m1jax.show import console as consoles
+from m1jax.text.documents import read_documents
 from m1jax.tokenizer import chat
+from m1jax.tokenizer.chat import template
 from m1jax.tokenizer.chat.chats import TemplateChat
 from m1jax.train.hooks.journal import read_journal
 from m1jax.verbs import main, sft
@@ -65,13 +67,20 @@ def test_what_is_learned_is_shown_before_the_run_and_what_is_not_used_is_counted
     reasons = pq.read_table(folder / "corpus" / "rejected.parquet")["reason"].to_pylist()
     assert len(reasons) == 4
     source = Manifest.load(folder / "rows").sources["talks"]
-    assert source.documents == 81 and 0 < source.trained_tokens < source.tokens / 2
+    held_out = pq.read_table(folder / "corpus" / "heldout" / "talks.parquet").num_rows
+    assert source.documents + held_out == 81 and held_out > 2
+    assert 0 < source.trained_tokens < source.tokens / 2
 
 
 def test_the_model_learns_answers_and_chats_as_before(tuned, road):
-    folder, _ = tuned
-    losses = [line["loss"] for line in read_journal(folder / "train" / "metrics.jsonl")]
+    folder, said = tuned
+    lines = read_journal(folder / "train" / "metrics.jsonl")
+    losses = [line["loss"] for line in lines]
     assert len(losses) == 6 and losses[-1] < losses[0]
+    measured = {line["step"]: line for line in lines if "heldout_loss" in line}
+    assert list(measured) == [3, 6]
+    assert measured[6]["heldout_loss"] == measured[6]["heldout_loss/talks"] < measured[3]["heldout_loss"]
+    assert "step 3 validated: held-out loss" in said and "step 6 validated: held-out loss" in said
     _, tokenizer = loading.load(folder)
     assert tokenizer.fingerprint == loading.load(road)[1].fingerprint
     assert chat.of(tokenizer).origin.startswith("Baichuan-M1")
@@ -88,6 +97,22 @@ def test_the_same_command_continues_with_the_same_losses(tuned, road, tmp_path, 
     assert [line["loss"] for line in read_journal(folder / "train" / "metrics.jsonl")] == before
 
 
+def test_an_evaluation_measures_what_validation_did(tuned, road):
+    """The conversations that were held out, on their answers."""
+    folder, _ = tuned
+    settings = command(folder, train__initial=road)[1:]
+    assert main(["eval", *settings, "--tasks"]) == 0
+    found = json.loads((folder / "eval" / "step-6" / "results.json").read_text())
+    (entry,) = found["loss"]["model"]["sources"].values()
+    held_out = read_documents(folder / "corpus" / "heldout")
+    line = read_journal(folder / "train" / "metrics.jsonl")[-1]
+    assert entry["loss"] == pytest.approx(line["heldout_loss/talks"], rel=1e-5)
+    assert entry["conversations"] == len(list(held_out))
+    bits = found["bits_per_byte"]["model"]["sources"]["talks"]
+    assert bits["bits_per_byte"] == pytest.approx(line["heldout_bits_per_byte/talks"], rel=1e-5)
+    assert found["loss"]["unigram"]["sources"]["talks"]["loss"] > 0
+
+
 def test_other_answers_are_other_rows_and_a_run_that_read_the_old_ones_is_refused(
     tuned, road, conversations, tmp_path, capsys
 ):
@@ -96,12 +121,36 @@ def test_other_answers_are_other_rows_and_a_run_that_read_the_old_ones_is_refuse
     refused(capsys, command(folder, *more, train__initial=road, data__answers="last"), "talks")
 
 
+def test_a_chat_format_that_changed_under_the_rows_is_refused(tuned, road, tmp_path, capsys):
+    """The model would be used with other ids around a message than it was trained with."""
+    folder = shutil.copytree(tuned[0], tmp_path / "run")
+    (folder / "tokenizer" / template.FILE).write_text("{{ messages[0].content }}")
+    refused(
+        capsys,
+        command(folder, train__initial=road),
+        "are written in Baichuan-M1 ",
+        "which no known chat format reproduces",
+        "restore its files and data.chat_format",
+    )
+
+
+def test_conversations_of_another_tokenizer_are_not_packed(tuned, road, tmp_path, capsys):
+    folder = shutil.copytree(tuned[0], tmp_path / "run")
+    stamp = folder / "corpus" / artefact.STAMP
+    stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "tokenizer": "other"}))
+    refused(capsys, command(folder, train__initial=road), "were written with tokenizer other, but the run's is")
+
+
 def test_bad_input_is_one_sentence_and_leaves_nothing_half_written(road, conversations, tmp_path, capsys):
     more = ["--conversations", str(conversations)]
     folder = tmp_path / "run"
     refused(capsys, command(folder, *more), "train.initial is empty")
     refused(capsys, command(folder, *more, train__initial=tmp_path / "none"), str(tmp_path / "none"))
-    refused(capsys, command(folder, *more, train__initial=road, train__validate_every=2), "train.validate_every = 2")
+    refused(
+        capsys,
+        command(folder, *more, train__initial=road, data__heldout_share=0),
+        "train.validate_every = 3 measures held-out conversations, but data.heldout_share is 0",
+    )
     refused(capsys, command(folder, train__initial=road), "--conversations DIR")
     refused(capsys, command(folder, *more, train__initial=road, data__chat_format="ChatLM"), "'ChatLM' is unknown")
     refused(capsys, command(folder, *more, train__initial=road, data__chat_format="ChatML"), "<|im_start|>")

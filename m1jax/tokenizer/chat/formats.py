@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from m1jax import artefact
 from m1jax.errors import UserError
 
 ANSWERS = "assistant"
@@ -85,6 +86,11 @@ class ChatFormat:
                     f"nothing marks the end of an answer in the chat format {self.name}: put a special token behind "
                     f"the assistant's text, or before every role's text and in `closing`."
                 )
+
+    @property
+    def fingerprint(self) -> str:
+        """Its name, and eight hexadecimal digits that change with anything that it writes."""
+        return f"{self.name} {artefact.key(str(self))[:8]}"
 
     @property
     def answers_close(self) -> bool:
