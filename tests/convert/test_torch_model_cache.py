@@ -164,7 +164,7 @@ def test_what_a_cache_cannot_do_is_said():
         found.generate(tokens, past_key_values=DynamicCache(), max_new_tokens=2)
     with pytest.raises(ValueError, match="cannot be shortened"):
         cache.crop(3)
-    with pytest.raises(ValueError, match="cannot be shortened"):
+    with pytest.raises(ValueError, match=r"cannot be shortened|requires a cache that can be cropped"):
         found.generate(tokens, prompt_lookup_num_tokens=2, max_new_tokens=8)
     with pytest.raises(ValueError, match="cache_implementation must stay unset"):
         found.generate(tokens, cache_implementation="static", max_new_tokens=2)

@@ -35,7 +35,7 @@ class BaichuanM1Config(PretrainedConfig):
 
     model_type = "baichuan_m1"
     has_no_defaults_at_init = True
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ("past_key_values", "cache")
 
     def __init__(
         self,

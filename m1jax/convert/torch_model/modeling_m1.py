@@ -26,6 +26,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from .cache_m1 import BaichuanM1Cache, Neighbours, Tokens, neighbours, place, visible
 from .configuration_m1 import BaichuanM1Config
 
+# What transformers call the cache in outputs and in `generate`: "cache" from 5.24 on.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
 
 def rotary(positions_BS: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
     """Cosine and sine (B, 1, S, D/2) float32 of position x base^(-2i/D) (RoPE, arXiv 2104.09864)."""
@@ -202,6 +205,7 @@ class BaichuanM1Model(BaichuanM1PreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        cache: BaichuanM1Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
         """Hidden states (B, S, E) after the final norm, and the cache with the new tokens.
@@ -216,6 +220,7 @@ class BaichuanM1Model(BaichuanM1PreTrainedModel):
             output_hidden_states: also returns the embeddings and what each layer gives, the last one normed.
             output_attentions: must not be True: fused attention never forms the weights.
             return_dict: False for a tuple.
+            cache: another name of `past_key_values`, which transformers use from 5.24 on.
             kwargs: what transformers pass to other models; not used.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -225,7 +230,7 @@ class BaichuanM1Model(BaichuanM1PreTrainedModel):
         x_BSE = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        cache = _checked(past_key_values)
+        cache = _checked(cache if past_key_values is None else past_key_values)
         if self.gradient_checkpointing and self.training:
             cache, use_cache = None, False  # a layer run twice would write its cache twice
         if cache is None and use_cache:
@@ -304,6 +309,7 @@ class BaichuanM1ForCausalLM(BaichuanM1PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: BaichuanM1Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """Logits (B, S, V) float32, and with `labels` (B, S) the loss of each token given those before it.
@@ -321,13 +327,14 @@ class BaichuanM1ForCausalLM(BaichuanM1PreTrainedModel, GenerationMixin):
             use_cache,
             output_hidden_states,
             output_attentions,
+            cache=cache,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self._logits(base.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        output = CausalLMOutputWithPast(loss, logits, base.past_key_values, base.hidden_states)
+        output = CausalLMOutputWithPast(loss, logits, base.get(CACHE), base.hidden_states)
         return output.to_tuple() if return_dict is False else output
 
     def _logits(self, hidden_BSE: Tensor) -> Tensor:
@@ -342,5 +349,5 @@ class BaichuanM1ForCausalLM(BaichuanM1PreTrainedModel, GenerationMixin):
         """Called by `generate`: puts our cache where transformers would put one without the convolution's state."""
         if generation_config.cache_implementation is not None:
             raise ValueError("cache_implementation must stay unset: a Baichuan-M1 model brings its own cache.")
-        if _checked(model_kwargs.get("past_key_values")) is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = BaichuanM1Cache(self.config)
+        if _checked(model_kwargs.get(CACHE)) is None and generation_config.use_cache is not False:
+            model_kwargs[CACHE] = BaichuanM1Cache(self.config)
