@@ -7,7 +7,7 @@ from typing import Any
 from m1jax.config.schema import RunConfig, to_dict
 from m1jax.errors import UserError
 
-_LEARNED = ("objective", "optimizer", "train.average_decay")
+_LEARNED = ("objective", "optimizer", "train.average_decay", "train.loss_mean")
 """Keys, or groups of keys, of the whole run that decide what is learned."""
 _OF_A_STAGE = ("learning_rate", "rope_base", "skip_steps")
 _NOTED = (

@@ -213,6 +213,8 @@ class TrainConfig:
     """Steps in a row without a finite loss or gradient after which the run stops."""
     loss_chunk: int = _bounded(1, default=512)
     """Tokens whose logits exist at once in the loss."""
+    loss_mean: str = _bounded(choices=("tokens", "conversations"), default="tokens")
+    """What the loss is the mean of: a batch's targets, or its conversations, each the mean of its own targets."""
     remat: str = _bounded(choices=("none", "dots", "block", "offload"), default="none")
     """What the backward pass keeps: everything, the products, block inputs, or those in the host's memory."""
     accumulation: int = _bounded(1, default=1)

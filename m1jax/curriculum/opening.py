@@ -7,6 +7,7 @@ from m1jax.errors import UserError
 from m1jax.rows import packed
 from m1jax.rows.manifest import Manifest
 from m1jax.rows.packed import Stores
+from m1jax.text.documents import PAIR, WHOLE
 from m1jax.tokenizer import chat as chats
 
 
@@ -14,7 +15,8 @@ def open_curriculum(config: RunConfig) -> tuple[Curriculum, Stores]:
     """The run's curriculum over its packed rows, and the row stores that it reads.
 
     Raises UserError for missing or broken rows, a mixture that names no source, a source that would be read too often,
-    a tokenizer larger than the model, and conversations that the run's tokenizer would not write as the rows have them.
+    a tokenizer larger than the model, conversations that the run's tokenizer would not write as the rows have them, and
+    a mean over conversations of text that is none.
     """
     manifest = packed.load_manifest(config.rows_address)
     if manifest.vocab_size > config.model.vocab_size:
@@ -25,6 +27,8 @@ def open_curriculum(config: RunConfig) -> tuple[Curriculum, Stores]:
     if manifest.chat_format and config.tokenizer.exists():
         _check_chat_format(config, manifest)
     curriculum = Curriculum(config.stages, manifest, config.seed, config.data.max_epochs)
+    if config.train.loss_mean == "conversations":
+        _check_conversations(curriculum)
     return curriculum, packed.open_stores(config.rows_address, curriculum.manifest, curriculum.used)
 
 
@@ -42,3 +46,13 @@ def _check_chat_format(config: RunConfig, manifest: Manifest) -> None:
             f"{found}: restore its files and data.chat_format, or make corpus and rows again with "
             f"`m1 sft --conversations DIR`."
         )
+
+
+def _check_conversations(curriculum: Curriculum) -> None:
+    """Raises UserError where rows hold parts of documents: the mean of each would depend on where it was cut."""
+    for _, source in sorted(curriculum.used):
+        if curriculum.manifest.sources[source].columns.keys().isdisjoint((PAIR, WHOLE)):
+            raise UserError(
+                f"config key train.loss_mean = 'conversations', but source {source!r} holds text, which is cut to fit "
+                f"rows: take it out of the mixture, or set the key to 'tokens'."
+            )

@@ -5,7 +5,7 @@ that every token but a document's first is a target exactly once; a document tha
 is measured whole. The first token has nothing before it and is no target for any model: neither its bits nor its bytes
 count. A target counts with its weight w in training, 1 throughout a text, 0 for what a conversation only shows:
 
-    loss           = −Σ w ln p(target) / Σ w, nats a target
+    loss           = −Σ w ln p(target) / Σ w, nats a target; or the mean of this over conversations (train.loss_mean)
     bits per byte  = −Σ w log2 p(target) / Σ w · UTF-8 bytes of the target
 
 Bits per byte compare models with any tokenizers: the bytes are those of the text that is learned. EOS and the marks of
@@ -44,6 +44,8 @@ class Bits:
     bytes: float
     targets: float
     """Sum of the weights: the number of targets where each is 1."""
+    means: float = 0.0
+    """Sum over documents of each one's own loss, nats a target."""
     documents: int = 0
     """Those that have a target."""
 
@@ -52,10 +54,11 @@ class Bits:
         """Bits per byte; NaN where there was no byte."""
         return self.bits / self.bytes if self.bytes else math.nan
 
-    @property
-    def loss(self) -> float:
-        """Mean loss, nats a target; NaN where there was no target."""
-        return self.bits * math.log(2) / self.targets if self.targets else math.nan
+    def loss(self, mean: str = "tokens") -> float:
+        """Nats a target, as `train.loss_mean` averages them; NaN where there was no target."""
+        if not self.targets:
+            return math.nan
+        return self.means / self.documents if mean == "conversations" else self.bits * math.log(2) / self.targets
 
     def __add__(self, other: "Bits") -> "Bits":
         return Bits(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
@@ -118,7 +121,7 @@ def bits_per_byte(
         sums[owner] = sums.get(owner, NONE) + Bits(bits, size, float(weights.sum()))
     found = dict.fromkeys(documents, NONE)
     for (source, _), one in sums.items():
-        found[source] += replace(one, documents=int(one.targets > 0))
+        found[source] += replace(one, means=one.loss(), documents=1) if one.targets else one
     return found
 
 

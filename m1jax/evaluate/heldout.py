@@ -85,7 +85,7 @@ def measure(
         )
         total = sum(found.values(), NONE)
         named = {"": total, **{f"/{source}": bits for source, bits in sorted(found.items()) if bits.targets}}
-        return {f"{LOSS}{name}": bits.loss for name, bits in named.items()} | {
+        return {f"{LOSS}{name}": bits.loss(config.train.loss_mean) for name, bits in named.items()} | {
             f"{BITS}{name}": bits.per_byte for name, bits in named.items() if bits.bytes
         }
 

@@ -1,7 +1,19 @@
-"""The objective of pre-training: the next token of the same document."""
+"""The objective of pre-training and fine-tuning: the next token of the same document.
+
+With targets t of weight w_t, and ℓ_t = −log p(t), the loss of a global batch (all hosts, all micro-batches) is
+
+    train.loss_mean = "tokens"           Σ_t w_t ℓ_t / Σ_t w_t
+    train.loss_mean = "conversations"    1/N Σ_c (Σ_{t in c} w_t ℓ_t / Σ_{t in c} w_t)
+
+over its N conversations c that have a target: a long answer counts by its tokens, or as much as a short one.
+
+Legend: B rows of a batch, S tokens of a row.
+"""
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -17,7 +29,7 @@ from m1jax.train.objective import Batch, Objective, Ratio, StageScalars, Terms
 
 
 class NextToken(Objective):
-    """The weighted mean over targets of -log p(target), nats; log Z beside it.
+    """The mean over targets of -log p(target), nats, as `train.loss_mean` weighs them; log Z beside it.
 
     The weight of a target is that of its span in the rows: 1 for every token of a document, 0 for the prompt of a
     completion.
@@ -45,8 +57,11 @@ class NextToken(Objective):
         return model.initialise(self._config.model, seeds.key(self._config.seed))
 
     def terms(self, params: dict[str, Any], batch: Batch, stage: StageScalars) -> Terms:
-        """Sums over targets, divided by their weights: the loss, and log Z (the log-sum-exp of the logits)."""
+        """Sums over targets and what divides them: the loss, and log Z (the log-sum-exp of the logits)."""
         train = self._config.train
+        weights, denominator = batch["weights"], jnp.sum(batch["weights"])
+        if train.loss_mean == "conversations":
+            weights, denominator = of_conversations(weights, batch["segment_ids"])
         decoder = nnx.merge(self._graphdef, params)
         hidden = decoder.hidden(
             batch["tokens"],
@@ -55,8 +70,8 @@ class NextToken(Objective):
             rope_base=stage.rope_base,
             remat=train.remat,
         )
-        loss = decoder.cross_entropy(hidden, batch["targets"], batch["weights"], chunk=train.loss_chunk)
-        return Terms(Ratio(loss.loss, loss.weight), {"log_z": Ratio(loss.log_z, loss.weight)})
+        loss = decoder.cross_entropy(hidden, batch["targets"], weights, chunk=train.loss_chunk)
+        return Terms(Ratio(loss.loss, denominator), {"log_z": Ratio(loss.log_z, denominator)})
 
     def kind_of(self, path: tuple[Any, ...]) -> str:
         """The layer's kind, or the name at the root of the tree."""
@@ -65,3 +80,15 @@ class NextToken(Objective):
     def flops(self, positions: np.ndarray) -> float:
         """Three forward passes: see m1jax.model.flops."""
         return train_flops(self._config.model, positions)
+
+
+def of_conversations(weights_BS: jax.Array, segment_ids_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weights of targets that add up to 1 in each segment, float32 (B, S), and the number of segments, float32 ().
+
+    A conversation is a segment of one row, so that neither devices nor micro-batches cut one. Segments without a target
+    do not count.
+    """
+    S = weights_BS.shape[1]
+    totals_BS = jax.vmap(lambda weights, ids: jax.ops.segment_sum(weights, ids, S + 1))(weights_BS, segment_ids_BS)
+    total_BS = jnp.take_along_axis(totals_BS, segment_ids_BS, axis=1)
+    return weights_BS / jnp.where(total_BS > 0, total_BS, 1.0), jnp.sum(totals_BS > 0).astype(jnp.float32)

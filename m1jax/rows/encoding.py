@@ -25,7 +25,7 @@ from m1jax.tokenizer import joins
 Progress = Callable[[str, str, int], None]
 """Called with a source, "encoded" or "packed", and bytes of its text since the last call."""
 
-NO_TOKEN = "gives no token"
+NO_TARGET = "gives no token that is learned"
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -114,7 +114,7 @@ def encode_source(
     with Table(index, INDEX_SCHEMA) as table, concurrent.futures.ThreadPoolExecutor(max(1, workers)) as pool:
         for batch in _encoded(screen(documents, texts=False), tokenizer, spool, pool, workers):
             kept = batch.lengths > 0
-            missing = [set_aside(d, NO_TOKEN) for d, keep in zip(batch.documents, kept, strict=True) if not keep]
+            missing = [set_aside(d, NO_TARGET) for d, keep in zip(batch.documents, kept, strict=True) if not keep]
             for item in (*batch.rejected, *missing):
                 aside.write(dataclasses.replace(item, source=item.source or name), len(item.text))
                 rejected += 1
@@ -225,7 +225,7 @@ def _measured(items: Iterable[Document | Rejected], first: int, vocab_size: int)
 def encode(
     documents: Sequence[Document], tokenizer: Encoder, dtype: type[np.unsignedinteger], of: str = ""
 ) -> EncodedBatch:
-    """The tokens of documents, each followed by EOS; a document without tokens gives nothing, not even EOS.
+    """The tokens of documents, each followed by EOS; a document without a target gives nothing, not even EOS.
 
     No token goes over the border of two parts, but text behind text is encoded as its continuation. EOS has the weight
     of the document's last part.
@@ -234,20 +234,31 @@ def encode(
     encoded = iter(tokenizer.encode_arrays([part.text for some in parts for part in some if not part.ids]))
     ids: list[list[Sequence[int] | Array]] = [[part.ids or next(encoded) for part in some] for some in parts]
     _continue(parts, ids, tokenizer)
-    totals = [sum(map(len, some)) for some in ids]
+    totals = [
+        0 if document.parts and not _has_target(document.parts, some) else sum(map(len, some))
+        for document, some in zip(documents, ids, strict=True)
+    ]
     lengths = np.array([total + 1 if total else 0 for total in totals], np.int64)
     tokens = np.full(int(lengths.sum()), tokenizer.eos_id, dtype)
     found: list[tuple[int, int, float]] = []
     at = 0
     for document, some, total in zip(documents, ids, totals, strict=True):
-        if document.parts and total:
+        if not total:
+            continue
+        if document.parts:
             weights = [part.weight for part in document.parts]
             found += runs([*map(len, some), 1], [*weights, weights[-1]], at)
         for part in some:
             tokens[at : at + len(part)] = part
             at += len(part)
-        at += total > 0
+        at += 1
     return EncodedBatch(of, tokens, lengths, spans_of(found))
+
+
+def _has_target(parts: Sequence[Part], ids: Sequence[Sequence[int] | Array]) -> bool:
+    """Whether a token behind the first one, EOS included, has a weight above 0 as rows keep it."""
+    weights = [weight for part, some in zip(parts, ids, strict=True) for weight in [part.weight] * min(len(some), 2)]
+    return bool(weights) and any(np.float32(weight) > 0 for weight in [*weights[1:], parts[-1].weight])
 
 
 def _continue(parts: Sequence[Sequence[Part]], ids: Sequence[list[Sequence[int] | Array]], tokenizer: Encoder) -> None:

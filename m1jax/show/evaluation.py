@@ -68,14 +68,17 @@ def bits(found: Mapping[str, Mapping[str, Bits]], domains: Mapping[str, str], or
     return _measured("Bits per byte on held-out text", columns, entry, found, domains, order)
 
 
-def losses(found: Mapping[str, Mapping[str, Bits]], domains: Mapping[str, str], order: Sequence[str]) -> Report:
-    """As `bits`, the loss of held-out conversations as training has it."""
+def losses(
+    found: Mapping[str, Mapping[str, Bits]], domains: Mapping[str, str], order: Sequence[str], mean: str
+) -> Report:
+    """As `bits`, the loss of held-out conversations as training has it; `mean` is `train.loss_mean`."""
 
     def entry(bits: Bits) -> dict[str, float | None]:
-        return {"loss": _number(bits.loss), "targets": bits.targets, "conversations": bits.documents}
+        return {"loss": _number(bits.loss(mean)), "targets": bits.targets, "conversations": bits.documents}
 
-    columns = "conversations", lambda bits: bits.documents, lambda bits: bits.loss
-    return _measured("Loss of held-out conversations (nats a target)", columns, entry, found, domains, order)
+    columns = "conversations", lambda bits: bits.documents, lambda bits: bits.loss(mean)
+    title = f"Loss of held-out conversations (nats a target, mean over {mean})"
+    return _measured(title, columns, entry, found, domains, order)
 
 
 Columns = tuple[str, Callable[[Bits], float], Callable[[Bits], float]]

@@ -32,6 +32,7 @@ def train_step(
 
     The loss is a sum divided by its denominator over the global batch, never a mean of means: neither the way rows are
     spread over devices nor the micro-batches that `split` makes change it. Only trained parameters are differentiated.
+    A batch whose denominator is 0 has no loss: it is NaN, never 0, and such a step is skipped.
 
     Returns the new state and float32 scalars: loss and its denominator, grad_norm (before the clip), norm_mean (of the
     accepted norms before it), skipped (0 or 1), skipped_total, nonfinite_in_row, every quantity that the objective
@@ -39,7 +40,7 @@ def train_step(
     """
     batch = objective.prepare(state.all_params, batch)
     terms, grads = _summed(objective, state, batch, stage, split)
-    loss = terms.loss.value
+    loss = jnp.where(terms.loss.denominator > 0, terms.loss.value, jnp.nan)
     # The loss itself may be the first value that is not finite; the clip must see it in the norm that it reads.
     scale = jnp.where(jnp.isfinite(loss), 1.0 / terms.loss.divisor, jnp.nan)
     grads = jax.tree.map(lambda g, p: (g * scale).astype(p.dtype), grads, state.params)

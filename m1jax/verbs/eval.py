@@ -92,7 +92,7 @@ def evaluate(
         console.print(bits_report.table)
         data: dict[str, Any] = {"step": trained.step, "bits_per_byte": bits_report.data}
         if "chat_format" in made:
-            loss = evaluation.losses(measured, domains, config.data.domains)
+            loss = evaluation.losses(measured, domains, config.data.domains, config.train.loss_mean)
             console.print(loss.table)
             data["loss"] = loss.data
         if chosen:

@@ -88,7 +88,7 @@ def test_a_source_is_measured_on_the_same_documents_whatever_stands_beside_it():
 def test_a_source_without_targets_has_no_number():
     found = bits_per_byte({"s": [text([3])], "t": []}, Toy(), [1] * 10, row_length=4, batch_rows=1, max_tokens=9)
     assert found == {"s": NONE, "t": NONE}
-    assert math.isnan(found["s"].loss)
+    assert math.isnan(found["s"].loss())
     assert math.isnan(found["s"].per_byte)
 
 
@@ -111,15 +111,20 @@ WEIGHTED = st.lists(
 def test_a_target_counts_with_its_weight(talks):
     """Both in the bits and in the bytes; what has weight 0 is read and not counted."""
     nats = size = total = 0.0
+    means = []
     for talk in talks:
+        mine = of_mine = 0.0
         for logprob, (token, weight) in zip(alone([token for token, _ in talk]), talk[1:], strict=True):
-            nats, size, total = nats - weight * logprob, size + weight * token, total + weight
+            mine, size, of_mine = mine - weight * logprob, size + weight * token, of_mine + weight
+        nats, total = nats + mine, total + of_mine
+        means += [mine / of_mine] if of_mine else []
     documents = [Learned([t for t, _ in talk], np.array([w for _, w in talk], np.float32), True) for talk in talks]
     found = bits_per_byte({"s": documents}, Toy(), list(range(10)), row_length=12, batch_rows=2, max_tokens=10**6)["s"]
     assert (found.bytes, found.targets) == (size, total)
-    assert found.documents == sum(any(weight for _, weight in talk[1:]) for talk in talks)
+    assert found.documents == len(means)
     if total:
-        assert found.loss == pytest.approx(nats / total)
+        assert found.loss() == pytest.approx(nats / total)
+        assert found.loss("conversations") == pytest.approx(sum(means) / len(means))
         assert found.per_byte == pytest.approx(nats / math.log(2) / size)
 
 

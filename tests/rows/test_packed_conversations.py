@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from m1jax import kernels, model
 from m1jax.errors import UserError
+from m1jax.objectives.next_token import of_conversations
 from m1jax.rows.expand import expand
 from m1jax.rows.manifest import open_stores
 from m1jax.rows.packing import pack
@@ -24,6 +25,7 @@ from tests.rows import toy_rows
 from tests.tokenizer.chat.chat_tokenizers import OURS, talk
 
 S = 144
+MEANS = ("tokens", "conversations")
 TALKS = (
     (("user", "Is fever a symptom?"), ("assistant", "是。"), ("user", "Why? "), ("assistant", "It is.")),
     (("system", "发热"), ("user", "39 degrees"), ("assistant", "fever")),
@@ -92,6 +94,13 @@ def gradients():
     return of
 
 
+def weighed(batch, mean):
+    """The batch with the weights that `train.loss_mean` gives its targets."""
+    if mean == "tokens":
+        return batch
+    return {**batch, "weights": np.asarray(of_conversations(batch["weights"], batch["segment_ids"])[0])}
+
+
 def only(batch, begin, end, at):
     """The tokens from `begin` to `end`, all other places being padding; their first is at place `at`."""
     found = {}
@@ -101,27 +110,30 @@ def only(batch, begin, end, at):
     return found
 
 
-def test_no_gradient_goes_from_one_conversation_to_another(packed, gradients):
+@pytest.mark.parametrize("mean", MEANS)
+def test_no_gradient_goes_from_one_conversation_to_another(packed, gradients, mean):
     """Exactly zero, not small: only tokens of a conversation move its own loss, and those before its last target do."""
     batch, borders = packed
     for begin, end in borders:
         mine = (np.arange(S) >= begin) & (np.arange(S) < end)
-        shifts, _ = gradients({**batch, "weights": batch["weights"] * mine})
+        shifts, _ = gradients(weighed({**batch, "weights": batch["weights"] * mine}, mean))
         assert np.all(shifts[~mine] == 0.0)
         assert np.all(np.abs(shifts[begin : end - 1]).max(-1) > 1e-6) and np.all(shifts[end - 1] == 0.0)
 
 
-def test_gradients_of_a_packed_row_are_those_of_its_conversations_apart(packed, gradients):
+@pytest.mark.parametrize("mean", MEANS)
+def test_gradients_of_a_packed_row_are_those_of_its_conversations_apart(packed, gradients, mean):
     """At its place, every bit: neighbours are to a conversation as padding is.
 
     At the beginning of a row of its own, and in sums over conversations, float32 adds in another order.
     """
     batch, borders = packed
-    together, moved = gradients(batch)
+    together, moved = gradients(weighed(batch, mean))
     apart = []
     for begin, end in borders:
-        assert np.array_equal(gradients(only(batch, begin, end, begin))[0][begin:end], together[begin:end])
-        shifts, some = gradients(only(batch, begin, end, 0))
+        alone = weighed(only(batch, begin, end, begin), mean)
+        assert np.array_equal(gradients(alone)[0][begin:end], together[begin:end])
+        shifts, some = gradients(weighed(only(batch, begin, end, 0), mean))
         assert np.abs(shifts[: end - begin] - together[begin:end]).max() < 1e-5 * np.abs(together).max()
         apart.append(some)
     total = jax.tree.map(lambda *parts: sum(parts), *apart)

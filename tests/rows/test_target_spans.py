@@ -51,7 +51,8 @@ def test_every_target_counts_once_with_its_weight(tmp_path_factory, contents, ro
     plain = [toy_rows.document(i, 7 + i) for i in range(len(contents))]
     documents = [toy_rows.with_parts(d, *parts) if parts else d for d, parts in zip(plain, contents, strict=True)]
     documents.append(toy_rows.document(len(documents), 9))
-    kept = [item for item in screen(documents, texts=False) if isinstance(item, Document)]
+    screened = [item for item in screen(documents, texts=False) if isinstance(item, Document)]
+    kept = [item for item in screened if any(weight > 0 for _, weight in by_definition(item)[1:])]
     expected = {
         (number, at): pair
         for number, document in enumerate(kept)
@@ -109,11 +110,11 @@ def test_no_token_goes_over_the_border_of_parts(tmp_path):
 
 
 def test_the_end_has_the_weight_of_the_last_part(tmp_path):
-    parts = [Part("a"), Part("b", weight=0.0)], [Part("a", weight=0.0), Part("", weight=0.5)]
+    parts = [Part("ac"), Part("b", weight=0.0)], [Part("a", weight=0.0), Part("", weight=0.5)]
     documents = [toy_rows.with_parts(toy_rows.document(i, 3), *some) for i, some in enumerate(parts)]
-    for document, weights in zip(documents, ([0, 0, 0], [0.5, 0, 0]), strict=True):
-        manifest = pack({"a": lambda d=document: iter([d])}, toy_rows.ToyTokenizer(), tmp_path, [3], 8, 0)
-        assert expand(packed_rows(tmp_path, manifest)[3])["weights"].tolist() == [weights]
+    for document, weights in zip(documents, ([1, 0, 0, 0], [0.5, 0, 0, 0]), strict=True):
+        manifest = pack({"a": lambda d=document: iter([d])}, toy_rows.ToyTokenizer(), tmp_path, [4], 8, 0)
+        assert expand(packed_rows(tmp_path, manifest)[4])["weights"].tolist() == [weights]
 
 
 def test_ids_beyond_the_vocabulary_are_set_aside(tmp_path):
@@ -231,3 +232,21 @@ def test_pairs_are_packed_whole_into_one_row(tmp_path_factory, sizes, shuffle, w
     assert sorted(found, key=str) == sorted([*aside, *others], key=str)
     assert sum(source.rejected for source in manifest.sources.values()) == len(found)
     assert sum(source.documents for source in manifest.sources.values()) == len(expected)
+
+
+def test_a_document_without_a_target_is_set_aside(tmp_path):
+    """A first token is no target, and neither is what an empty part or a weight below float32 would weigh."""
+    parts = (
+        [Part("a"), Part("b", weight=0.0)],
+        [Part("ab", weight=0.0), Part(""), Part("c", weight=0.0)],
+        [Part("ab", weight=1e-60)],
+        [Part("a", weight=0.0), Part("b", weight=0.5), Part("c", weight=0.0)],
+    )
+    documents = [toy_rows.with_parts(toy_rows.document(i, 3), *some) for i, some in enumerate(parts)]
+    manifest = pack({"a": lambda: iter(documents)}, toy_rows.ToyTokenizer(), tmp_path, [8], 8, 0)
+    assert (manifest.sources["a"].documents, manifest.sources["a"].rejected) == (1, 3)
+    assert {line[1] for line in rejected(tmp_path)} == {"gives no token that is learned"}
+    (row,) = packed_rows(tmp_path, manifest)[8]
+    assert expand([row])["weights"].tolist() == [[0.5, 0, 0, 0, 0, 0, 0, 0]]
+    with pytest.raises(UserError, match=r"source 'a' holds no document with text \(3 were set aside\)"):
+        pack({"a": lambda: iter(documents[:3])}, toy_rows.ToyTokenizer(), tmp_path / "none", [8], 8, 0)

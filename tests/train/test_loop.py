@@ -140,6 +140,21 @@ def test_an_interrupted_run_continues_to_the_same_bits(tmp_path):
     assert cut_losses[-1]["loss"] < cut_losses[0]["loss"]
 
 
+def test_a_batch_without_a_target_stops_the_run(tmp_path):
+    """It has no loss: neither 0 nor a step that is skipped in silence."""
+    config, reports = small_config(tmp_path, checkpoint_every=100), []
+
+    def batches(first):
+        for step, batch in enumerate(batches_of(config)(first), first):
+            yield {**batch, "weights": batch["weights"] * (step != 6)}
+
+    mesh = meshes.make(config.mesh, jax.devices()[:1])
+    refused = pytest.raises(UserError, match=r"step 7 \(stage 'medical', global rows 24 to 27\) has nothing to learn")
+    with Trainer(config, Bigram(), mesh, hooks=[Call(reports.append)]) as trainer, refused:
+        fit(trainer, trainer.restore(), batches)
+    assert [report.skipped for report in reports] == [False] * 6 + [True] and np.isnan(reports[-1].loss)
+
+
 def test_one_bad_batch_moves_nothing_and_many_stop_the_run(tmp_path):
     config = small_config(tmp_path / "one", checkpoint_every=100)
     reports = []

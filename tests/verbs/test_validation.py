@@ -56,7 +56,7 @@ def test_it_measures_what_an_evaluation_of_the_checkpoint_does(validated):
     )
     for source, measured in found.items():
         assert lines[-1][f"heldout_bits_per_byte/{source}"] == pytest.approx(measured.per_byte, rel=1e-5)
-        assert lines[-1][f"heldout_loss/{source}"] == pytest.approx(measured.loss, rel=1e-5)
+        assert lines[-1][f"heldout_loss/{source}"] == pytest.approx(measured.loss(), rel=1e-5)
 
 
 def test_validation_changes_no_step(validated, road):

@@ -109,6 +109,12 @@ class Reporter:
         )
         self._measured = {}
         self._emit(report)
+        if found["denominator"] == 0:
+            raise UserError(
+                f"step {report.step} (stage {stage.name!r}, global rows {report.rows[0]} to {report.rows[1]}) has "
+                f"nothing to learn, so no loss: `m1 curriculum replay --step {report.step}` shows its rows; parameters "
+                f"were left as they were before."
+            )
         self._stop_where_nothing_is_finite(report, int(found["nonfinite_in_row"]))
 
     def _stop_where_nothing_is_finite(self, report: StepReport, in_row: int) -> None:
