@@ -21,6 +21,7 @@ from m1jax.generate.engine import LanguageModel
 from m1jax.model import seeds
 from m1jax.parallel import rules
 from m1jax.tokenizer import SpecialIds, Tokenizer
+from m1jax.tokenizer import chat as chats
 from m1jax.train.checkpoint.checkpoints import check_model
 from m1jax.train.checkpoint.folder import CheckpointFolder, existing
 
@@ -138,9 +139,15 @@ def stored(folder: Path) -> Stored:
     checkpoints = existing(folder / "checkpoints")
     try:
         config, step = _run_at(checkpoints, folder, None)
+        trained = checkpoints.meta(step).curriculum.get("chat_format")
     finally:
         checkpoints.close()
     found = tokenizer_of(folder, config)
+    if trained and (now := chats.fingerprint(found, config.data.chat_format or None)) != trained:
+        raise UserError(
+            f"the model in {folder} learned conversations in {trained}, but its tokenizer in {found.folder} writes "
+            f"{now}: restore the files of the tokenizer."
+        )
     ids: dict[str, Any] = {f"{name}_token_id": getattr(found, f"{name}_id") for name in ("bos", "eos", "pad")}
     if others := [i for i in _ends_of_initial(config, found) if i != found.eos_id]:
         ids["eos_token_id"] = [found.eos_id, *others]

@@ -35,8 +35,7 @@ def open_curriculum(config: RunConfig) -> tuple[Curriculum, Stores]:
 def _check_chat_format(config: RunConfig, manifest: Manifest) -> None:
     """Raises UserError where the model would be used with other ids around a message than it is trained with."""
     tokenizer = tokenizers.of_run(config)
-    chat = chats.of(tokenizer, config.data.chat_format or None)
-    found = chat.format.fingerprint if isinstance(chat, chats.FormatChat) else chat.origin
+    found = chats.fingerprint(tokenizer, config.data.chat_format or None)
     wanted, place = manifest.chat_format, config.rows_address
     if tokenizer.fingerprint != manifest.tokenizer:
         found, wanted = f"other ids ({tokenizer.fingerprint})", f"{wanted} by tokenizer {manifest.tokenizer}"

@@ -10,6 +10,7 @@ import pytest
 from m1jax import artefact, loading
 from m1jax import tokenizer as tokenizers
 from m1jax.config import file as config_file
+from m1jax.errors import UserError
 from m1jax.rows.manifest import Manifest
 from m1jax.show import console as consoles
 from m1jax.text.documents import read_documents
@@ -132,6 +133,8 @@ def test_a_chat_format_that_changed_under_the_rows_is_refused(tuned, road, tmp_p
         "which no known chat format reproduces",
         "restore its files and data.chat_format",
     )
+    with pytest.raises(UserError, match=r"learned conversations in Baichuan-M1 \w+, but its tokenizer in .* writes"):
+        loading.load(folder)
 
 
 def test_conversations_of_another_tokenizer_are_not_packed(tuned, road, tmp_path, capsys):

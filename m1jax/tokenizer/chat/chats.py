@@ -212,6 +212,12 @@ def of(tokenizer: Tokenizer, name: str | None = None, formats: Sequence[ChatForm
     return FormatChat(fitting[0], tokenizer, f"{fitting[0].name}, {how}")
 
 
+def fingerprint(tokenizer: Tokenizer, name: str | None = None) -> str:
+    """The fingerprint of the format that `of` finds, or what else the chat of a model is."""
+    chat = of(tokenizer, name)
+    return chat.format.fingerprint if isinstance(chat, FormatChat) else chat.origin
+
+
 def missing(chat_format: ChatFormat, tokenizer: Tokenizer) -> list[str]:
     """The special tokens of a format that a tokenizer lacks."""
     return [mark.text for mark in chat_format.marks if tokenizer.token_id(mark.text) is None]
