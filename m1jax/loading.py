@@ -9,16 +9,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from m1jax import artefact, kernels, model
 from m1jax import tokenizer as tokenizers
-from m1jax.config import DTYPES, ModelConfig, RunConfig, to_dict
+from m1jax.config import DTYPES, LoraConfig, ModelConfig, RunConfig, to_dict
 from m1jax.config import file as config_file
-from m1jax.convert import adapters, config_json, model_folder, parameters, reading, table
+from m1jax.convert import adapters as adapter_folders
+from m1jax.convert import config_json, merging, model_folder, reading, table
 from m1jax.errors import UserError
 from m1jax.generate.engine import LanguageModel
-from m1jax.model import seeds
+from m1jax.model import adapters, seeds
+from m1jax.optim import masks
 from m1jax.parallel import rules
 from m1jax.tokenizer import SpecialIds, Tokenizer
 from m1jax.tokenizer import chat as chats
@@ -44,6 +46,13 @@ class Stored:
     generation: Mapping[str, Any] | None = None
     dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """See m1jax.convert.model_folder.Record."""
+    run: RunConfig | None = None
+    """The config of the run that trained it."""
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The adapter whose factors are beside the parameters."""
+        return None if self.run is None else _adapter(self.run)
 
 
 @dataclass(frozen=True)
@@ -66,10 +75,19 @@ def from_run(folder: Path, step: int | None = None) -> Trained:
     checkpoints = existing(folder / "checkpoints")
     try:
         config, step = _run_at(checkpoints, folder, step)
-        params = checkpoints.restore_params(target_of(config.model), step)
+        target, lora = target_of(config.model), _adapter(config)
+        if lora is None:
+            params = checkpoints.restore_params(target, step)
+        else:
+            params = checkpoints.restore_params(merging.with_factors(target, config.model, lora), step)
+            params = merging.merge(params, target, config.model, lora)
     finally:
         checkpoints.close()
     return Trained(config, step, params, config.timeline.stage(step - 1).rope_base)
+
+
+def _adapter(config: RunConfig) -> LoraConfig | None:
+    return config.train.lora if config.train.lora.rank else None
 
 
 def _run_at(checkpoints: CheckpointFolder, folder: Path, step: int | None) -> tuple[RunConfig, int]:
@@ -130,7 +148,7 @@ def stored(folder: Path) -> Stored:
             record.generation,
             record.dtypes,
         )
-    adapters.refuse(folder)
+    adapter_folders.refuse(folder)
     if not (folder / "checkpoints").is_dir():
         raise UserError(
             f"{folder} is neither a run's folder (it has no checkpoints) nor an imported model (it has no "
@@ -159,6 +177,7 @@ def stored(folder: Path) -> Stored:
         step,
         ids,
         found.folder,
+        run=config,
     )
 
 
@@ -205,31 +224,31 @@ def computed_here(config: ModelConfig, mesh: Mesh | None = None) -> ModelConfig:
 
 def target_of(config: ModelConfig, mesh: Mesh | None = None) -> Any:
     """Shapes, dtypes and shardings of a model's parameters: over a mesh as the rules say, or on the first device."""
-    abstract = model.abstract(config)
-    device = SingleDeviceSharding(jax.devices()[0])
-    shardings = jax.tree.map(lambda _: device, abstract.shapes)
-    if mesh is not None:
-        shardings = rules.parameter_shardings(mesh, abstract.shapes, abstract.axes)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract.shapes,
-        shardings,
-    )
+    return merging.abstract(config, mesh)
 
 
 def initial(config: RunConfig, target: Any) -> Any:
     """The parameters that `train.initial` names, in the dtypes and shardings of the abstract tree `target`.
 
-    Every process keeps its own share only, leaf by leaf. Raises UserError where the folder holds no model, or not the
-    config's.
+    Every process keeps its own share only, leaf by leaf. Where `target` has the factors of an adapter, they are those
+    that the run's seed makes. Raises UserError where the folder holds no model, or not the config's.
     """
-    folder = Path(config.train.initial)
+    folder, alone = Path(config.train.initial), adapters.without(target)
     if (folder / config_json.FILE).is_file():
         _check_same(folder, config_json.read(folder)[0], config.model)
-        return reading.tree(folder, config.model.param_dtype, _placing(target))[2]
-    source = stored(folder)
-    _check_same(folder, source.config, config.model)
-    return parameters.restore(source.parameters, target)
+        params = reading.tree(folder, config.model.param_dtype, _placing(alone))[2]
+    else:
+        source = stored(folder)
+        _check_same(folder, source.config, config.model)
+        params = merging.restore(source.parameters, alone, config.model, source.lora)
+    factors = adapters.only(target)
+    if not factors:
+        return params
+    first = jax.jit(
+        lambda: adapters.only(model.initialise(config.model, seeds.key(config.seed), config.train.lora)),
+        out_shardings=rules.shardings_of(factors),
+    )()
+    return masks.merge(params, first)
 
 
 def _placing(target: Any) -> Callable[[str, np.ndarray], jax.Array]:
@@ -271,7 +290,7 @@ def load(folder: Path, mesh: Mesh | None = None, dtype: str | None = None) -> tu
         tokenizer = tokenizer_in(folder, config_json.token_ids(folder))
         return LanguageModel(config, rope_base, params, mesh, _ends(folder)), tokenizer
     source = stored(folder)
-    found = language_model(source.config, source.rope_base, source.parameters, dtype, mesh=mesh)
+    found = language_model(source.config, source.rope_base, source.parameters, dtype, mesh=mesh, lora=source.lora)
     found.eos_ids = config_json.ends(source.token_ids, source.generation, folder)
     return found, tokenizer_in(source.tokenizer, source.token_ids)
 
@@ -283,18 +302,23 @@ def language_model(
     dtype: str | None,
     rounded_to: str | None = None,
     mesh: Mesh | None = None,
+    lora: LoraConfig | None = None,
 ) -> LanguageModel:
-    """The model of parameters in an Orbax folder, in `dtype` (default: as stored), first rounded to another."""
+    """The model of parameters in an Orbax folder, in `dtype` (default: as stored), first rounded to another.
+
+    An adapter's factors are merged into it.
+    """
     if dtype is not None:
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
-    on_disk = parameters.OnDisk(folder)
+    on_disk = merging.opened(folder, config, lora)
 
     def leaf(path: tuple[Any, ...], abstract: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         own = on_disk.dtype(jax.tree_util.keystr(path, simple=True, separator="/"))
         return jax.ShapeDtypeStruct(abstract.shape, rounded_to or dtype or own, sharding=abstract.sharding)
 
     config = computed_here(config, mesh)
-    params = parameters.restore(folder, jax.tree_util.tree_map_with_path(leaf, target_of(config, mesh)))
+    target = jax.tree_util.tree_map_with_path(leaf, target_of(config, mesh))
+    params = merging.restore(folder, target, config, lora)
     if rounded_to is not None and rounded_to != dtype:
         params = jax.tree.map(lambda value: value.astype(dtype), params)
     return LanguageModel(config, rope_base, params, mesh)

@@ -7,8 +7,10 @@ from typing import Any
 from m1jax.config.schema import RunConfig, to_dict
 from m1jax.errors import UserError
 
-_LEARNED = ("objective", "optimizer", "train.average_decay", "train.loss_mean")
+_LEARNED = ("objective", "optimizer", "train.average_decay", "train.loss_mean", "train.lora.alpha")
 """Keys, or groups of keys, of the whole run that decide what is learned."""
+_FIXED = ("train.lora.rank", "train.lora.targets", "train.lora.layers", "train.trained", "train.frozen_dtype")
+"""Keys that decide which arrays a checkpoint has."""
 _OF_A_STAGE = ("learning_rate", "rope_base", "skip_steps")
 _NOTED = (
     "mesh", "model.attention", "model.compute_dtype", "train.accumulation", "train.loss_chunk", "train.remat",
@@ -26,6 +28,8 @@ class Changes:
     """Settings that decide what is learned: of the whole run, of stages that were started, of later stages."""
     noted: list[str]
     """Settings that change rounding at most."""
+    fixed: list[str] = dataclasses.field(default_factory=list)
+    """Settings that make a checkpoint one of other arrays: a run keeps them to its end."""
 
 
 def compare(saved: Mapping[str, Any], config: RunConfig) -> Changes:
@@ -37,16 +41,21 @@ def compare(saved: Mapping[str, Any], config: RunConfig) -> Changes:
     learned = list(_of_keys(saved, current, _LEARNED))
     for old, new in zip(saved.get("stages", []), current["stages"], strict=False):
         learned += [f"stage {old.get('name')!r}: {text}" for text in _of_keys(old, new, _OF_A_STAGE)]
-    return Changes(learned, list(_of_keys(saved, current, _NOTED)))
+    return Changes(learned, list(_of_keys(saved, current, _NOTED)), list(_of_keys(saved, current, _FIXED)))
 
 
 def check(saved: Mapping[str, Any], config: RunConfig, step: int, amend: bool = False) -> Changes:
     """`compare` for a run that continues after `step` steps; raises UserError if what is learned would change.
 
-    `amend` accepts the change, if any step is left.
+    `amend` accepts the change, if any step is left, but for settings that decide which parameters are trained.
     """
     found = compare(saved, config)
     left = step < config.total_steps
+    if found.fixed:
+        raise UserError(
+            f"the checkpoint of step {step} was trained with other settings: {'; '.join(found.fixed)}: restore them or "
+            f"start a new run in another folder, which may begin from this one (train.initial)."
+        )
     if found.learned and not (amend and left):
         remedy = "restore them or start a new run in another folder"
         if left:

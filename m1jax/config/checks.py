@@ -6,6 +6,7 @@ from m1jax.config import seeds
 from m1jax.config.domains import check_keys, check_known, check_names, check_parts
 from m1jax.config.records import check_records
 from m1jax.config.schema import LAYER_KINDS, TRACKERS, DataConfig, ModelConfig, RunConfig, StageConfig
+from m1jax.config.tuning import check_lora, matched
 from m1jax.errors import UserError
 
 
@@ -37,6 +38,8 @@ def check_run(config: RunConfig, only: str | None = None) -> None:
             raise UserError(f"config key optimizer.{name} must be below 1, got {getattr(config.optimizer, name)}.")
     if config.train.average_decay >= 1:
         raise UserError(f"config key train.average_decay must be below 1, got {config.train.average_decay}.")
+    check_lora(config.model, config.train.lora)
+    matched(config.model, config.train.trained)
     for tracker in config.train.trackers:
         if tracker not in TRACKERS:
             raise UserError(f"config key train.trackers must hold {' or '.join(TRACKERS)}, got {tracker!r}.")

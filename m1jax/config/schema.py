@@ -16,6 +16,7 @@ from m1jax.config.stages import RampConfig as RampConfig
 from m1jax.config.stages import StageConfig as StageConfig
 from m1jax.config.stages import bounded as _bounded
 from m1jax.config.timeline import Timeline
+from m1jax.config.tuning import LoraConfig as LoraConfig
 from m1jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
@@ -229,6 +230,12 @@ class TrainConfig:
     """Where each step's numbers go beside metrics.jsonl and TensorBoard: wandb."""
     initial: str = ""
     """Folder of a model whose parameters the run starts from: imported, exported, or a run's; empty: the seed."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Low-rank factors that are trained while the model is frozen, but for what `trained` names."""
+    trained: tuple[str, ...] = ()
+    """Patterns of the parameters that are trained, such as "layers/*/mlp"; empty: all, or with `lora` only factors."""
+    frozen_dtype: str = _bounded(choices=("", *DTYPES), default="")
+    """Dtype of the parameters that are not trained; empty: model.param_dtype."""
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,9 @@ def export(
     files = writing.write(folder, source, config, dtypes, form, shard_bytes, advance)
     torch_model.write(folder)
     tokenizer_files.write(tokenizer_folder, folder, config_json.single(ids), config.max_positions)
-    _write_json(folder / config_json.GENERATION, generation or {"_from_model_config": True, **ids})
+    write_json(folder / config_json.GENERATION, generation or {"_from_model_config": True, **ids})
     dtype = dtypes[table.EMBEDDING.name]
-    _write_json(folder / config_json.FILE, config_json.to_json(config, rope_base, dtype, ids))
+    write_json(folder / config_json.FILE, config_json.to_json(config, rope_base, dtype, ids))
     return files
 
 
@@ -73,5 +73,6 @@ def read(folder: Path) -> tuple[ModelConfig, float, Tree]:
     return reading.tree(folder)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a file as transformers do."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

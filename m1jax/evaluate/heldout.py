@@ -1,6 +1,5 @@
 """Held-out documents as tokens, and their measurement on the live parameters of a training run."""
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from m1jax.errors import UserError
 from m1jax.evaluate.bits import NONE, Learned, bits_per_byte
 from m1jax.evaluate.scoring import TargetLogprobs
 from m1jax.evaluate.trained import logprobs
+from m1jax.model import adapters
 from m1jax.parallel import rules
 from m1jax.parallel.attention import partitioned
 from m1jax.rows.encoding import encode
@@ -94,10 +94,14 @@ def measure(
 
 def _live_scorer(config: RunConfig, mesh: Mesh) -> Callable[[Any, float], TargetLogprobs]:
     """Log p(target) of parameters that are laid out over `mesh`; every process gives and gets whole batches."""
-    abstract = model.abstract(config.model, partitioned(mesh), rules.activation_constraint(mesh))
+    lora = config.train.lora
+    abstract = model.abstract(config.model, partitioned(mesh), rules.activation_constraint(mesh), lora=lora)
     sharding = rules.batch_sharding(mesh)
 
-    score = functools.partial(logprobs, abstract.graphdef, chunk=config.train.loss_chunk)
+    def score(params: Any, batch: Any, rope_base: Any) -> Any:
+        params = adapters.scaled(params, config.model, lora)
+        return logprobs(abstract.graphdef, params, batch, rope_base, chunk=config.train.loss_chunk)
+
     compiled = jax.jit(score, out_shardings=rules.replicated(mesh))
 
     def scorer(params: Any, rope_base: float) -> TargetLogprobs:

@@ -13,17 +13,19 @@ Parameters form a nested dict of arrays with string keys:
         post_attention_norm/weight        (E,)      embed
         mlp/gate_proj, up_proj            (E, F)    embed, ffn
         mlp/down_proj                     (F, E)    ffn, embed
+        attention/lora/<name>/a, b        factors of rank R beside the matrix <name>: a has its input axes and
+        mlp/lora/<name>/a, b              "rank", b "rank" and its output axes (m1jax.model.adapters)
     norm/weight                           (E,)      embed
     head/weight                           (V, E)    vocab, embed; absent where the embedding is tied
 
 The names after the shapes are logical axes: metadata that `m1jax.parallel.rules` maps to mesh axes. `Layout.path` maps
 layer numbers to prefix, periods and suffix.
 
-Legend: B batch, S sequence, H heads, K KV heads, D head_dim, E hidden, F FFN, V vocabulary, L layers.
+Legend: B batch, S sequence, H heads, K KV heads, D head_dim, E hidden, F FFN, V vocabulary, L layers, R rank.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +33,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from m1jax import kernels
-from m1jax.config import ModelConfig
+from m1jax.config import LoraConfig, ModelConfig
 from m1jax.model import head as heads
 from m1jax.model import remat as remats
 from m1jax.model import seeds
@@ -59,12 +61,12 @@ def unconstrained(x: Array, axes: tuple[str | None, ...]) -> Array:
 class Block(nnx.Module):
     """One layer: x += attention(norm(x)); x += mlp(norm(x)) (reference code)."""
 
-    def __init__(self, config: ModelConfig, kind: str, init: Initializer):
+    def __init__(self, config: ModelConfig, kind: str, init: Initializer, lora: LoraConfig | None = None):
         residual_std = config.init_std / (2 * config.num_layers) ** 0.5
         self.input_norm = RMSNorm("input_norm", config.hidden, config.norm_eps, init)
-        self.attention = Attention(config, kind, residual_std, init)
+        self.attention = Attention(config, kind, residual_std, init, lora)
         self.post_attention_norm = RMSNorm("post_attention_norm", config.hidden, config.norm_eps, init)
-        self.mlp = MLP(config.hidden, config.ffn, config.init_std, residual_std, init)
+        self.mlp = MLP(config.hidden, config.ffn, config.init_std, residual_std, init, lora)
 
     def __call__(
         self, x_BSE: Array, rows: kernels.Rows, rope_base: float | Array, attention: kernels.AttentionFunction
@@ -95,7 +97,7 @@ class Decoder(nnx.Module):
     Matrices start normal with `config.init_std`, those that write into the residual divided by sqrt(2L); norms start
     at 1. `attention` is called as `kernels.attention` is; `constrain(x, axes)` returns x and may say how an activation
     with these logical axes is split over devices; `cut` is the layout of the layers in the tree, by default
-    `layout(config)`.
+    `layout(config)`; `lora` says which matrices have low-rank factors beside them.
     """
 
     def __init__(
@@ -106,7 +108,11 @@ class Decoder(nnx.Module):
         attention: kernels.AttentionFunction = kernels.attention,
         constrain: Constrain = unconstrained,
         cut: Layout | None = None,
+        lora: LoraConfig | None = None,
     ):
+        def block(kind: str, init: Initializer, layers: Sequence[int]) -> Block:
+            return Block(config, kind, init, lora if lora and any(map(lora.of_layer, layers)) else None)
+
         with nnx.use_eager_sharding(False):
             init = Initializer(rngs.params(), jnp.dtype(config.param_dtype))
             cut = cut or layout(config)
@@ -115,16 +121,14 @@ class Decoder(nnx.Module):
             self.constrain = constrain
             self.repeats = cut.repeats
             self.embed = Table("embed", config, init)
-            self.prefix = nnx.Dict({str(i): Block(config, kind, init.layer(i)) for i, kind in enumerate(cut.prefix)})
+            self.prefix = nnx.Dict({str(i): block(kind, init.layer(i), [i]) for i, kind in enumerate(cut.prefix)})
+            stacks = {slot: cut.layers_of_slot(slot) for slot in range(len(cut.period))}
             self.periods = nnx.Dict(
-                {
-                    str(slot): Block(config, kind, init.layers(cut.layers_of_slot(slot)))
-                    for slot, kind in enumerate(cut.period)
-                }
+                {str(i): block(kind, init.layers(stacks[i]), stacks[i]) for i, kind in enumerate(cut.period)}
             )
             first = config.num_layers - len(cut.suffix)
             self.suffix = nnx.Dict(
-                {str(i): Block(config, kind, init.layer(first + i)) for i, kind in enumerate(cut.suffix)}
+                {str(i): block(kind, init.layer(first + i), [first + i]) for i, kind in enumerate(cut.suffix)}
             )
             self.norm = RMSNorm("norm", config.hidden, config.norm_eps, init)
             if not config.tie_embeddings:
@@ -261,17 +265,18 @@ def abstract(
     attention: kernels.AttentionFunction = kernels.attention,
     constrain: Constrain = unconstrained,
     cut: Layout | None = None,
+    lora: LoraConfig | None = None,
 ) -> Abstract:
     """The graph of a Decoder, and two trees of its parameters: ShapeDtypeStructs, and tuples of axis names."""
-    make = functools.partial(Decoder, config, attention=attention, constrain=constrain, cut=cut)
+    make = functools.partial(Decoder, config, attention=attention, constrain=constrain, cut=cut, lora=lora)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     axes = jax.tree.map(lambda p: p.get_metadata("out_sharding"), state, is_leaf=lambda p: isinstance(p, nnx.Variable))
     return Abstract(graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes))
 
 
-def initialise(config: ModelConfig, key: Array) -> dict[str, Any]:
+def initialise(config: ModelConfig, key: Array, lora: LoraConfig | None = None) -> dict[str, Any]:
     """The initial parameters of a key (m1jax.model.seeds), a pure function: jit it with out_shardings."""
-    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(key))))
+    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(key), lora=lora)))
 
 
 def create(

@@ -68,6 +68,12 @@ class Layout:
         kinds = {PREFIX: self.prefix, PERIODS: self.period, SUFFIX: self.suffix}
         return kinds[section][int(rest[0])] if section in kinds else section
 
+    def layers_at(self, section: str, slot: str) -> tuple[int, ...]:
+        """Numbers of the layers whose parameters are under section/slot: one, or those stacked there."""
+        if section == PERIODS:
+            return self.layers_of_slot(int(slot))
+        return (int(slot) + (self.num_layers - len(self.suffix) if section == SUFFIX else 0),)
+
     def layers_of_slot(self, slot: int) -> tuple[int, ...]:
         """Layer numbers stacked in a slot of the period, in order."""
         return tuple(len(self.prefix) + n * len(self.period) + slot for n in range(self.repeats))

@@ -20,9 +20,10 @@ from jax.sharding import Mesh
 
 from m1jax import model
 from m1jax.config import RunConfig
-from m1jax.model import seeds
+from m1jax.model import adapters, seeds
 from m1jax.model.flops import train_flops
 from m1jax.model.layout import layout
+from m1jax.optim import masks
 from m1jax.parallel import rules
 from m1jax.parallel.attention import partitioned
 from m1jax.train.objective import Batch, Objective, Ratio, StageScalars, Terms
@@ -39,8 +40,11 @@ class NextToken(Objective):
         """`mesh` is that of the step, whose devices need not exist."""
         self._config = config
         self._kind_of = layout(config.model).kind_of
-        abstract = model.abstract(config.model, partitioned(mesh), rules.activation_constraint(mesh))
-        self._graphdef, self._shapes, self._axes = abstract.graphdef, abstract.shapes, abstract.axes
+        lora = config.train.lora
+        abstract = model.abstract(config.model, partitioned(mesh), rules.activation_constraint(mesh), lora=lora)
+        self._graphdef, self._axes = abstract.graphdef, abstract.axes
+        self._trained = masks.of_run(config, abstract.shapes)
+        self._shapes = masks.frozen_in(abstract.shapes, self._trained, config.train.frozen_dtype)
 
     @property
     def shapes(self) -> dict[str, Any]:
@@ -53,8 +57,13 @@ class NextToken(Objective):
         return self._axes
 
     def initialise(self) -> dict[str, Any]:
-        """The model that the run's seed makes."""
-        return model.initialise(self._config.model, seeds.key(self._config.seed))
+        """The model that the run's seed makes, and the first factors of an adapter."""
+        first = model.initialise(self._config.model, seeds.key(self._config.seed), self._config.train.lora)
+        return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), first, self._shapes)
+
+    def trained(self, path: str) -> bool:
+        """See m1jax.optim.masks.of_run."""
+        return self._trained(path)
 
     def terms(self, params: dict[str, Any], batch: Batch, stage: StageScalars) -> Terms:
         """Sums over targets and what divides them: the loss, and log Z (the log-sum-exp of the logits)."""
@@ -62,7 +71,7 @@ class NextToken(Objective):
         weights, denominator = batch["weights"], jnp.sum(batch["weights"])
         if train.loss_mean == "conversations":
             weights, denominator = of_conversations(weights, batch["segment_ids"])
-        decoder = nnx.merge(self._graphdef, params)
+        decoder = nnx.merge(self._graphdef, adapters.scaled(params, self._config.model, train.lora))
         hidden = decoder.hidden(
             batch["tokens"],
             batch["segment_ids"],
@@ -78,8 +87,8 @@ class NextToken(Objective):
         return self._kind_of(path)
 
     def flops(self, positions: np.ndarray) -> float:
-        """Three forward passes: see m1jax.model.flops."""
-        return train_flops(self._config.model, positions)
+        """Forward and backward through what is trained: see m1jax.model.flops."""
+        return train_flops(self._config.model, positions, self._config.train)
 
 
 def of_conversations(weights_BS: jax.Array, segment_ids_BS: jax.Array) -> tuple[jax.Array, jax.Array]:

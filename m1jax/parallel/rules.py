@@ -19,6 +19,7 @@ PARAMETERS: dict[str, str | None] = {
     "ffn": "tensor",
     "layers": None,
     "conv": None,
+    "rank": None,
 }
 # Baichuan-M1's global layers have two KV heads: where `tensor` does not divide them, they are held by every device.
 REPLICATED_IF_INDIVISIBLE = ("kv_heads",)

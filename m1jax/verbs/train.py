@@ -110,6 +110,7 @@ def _train(
 
     from m1jax import loading, objectives
     from m1jax.config import changes as compared
+    from m1jax.config.tuning import trained_scalars
     from m1jax.curriculum.loader import Loader
     from m1jax.curriculum.opening import open_curriculum
     from m1jax.parallel import measure
@@ -127,8 +128,10 @@ def _train(
     objective = objectives.make(config, mesh)
     curriculum, stores = open_curriculum(config)
     loader = Loader(curriculum, stores, *meshes.row_share(mesh), columns=objective.piece_columns)
+    trained = trained_scalars(config.model, config.train.lora, config.train.trained)
+    others = "" if trained == config.model.num_parameters else f" ({trained:,} trained)"
     say(
-        f"{config.model.num_parameters:,} parameters, {config.total_steps:,} steps on {mesh.size} "
+        f"{config.model.num_parameters:,} parameters{others}, {config.total_steps:,} steps on {mesh.size} "
         f"{mesh.devices.flat[0].device_kind} device(s), attention {config.model.attention!r}."
     )
     if not measure.has_peak(mesh.devices.flat[0]):
