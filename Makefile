@@ -16,7 +16,7 @@ endif
 # What an installed extra leaves behind, so that it is installed once.
 installed = $(VENV)/.installed-$(1)
 
-.PHONY: quickstart test test-slow test-all compat lint clean
+.PHONY: quickstart test test-slow test-all test-optimized compat lint clean
 
 quickstart: $(call installed,quickstart)
 	$(VENV)/bin/m1 quickstart --config configs/quickstart.py
@@ -36,11 +36,13 @@ test-slow: $(call installed,test)
 test-all: $(call installed,test)
 	$(pytest)
 
-# The rooms that lean most on jax, flax and orbax: a short run for another Python. tests/conftest.py leaves XLA's
-# optimisation out; where bits and zeros must be exact, the optimised programs are tested too.
-compat: $(call installed,compat)
-	$(pytest) -m 'not slow' tests/kernels tests/model tests/optim tests/parallel tests/train
+# Where bits and zeros must be exact, the optimised programs are tested too: tests/conftest.py leaves XLA's optimisation out.
+test-optimized: $(call installed,test)
 	M1_TESTS_OPTIMIZED=1 $(pytest) tests/model/test_isolation.py tests/model/test_precision.py
+
+# For another Python, with the same packages: the rooms that are mostly Python, and a model that trains.
+compat: $(call installed,compat)
+	$(pytest) -m 'not slow' tests/config tests/curriculum tests/model tests/optim tests/rows tests/train
 
 lint: $(call installed,lint)
 	$(python) -m ruff check .

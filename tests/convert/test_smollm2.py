@@ -74,9 +74,9 @@ def test_logits_equal_those_of_transformers(prompts, ours, theirs):
 
 def test_greedy_answers_equal_those_of_transformers_and_know_paris(prompts, ours, theirs):
     llama, tokenizer = theirs
-    answers = ours.generate(prompts, max_new_tokens=64)
+    answers = ours.generate(prompts, max_new_tokens=24)
     for prompt, answer in zip(prompts, answers, strict=True):
-        settings = {"max_new_tokens": 64, "do_sample": False, "eos_token_id": None}
+        settings = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None}
         after = llama.generate(torch.tensor([prompt]), **settings)[0, len(prompt) :]
         assert answer == after.tolist()
     assert "Paris" in tokenizer.decode(answers[0][:8])
