@@ -181,6 +181,21 @@ def stored(folder: Path) -> Stored:
     )
 
 
+def fingerprint(folder: Path) -> str:
+    """What changes when the model or the tokenizer in a folder does: 16 hexadecimal digits.
+
+    Names, sizes and times of files; raises UserError where `folder` holds no model.
+    """
+    if (folder / config_json.FILE).is_file():
+        files = [path for path in folder.iterdir() if path.is_file()]
+    else:
+        source = stored(folder)
+        files = [path for path in source.parameters.rglob("*") if path.is_file()]
+        files += [path for path in (source.tokenizer or source.parameters).iterdir() if path.is_file()]
+    states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)]
+    return artefact.key(states)
+
+
 def _ends_of_initial(config: RunConfig, tokenizer: Tokenizer) -> list[int]:
     """Every id that ended a text of the model that a run began with, as far as the run's tokenizer has the token."""
     folder = Path(config.train.initial)

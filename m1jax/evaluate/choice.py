@@ -1,22 +1,35 @@
 """Accuracy on multiple-choice items by comparing how likely the model finds each choice after the prompt."""
 
-import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from m1jax.errors import UserError
+from m1jax.evaluate.forms import Asked
+from m1jax.evaluate.items import Item
 from m1jax.evaluate.scoring import Scorer
-from m1jax.evaluate.tasks import METRICS, Item, Task
+from m1jax.evaluate.statistics import wilson
+
+Metric = Callable[[Item, Sequence[float]], int]
+"""From an item and the summed log-probability (nats) of each choice, the index of the chosen one (first of equals)."""
 
 
-class Encoder(Protocol):
-    """The part of a tokenizer that items need."""
+def most_likely(item: Item, scores: Sequence[float]) -> int:
+    """The choice of the greatest log-likelihood (`acc` of lm-eval)."""
+    assert len(scores) == len(item.choices)
+    return max(range(len(scores)), key=lambda index: scores[index])
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without any special token added."""
+
+def most_likely_per_byte(item: Item, scores: Sequence[float]) -> int:
+    """The choice of the greatest log-likelihood per UTF-8 byte, so that long ones lose nothing.
+
+    The `acc_norm` of lm-eval, which divides by characters.
+    """
+    return most_likely(item, [score / len(choice.encode()) for score, choice in zip(scores, item.choices, strict=True)])
+
+
+METRICS: dict[str, Metric] = {"likelihood": most_likely, "likelihood per byte": most_likely_per_byte}
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """What a task came to."""
+    """What a set of items came to."""
 
     task: str
     metric: str
@@ -50,54 +63,26 @@ class Result:
     shortened: int
     """Items whose prompt lost its beginning to fit into a row."""
     tokens: int
-    """Tokens that the model read."""
+    """Tokens of all prompts with each of their choices."""
     seconds: float
 
 
-def wilson(correct: int, total: int) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson, JASA 22, 1927): unlike ±1.96 s it holds for few items and shares near 0."""
-    assert 0 <= correct <= total and total > 0
-    z = 1.959963984540054
-    share = correct / total
-    centre = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    # At the ends the formula gives 0 and 1, and its arithmetic 0.9999999999999999.
-    low = (centre - half) / scale if correct else 0.0
-    return low, (centre + half) / scale if correct < total else 1.0
-
-
-def requests(items: Sequence[Item], tokenizer: Encoder, max_tokens: int) -> tuple[list[Request], int]:
+def requests(asked: Sequence[Asked], items: Sequence[Item], max_tokens: int) -> tuple[list[Request], int]:
     """One request a choice, item after item, and the number of items whose prompt was shortened.
 
-    Prompt and choice are encoded together, so that a choice has the tokens that it has in the whole text; they are cut
-    where the prompt ends. Where a token of any choice spans that place, all choices of the item are cut before it, and
-    their scores still belong to the same piece of text. A prompt too long for `max_tokens` loses its beginning, the
-    same for all choices of the item.
+    A prompt too long for `max_tokens` loses its beginning, the same for all choices of the item. Raises UserError where
+    a choice alone is as long.
     """
-    prompts = tokenizer.encode_batch([item.prompt for item in items])
-    wholes = iter(tokenizer.encode_batch([f"{item.prompt} {choice}" for item in items for choice in item.choices]))
     made: list[Request] = []
     shortened = 0
-    for index, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
-        texts = [next(wholes) for _ in item.choices]
-        cut = min(_common(prompt, text) for text in texts)
-        if cut:
-            prompt, ends = prompt[:cut], [text[cut:] for text in texts]
-        else:  # nothing is left to condition on
-            ends = tokenizer.encode_batch([f" {choice}" for choice in item.choices])
-        room = max_tokens - max(len(end) for end in ends)
+    for index, (item, one) in enumerate(zip(items, asked, strict=True)):
+        room = max_tokens - max(map(len, one.ends))
         if room < 1:
             raise UserError(f"a choice of item {item.id} fills a row of {max_tokens} tokens: take longer rows.")
-        kept = prompt[-room:]
-        shortened += len(kept) < len(prompt)
-        made.extend(Request(index, choice, (*kept, *end), len(kept)) for choice, end in enumerate(ends))
+        kept = one.prompt[-room:]
+        shortened += len(kept) < len(one.prompt)
+        made.extend(Request(index, choice, (*kept, *end), len(kept)) for choice, end in enumerate(one.ends))
     return made, shortened
-
-
-def _common(prompt: Sequence[int], text: Sequence[int]) -> int:
-    """Tokens with which both begin."""
-    return next((n for n, (one, other) in enumerate(zip(prompt, text, strict=False)) if one != other), len(prompt))
 
 
 def count_hits(items: Sequence[Item], scores: Sequence[Sequence[float]]) -> dict[str, int]:
@@ -108,23 +93,39 @@ def count_hits(items: Sequence[Item], scores: Sequence[Sequence[float]]) -> dict
     }
 
 
+def chance(items: Sequence[Item]) -> float:
+    """Accuracy expected of picking choices blindly; at least one item."""
+    return sum(1 / len(item.choices) for item in items) / len(items)
+
+
+def constant(items: Sequence[Item]) -> float | None:
+    """Accuracy of always giving the most frequent answer, None where the items do not share their choices."""
+    if len(items) < 2 or len({frozenset(item.choices) for item in items}) > 1:
+        return None
+    return max(Counter(item.choices[item.answer] for item in items).values()) / len(items)
+
+
 def summarise(
-    task: Task, items: Sequence[Item], hits: Mapping[str, int], *, shortened: int, tokens: int, seconds: float
+    name: str,
+    metric: str,
+    items: Sequence[Item],
+    hits: Mapping[str, int],
+    *,
+    shortened: int,
+    tokens: int,
+    seconds: float,
 ) -> Result:
-    """The result of a task from the hits by metric; at least one item."""
-    total, correct = len(items), hits[task.metric]
-    constant = None
-    if len({item.choices for item in items}) == 1:
-        constant = max(Counter(item.answer for item in items).values()) / total
+    """The result of a set of items (at least one) from the hits by metric, of which `metric` is the one that counts."""
+    total, correct = len(items), hits[metric]
     return Result(
-        task=task.name,
-        metric=task.metric,
+        task=name,
+        metric=metric,
         correct=correct,
         total=total,
         accuracy=correct / total,
         interval=wilson(correct, total),
-        chance=sum(1 / len(item.choices) for item in items) / total,
-        constant=constant,
+        chance=chance(items),
+        constant=constant(items),
         accuracies={name: count / total for name, count in hits.items()},
         shortened=shortened,
         tokens=tokens,
@@ -132,21 +133,22 @@ def summarise(
     )
 
 
-def evaluate(task: Task, items: Sequence[Item], tokenizer: Encoder, scorer: Scorer) -> Result:
-    """Accuracy of `scorer` on `items` (at least one) by the task's metric, and by the others.
+def evaluate(name: str, metric: str, items: Sequence[Item], asked: Sequence[Asked], scorer: Scorer) -> Result:
+    """Accuracy of `scorer` on `items` (at least one) by `metric`, and by the others; `asked` are they as it reads them.
 
     Raises UserError where a choice alone is as long as the scorer's longest row.
     """
     begin = time.perf_counter()
-    asked, shortened = requests(items, tokenizer, scorer.max_tokens)
+    made, shortened = requests(asked, items, scorer.max_tokens)
     scores: list[list[float]] = [[] for _ in items]
-    for request, score in zip(asked, scorer([(request.tokens, request.first) for request in asked]), strict=True):
+    for request, score in zip(made, scorer([(request.tokens, request.first) for request in made]), strict=True):
         scores[request.item].append(score)
     return summarise(
-        task,
+        name,
+        metric,
         items,
         count_hits(items, scores),
         shortened=shortened,
-        tokens=sum(len(request.tokens) for request in asked),
+        tokens=sum(len(request.tokens) for request in made),
         seconds=time.perf_counter() - begin,
     )

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from m1jax.evaluate.choice import Encoder, Request, Result, count_hits, requests, summarise
+from m1jax.evaluate.choice import METRICS, Request, Result, count_hits, requests, summarise
+from m1jax.evaluate.forms import Asked
+from m1jax.evaluate.items import Item
 from m1jax.evaluate.scoring import Scorer
-from m1jax.evaluate.tasks import METRICS, Item, Task
 from m1jax.tokenizer.seqio_vocabulary import import_seqio
 
 
@@ -91,25 +92,26 @@ def _metrics(seqio: Any, name: str, scorer: Scorer) -> dict[str, float]:
     return metrics.result()[name]
 
 
-def evaluate(task: Task, items: Sequence[Item], tokenizer: Encoder, scorer: Scorer) -> Result:
+def evaluate(name: str, metric: str, items: Sequence[Item], asked: Sequence[Asked], scorer: Scorer) -> Result:
     """`choice.evaluate` by way of seqio.Evaluator: the same requests, scorer and metric, and the same numbers.
 
     Raises UserError where seqio is not installed, or a choice alone is as long as the scorer's longest row.
     """
     seqio, _ = import_seqio()
     begin = time.perf_counter()
-    asked, shortened = requests(items, tokenizer, scorer.max_tokens)
-    name = f"m1jax_{task.name.replace('-', '_')}"
-    seqio_task(name, items, asked, 1 + max(max(request.tokens) for request in asked))
+    made, shortened = requests(asked, items, scorer.max_tokens)
+    registered = f"m1jax_{name.replace('-', '_')}"
+    seqio_task(registered, items, made, 1 + max(max(request.tokens) for request in made))
     try:
-        accuracies = _metrics(seqio, name, scorer)
+        accuracies = _metrics(seqio, registered, scorer)
     finally:
-        seqio.TaskRegistry.remove(name)
+        seqio.TaskRegistry.remove(registered)
     return summarise(
-        task,
+        name,
+        metric,
         items,
         {metric: round(accuracies[metric] * len(items)) for metric in METRICS},
         shortened=shortened,
-        tokens=sum(len(request.tokens) for request in asked),
+        tokens=sum(len(request.tokens) for request in made),
         seconds=time.perf_counter() - begin,
     )

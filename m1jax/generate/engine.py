@@ -3,7 +3,7 @@
 Legend: B batch, S sequence, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from m1jax.config import ModelConfig
 from m1jax.errors import UserError
 from m1jax.generate import programs
 from m1jax.generate.beams import beam_search
+from m1jax.generate.likelihood import Likelihoods, end_likelihoods
 from m1jax.generate.sampling import Floats, Integers, Sampling
 from m1jax.generate.session import CHUNK, Generation, Session, bucket, check_tokens
 
@@ -114,6 +115,19 @@ class LanguageModel:
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         for (newest,) in self.start([tokens], max_new_tokens, sampling, seed, eos_id):
             yield from newest
+
+    def end_likelihoods(
+        self,
+        prompts: Sequence[Sequence[int]],
+        ends: Sequence[Sequence[Sequence[int]]],
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> Likelihoods:
+        """Log p(end | prompt) in nats, summed over tokens, of each of the `ends` of each prompt (ids, none empty).
+
+        A prompt is read once for all of its ends. `advance` is called with the number of prompts that were finished.
+        Raises UserError for a token outside the vocabulary and more tokens than the model has positions.
+        """
+        return end_likelihoods(self._prepared, list(zip(prompts, ends, strict=True)), advance)
 
     def beam_search(
         self,

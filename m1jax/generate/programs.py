@@ -29,6 +29,8 @@ Array = jax.Array
 
 ROOM = 64
 """New tokens that one call of `decode` can hold."""
+_SCORED = 1024
+"""Tokens whose logits exist at once in `score_ends`."""
 
 
 class State(NamedTuple):
@@ -188,6 +190,28 @@ def score(
     decoder = nnx.merge(graphdef, parameters)
     hidden, _ = decoder.extend(tokens, state.cache, rope_base=rope_base, real=real)
     return decoder.log_likelihood(hidden, targets, chunk=tokens.size)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def score_ends(
+    graphdef: Any,
+    mesh: Mesh | None,
+    parameters: Any,
+    rope_base: Array,
+    cache: models.Cache,
+    rows: Array,
+    tokens: Array,
+    targets: Array,
+    real: Array,
+) -> Array:
+    """Log p(target) (R, A) float32, nats, of tokens (R, A) that follow the rows (R,) of the cache, which stays.
+
+    `real` (R, A) bool marks what is not padding, which is on the right.
+    """
+    del mesh
+    decoder = nnx.merge(graphdef, parameters)
+    hidden, _ = decoder.extend(tokens, take(cache, rows), rope_base=rope_base, real=real)
+    return decoder.log_likelihood(hidden, targets, chunk=_SCORED)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)

@@ -39,9 +39,9 @@ def add_json(parser: Parser, instead_of: str = "tables") -> None:
     parser.add_argument("--json", action="store_true", help=f"print JSON instead of {instead_of}")
 
 
-def add_config(parser: Parser) -> None:
+def add_config(parser: Parser, required: bool = True) -> None:
     """Adds --config and --set."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="config file, or the name of a shipped one")
+    parser.add_argument("--config", required=required, metavar="FILE", help="config file, or the name of a shipped one")
     parser.add_argument(
         "--set",
         dest="overrides",

@@ -32,7 +32,7 @@ from m1jax.tokenizer import chat as chats
 from m1jax.train.run.holder import check_free
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_conversations, add_text, config_of, example
 
-FORMAT = 2
+FORMAT = 3
 """Of a corpus: one of an earlier format is made again."""
 HELDOUT_BYTES = 300_000
 """At most this much text of a source is held out: more would only make its measurement slower."""

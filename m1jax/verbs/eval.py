@@ -1,8 +1,11 @@
-"""`m1 eval`: bits per byte on held-out text and accuracy on questions, of a checkpoint."""
+"""`m1 eval`: bits per byte on held-out text and accuracy on questions, of a run; questions for any model."""
 
 import argparse
+import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,9 +16,11 @@ from m1jax.config import RunConfig
 from m1jax.config.folders import RESULTS
 from m1jax.errors import UserError
 from m1jax.show import console as consoles
+from m1jax.show.progress import counting
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_json, config_of, example
 
 if TYPE_CHECKING:  # they load JAX, which takes seconds: the functions that measure import what they need
+    from m1jax.evaluate.asking import Subject
     from m1jax.evaluate.bits import Bits
     from m1jax.evaluate.choice import Result
     from m1jax.evaluate.scoring import TargetLogprobs
@@ -24,6 +29,8 @@ if TYPE_CHECKING:  # they load JAX, which takes seconds: the functions that meas
     from m1jax.loading import Trained
     from m1jax.tokenizer import Tokenizer
 
+FORMS = ("base", "chat")
+"""As m1jax.evaluate.forms has them."""
 ALL_TOKENS = 1 << 40
 BATCH_TOKENS = 8192
 """Tokens scored at once."""
@@ -31,23 +38,113 @@ BATCH_TOKENS = 8192
 
 def arguments(parser: Parser) -> None:
     """Adds the verb's arguments."""
-    example(parser, f"m1 eval {CONFIG} --step 0")
-    add_config(parser)
-    parser.add_argument(
+    example(
+        parser,
+        f"m1 eval {CONFIG} --step 0",
+        "m1 eval --model runs/sft --questions questions.jsonl --form chat --against models/base --samples 3",
+        "m1 eval --model runs/sft --tasks boolq --form chat --against models/base",
+    )
+    add_config(parser, required=False)
+    parser.add_argument("--tasks", nargs="*", metavar="TASK", help="question sets to ask (default with --config: all)")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="ask at most N questions of a set; 0 is all")
+    add_json(parser)
+    run = parser.add_argument_group("of a run", "With --config: bits per byte on held-out text too.")
+    run.add_argument(
         "--step", type=int, metavar="N", help="checkpoint of step N, 0 the initial model (default: newest)"
     )
-    parser.add_argument("--tasks", nargs="*", metavar="TASK", help="question sets to ask (default: all)")
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="ask at most N questions of a set; 0 is all")
-    parser.add_argument(
-        "--heldout-tokens", type=int, default=0, metavar="N", help="at most N tokens a source; 0 is all"
+    run.add_argument("--heldout-tokens", type=int, default=0, metavar="N", help="at most N tokens a source; 0 is all")
+    run.add_argument("--plain", action="store_true", help="ask questions without seqio (the numbers are the same)")
+    model = parser.add_argument_group(
+        "of any model",
+        "With --model. A question is a line of a .jsonl file: "
+        '{"question": text, "choices": [texts], "answer": index of the right one, from 0}, optionally with "id", '
+        '"kind", "context" and "entity".',
     )
-    parser.add_argument("--plain", action="store_true", help="ask questions without seqio (the numbers are the same)")
-    add_json(parser)
+    model.add_argument("--model", metavar="DIR", help="a run's folder, imported or exported")
+    model.add_argument("--questions", metavar="PATH", help="a .jsonl file of questions, or a folder of them")
+    model.add_argument(
+        "--form", choices=FORMS, default="base", help="a text that goes on (default), or a chat as in `m1 chat`"
+    )
+    model.add_argument("--against", metavar="PATH", help="compare with another model, or with an earlier result")
+    model.add_argument("--against-form", choices=FORMS, help="form for the other model (default: the same)")
+    model.add_argument("--samples", type=int, default=0, metavar="N", help="show N greedy answers, in the chat form")
+    model.add_argument("--chat-format", metavar="NAME", help="Baichuan-M1 or ChatML (default: the model's own)")
+    model.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute in it (default: as stored)")
+    model.add_argument("--out", metavar="DIR", help="folder of the results (default: eval in the model's folder)")
+
+
+_OF_RUN = ("step", "heldout_tokens", "plain", "overrides")
+_OF_MODEL = ("questions", "against", "against_form", "samples", "chat_format", "dtype", "out")
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
-    evaluate(config_of(args), args.step, args.tasks, args.limit, args.heldout_tokens, args.plain, args.json)
+    if (args.config is None) == (args.model is None):
+        raise UserError("give either --config FILE for a run, or --model DIR for the model in a folder.")
+    given, alone = ("--model", _OF_RUN) if args.config is None else ("--config", _OF_MODEL)
+    for name in alone:
+        if getattr(args, name) not in (None, 0, False, []):
+            flag = "--set" if name == "overrides" else f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} does not go with {given}: see `m1 eval --help`.")
+    if args.limit < 0 or args.samples < 0:
+        raise UserError("--limit and --samples are numbers of questions: give 0 or more.")
+    if args.config is not None:
+        evaluate(config_of(args), args.step, args.tasks, args.limit, args.heldout_tokens, args.plain, args.json)
+        return
+    ask(args)
+
+
+def ask(args: argparse.Namespace) -> None:
+    """Asks the model in a folder the questions, and prints accuracy by kind; every set's answers are kept.
+
+    Raises UserError where there are no questions, or a model cannot be asked in the form.
+    """
+    from m1jax.evaluate import answers, asking
+    from m1jax.parallel import jax_setup
+    from m1jax.show import questions as tables
+
+    jax_setup.prepare()
+    console = consoles.make(args.json)
+    tell = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    sets = asking.sets(args.questions, args.tasks or (), args.limit)
+    for one in sets:
+        for reason, count in one.loaded.reasons:
+            tell(f"{one.name}: set aside {count:,} for {reason}")
+    subject = _subject(args.model, args.dtype, args.chat_format)
+    out = Path(args.out) if args.out else subject.folder / "eval"
+    progress = functools.partial(counting, console)
+    found = [asking.answered(subject, one, args.form, out, tell, progress) for one in sets]
+    others: Sequence[answers.Answers | None] = [None] * len(sets)
+    if args.against is not None and (known := asking.earlier(Path(args.against), len(sets))):
+        others = [known]
+    elif args.against is not None:
+        other = _subject(args.against, args.dtype, None)
+        beside = out / "against" if args.out else other.folder / "eval"
+        form = args.against_form or args.form
+        others = [asking.answered(other, one, form, beside, tell, progress) for one in sets]
+    data: dict[str, Any] = {}
+    for one, own, against in zip(sets, found, others, strict=True):
+        report = tables.lines(answers.by_kind(own, against), own.about, against.about if against else None)
+        console.print(report.table)
+        if against and (shared := len(own.ids & against.ids)) < len(own.items):
+            tell(f"Compared on the {shared:,} questions that both results have.")
+        data[one.name] = {**own.about, "against": dict(against.about) if against else None, "kinds": report.data}
+    if args.samples:
+        said = asking.spoken(subject, [item for one in sets for item in one.items], args.samples)
+        for answer in said:
+            console.print(tables.spoken(answer), soft_wrap=True)
+        data["samples"] = [dataclasses.asdict(answer) for answer in said]
+    tell(f"Answers in {out}.")
+    if args.json:
+        print(json.dumps(data, ensure_ascii=False))
+
+
+def _subject(folder: str, dtype: str | None, chat_format: str | None) -> "Subject":
+    from m1jax.evaluate.asking import Subject
+    from m1jax.loading import fingerprint, load
+
+    path = Path(folder)
+    return Subject(path, f"{fingerprint(path)} {dtype}", lambda: load(path, dtype=dtype), chat_format)
 
 
 def evaluate(
@@ -66,13 +163,14 @@ def evaluate(
     a bigram fitted on the tokens it saw, and with itself without attention (its output is zero). Raises UserError for a
     missing corpus, checkpoint, task or seqio.
     """
+    from m1jax.evaluate import tasks
     from m1jax.loading import of_config
     from m1jax.parallel import jax_setup
     from m1jax.show import evaluation
 
     jax_setup.prepare()
     console = consoles.make(as_json)
-    chosen = _tasks(task_names)
+    chosen = tasks.named(task_names)
     made = artefact.require(config.corpus, "corpus", "corpus")
     trained = of_config(config, step)
     tokenizer = tokenizers.of_run(config)
@@ -104,16 +202,6 @@ def evaluate(
     console.print(f"Results in {folder / RESULTS}.")
     if as_json:
         print(json.dumps(data, ensure_ascii=False))
-
-
-def _tasks(names: Sequence[str] | None) -> list["Task"]:
-    from m1jax.evaluate import tasks
-
-    known = {task.name: task for task in tasks.TASKS}
-    for name in names or ():
-        if name not in known:
-            raise UserError(f"there is no question set {name!r}: choose among {', '.join(known)}.")
-    return list(known.values()) if names is None else [known[name] for name in names]
 
 
 def _bits(
@@ -164,13 +252,13 @@ def _ask(
     plain: bool,
     console: Console,
 ) -> "Result":
-    from m1jax.evaluate import choice, seqio_adapter, tasks
+    from m1jax.evaluate import choice, forms, items, seqio_adapter, tasks
     from m1jax.evaluate.scoring import RowScorer
 
     loaded = tasks.load(task, config.corpus / "evaluation")
-    for fault in loaded.malformed:
-        console.print(f"set aside: {fault}")
-    items = tasks.sample(loaded.items, limit or None, config.seed)
+    for reason, count in loaded.reasons:
+        console.print(f"{task.name}: set aside {count} for {reason}", highlight=False)
+    some = items.sample(loaded.items, limit or None, config.seed)
     scorer = RowScorer(_scorer(trained), config.data.row_lengths, BATCH_TOKENS)
     evaluate = choice.evaluate if plain else seqio_adapter.evaluate
-    return evaluate(task, items, tokenizer, scorer)
+    return evaluate(task.name, task.metric, some, forms.as_text(some, tokenizer), scorer)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from m1jax.errors import UserError
-from m1jax.evaluate import choice, seqio_adapter
+from m1jax.evaluate import seqio_adapter
 from m1jax.evaluate.scoring import RowScorer
 from m1jax.evaluate.tasks import TASKS
-from tests.evaluate.test_choice import Bytes, items_of
+from tests.evaluate.test_choice import evaluate, items_of
 
 
 def random_model(batch):
@@ -24,8 +24,8 @@ def test_seqio_gives_the_plain_paths_number(task):
     pytest.importorskip("seqio")
     items = items_of(60)
     scorer = RowScorer(random_model, (64, 128), 512)
-    plain = choice.evaluate(task, items, Bytes(), scorer)
-    adapted = seqio_adapter.evaluate(task, items, Bytes(), scorer)
+    plain = evaluate(task.name, items, scorer)
+    adapted = evaluate(task.name, items, scorer, seqio_adapter.evaluate)
     assert 0.1 < plain.accuracy < 0.9
     for field in ("task", "metric", "correct", "total", "accuracy", "interval", "chance", "accuracies", "tokens"):
         assert getattr(adapted, field) == getattr(plain, field)
@@ -45,8 +45,8 @@ def test_seqio_judges_by_itself(monkeypatch):
         return scores[::-1]  # seqio sorts them by index again
 
     monkeypatch.setattr(seqio_adapter, "_score_dataset", backwards)
-    adapted = seqio_adapter.evaluate(TASKS[0], items, Bytes(), scorer)
-    assert adapted.correct == choice.evaluate(TASKS[0], items, Bytes(), scorer).correct
+    adapted = evaluate(TASKS[0].name, items, scorer, seqio_adapter.evaluate)
+    assert adapted.correct == evaluate(TASKS[0].name, items, scorer).correct
     assert [index for index, _ in asked] == list(range(sum(len(item.choices) for item in items)))
 
 
@@ -58,14 +58,14 @@ def test_a_failure_of_the_model_leaves_no_task_behind():
 
     for _ in range(2):
         with pytest.raises(UserError, match="no numbers"):
-            seqio_adapter.evaluate(TASKS[0], items_of(3), Bytes(), RowScorer(broken, (64,), 512))
+            evaluate(TASKS[0].name, items_of(3), RowScorer(broken, (64,), 512), seqio_adapter.evaluate)
     assert not [name for name in seqio.TaskRegistry.names() if name.startswith("m1jax")]
 
 
 def test_without_seqio_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"m1jax\[data\]"):
-        seqio_adapter.evaluate(TASKS[0], items_of(3), Bytes(), RowScorer(random_model, (64,), 512))
+        evaluate(TASKS[0].name, items_of(3), RowScorer(random_model, (64,), 512), seqio_adapter.evaluate)
 
 
 @pytest.mark.slow
@@ -77,7 +77,8 @@ def test_the_adapter_is_silent_and_the_plain_path_loads_no_tensorflow():
         "from m1jax.show import evaluation\n"
         "assert not {'seqio', 'tensorflow', 'jax'} & set(sys.modules)\n"
         "from tests.evaluate.test_seqio_adapter import *\n"
-        "print(seqio_adapter.evaluate(TASKS[0], items_of(5), Bytes(), RowScorer(random_model, (64,), 512)).total)\n"
+        "scorer = RowScorer(random_model, (64,), 512)\n"
+        "print(evaluate(TASKS[0].name, items_of(5), scorer, seqio_adapter.evaluate).total)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "5\n", "")

