@@ -192,7 +192,7 @@ def fingerprint(folder: Path) -> str:
         source = stored(folder)
         files = [path for path in source.parameters.rglob("*") if path.is_file()]
         files += [path for path in (source.tokenizer or source.parameters).iterdir() if path.is_file()]
-    states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)]
+    states = [(path.parent.name, path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)]
     return artefact.key(states)
 
 

@@ -136,7 +136,9 @@ def _score(
             prompt, ids = asked[number][0], asked[number][1][end]
             tokens[place, : len(ids)] = [prompt[-1], *ids[:-1]]
             targets[place, : len(ids)], real[place, : len(ids)], of_rows[place] = ids, True, row
-        scored = timed(timed.prepared.run, programs.score_ends, state.cache, jnp.asarray(of_rows), tokens, targets, real)
+        scored = timed(
+            timed.prepared.run, programs.score_ends, state.cache, jnp.asarray(of_rows), tokens, targets, real
+        )
         sums = np.where(real, np.asarray(scored), 0).sum(axis=1, dtype=np.float64)
         for place, (_, number, end) in enumerate(some):
             found[number][end] = float(sums[place])
