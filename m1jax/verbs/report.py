@@ -156,13 +156,18 @@ def _paths(config: RunConfig, folder: Path) -> list[tuple[str, Path]]:
 
 
 def plot(lines: Sequence[Line], path: Path, title: str) -> None:
-    """Draws loss over tokens with the stages marked; raises UserError where matplotlib is not installed."""
+    """Draws loss over tokens, with stages and validation marked; raises UserError where matplotlib is not installed."""
+    from m1jax.train.hooks.validation import LOSS  # loads JAX
+
     tokens = np.array([line["tokens"] for line in lines]) / 1e6
     losses = np.array([line["loss"] for line in lines])
     figure = figures.make(9, 4.5)
     axes = figure.add_subplot()
     axes.plot(tokens, losses, color="0.75", linewidth=0.8, label="each step")
     axes.plot(tokens, _smoothed(losses), color="tab:blue", linewidth=1.8, label="mean of 15 steps")
+    heldout = [(line["tokens"] / 1e6, line[LOSS]) for line in lines if LOSS in line]
+    if heldout:
+        axes.plot(*zip(*heldout, strict=True), "o", color="tab:red", markersize=4, label="held-out text")
     start = 0.0
     for shade, name in enumerate(_names(lines)):
         end = max(line["tokens"] for line in lines if line["stage"] == name) / 1e6
