@@ -2,9 +2,12 @@
 
 Each side is a process with as many threads as there are cores; all start from the same parameters and tokens, their
 first losses must agree, and their steps take turns, so that what else the machine does strikes all alike. Tokens a
-second are of the median step; compilation and one step are left out. Rows hold one document each.
+second are of the median step; compilation and one step are left out. Memory is the most that a side's process had
+resident, compilation included. Rows hold one document each. An earlier checkout of m1jax, with a Python of its own, can
+be a side too.
 
     python benchmarks/train_step.py --json train_step.json
+    python benchmarks/train_step.py --before ../before ../before/.venv/bin/python --peers compile
     python benchmarks/train_step.py --profile --sizes 46M --dtypes float32 --lengths 1024   # what our step spends where
 """
 
@@ -13,6 +16,7 @@ import collections
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,6 +30,7 @@ import numpy as np
 from table import machine, row, show, write
 
 PEERS = {"eager": "PyTorch eager", "compile": "PyTorch torch.compile"}
+BEFORE = "before"
 COMMON = {"norm_eps": 1e-6, "init_std": 0.02, "max_positions": 8192, "window": 1024}
 SIZES = {
     "46M": {"vocab_size": 16384, "hidden": 512, "ffn": 1408, "num_layers": 10, "num_heads": 4, "num_kv_heads": 2,
@@ -46,7 +51,8 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 4096])
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, of which the median is taken")
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--before", nargs=2, metavar=("CHECKOUT", "PYTHON"), help="an earlier m1jax beside ours")
     parser.add_argument("--profile", action="store_true", help="our step alone, its seconds by kind of operation")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--cell", help=argparse.SUPPRESS)
@@ -72,13 +78,13 @@ def main() -> None:
 
 def compare(size: str, dtype: str, length: int, args: argparse.Namespace) -> list[Any]:
     """Rows of one cell: ours beside each peer."""
-    sides = ["m1jax", *args.peers]
+    sides = ["m1jax", *args.peers, *([BEFORE] if args.before else [])]
     with tempfile.TemporaryDirectory() as scratch:
         cell = written(size, dtype, length, args, scratch)
         processes: list[Any] = []
         try:
             for side in sides:  # ours first: it writes the parameters that the peers read
-                processes.append(start(side, cell))
+                processes.append(earlier(args.before, cell) if side == BEFORE else start(side, cell))
                 ask(processes[-1])
             seconds: dict[str, list[float]] = {side: [] for side in sides}
             losses: dict[str, list[float]] = {side: [] for side in sides}
@@ -87,16 +93,31 @@ def compare(size: str, dtype: str, length: int, args: argparse.Namespace) -> lis
                     loss, taken = ask(process, "step")
                     losses[side].append(loss)
                     seconds[side].append(taken)
+            memory = {side: peak(process.pid) for side, process in zip(sides, processes, strict=True)}
         finally:
             for process in processes:
                 process.kill()
-    for side in args.peers:
+    for side in sides:
         if abs(losses[side][0] - losses["m1jax"][0]) > AGREE[dtype] * losses["m1jax"][0]:
             raise SystemExit(f"{side} computes another loss: {losses[side]} against {losses['m1jax']}")
     speed = {side: args.tokens / statistics.median(taken[1:]) for side, taken in seconds.items()}
-    print(f"{size} {dtype} {length}: {speed}", file=sys.stderr)
-    name = f"train step/{size}, {dtype}, rows of {length}"
-    return [row(name, speed["m1jax"], speed[side], PEERS[side], "token/s") for side in args.peers]
+    print(f"{size} {dtype} {length}: {speed}, {memory}", file=sys.stderr)
+    of = f"{size}, {dtype}, rows of {length}"
+    names = PEERS | {BEFORE: "m1jax before"}
+    return [
+        entry
+        for side in sides[1:]
+        for entry in (
+            row(f"train step/{of}", speed["m1jax"], speed[side], names[side], "token/s"),
+            row(f"peak memory/{of}", memory["m1jax"], memory[side], names[side], "GiB", less_is_better=True),
+        )
+    ]
+
+
+def peak(pid: int) -> float:
+    """The most that a process has had resident, GiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 def profile(size: str, dtype: str, length: int, args: argparse.Namespace) -> None:
@@ -134,12 +155,23 @@ def written(size: str, dtype: str, length: int, args: argparse.Namespace, folder
     return json.dumps({"settings": settings, "dtype": dtype, "folder": folder})
 
 
-def start(side: str, cell: str) -> Any:
+def start(side: str, cell: str, checkout: Path = Path(__file__).parents[1], python: str = sys.executable) -> Any:
     """A side's process."""
     threads = str(os.cpu_count())
     environment = os.environ | {"OMP_NUM_THREADS": threads, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    command = [sys.executable, __file__, "--side", side, "--cell", cell]
+    environment["PYTHONPATH"] = str(checkout)
+    command = [python, str(checkout / "benchmarks" / "train_step.py"), "--side", side, "--cell", cell]
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def earlier(before: tuple[str, str], cell: str) -> Any:
+    """The process of an earlier checkout, with a folder of its own: its parameters are written there."""
+    told = json.loads(cell)
+    folder = Path(told["folder"]) / BEFORE
+    folder.mkdir()
+    shutil.copy(folder.parent / "tokens.npy", folder)
+    checkout, python = (Path(path).absolute() for path in before)
+    return start("m1jax", json.dumps(told | {"folder": str(folder)}), checkout, str(python))
 
 
 def ask(process: Any, word: str = "") -> Any:
