@@ -3,12 +3,11 @@ import json
 
 from rich.console import Console
 
-from m1jax.evaluate import choice
 from m1jax.evaluate.bits import Bits
+from m1jax.evaluate.items import Item
 from m1jax.evaluate.scoring import RowScorer
-from m1jax.evaluate.tasks import TASKS, Item
 from m1jax.show import evaluation
-from tests.evaluate.test_choice import Bytes
+from tests.evaluate.test_choice import evaluate
 from tests.evaluate.toy import Toy
 
 DOMAINS = {"onto": "medical", "icd": "medical", "[dict]": "general"}
@@ -45,9 +44,8 @@ def test_a_source_without_text_shows_a_dash_and_null():
 
 
 def test_accuracy_stands_beside_interval_chance_and_the_constant_answer():
-    items = [Item(str(n), f"Q{n}:", ("yes", "no"), int(n < 6), "") for n in range(20)]
-    scorer = RowScorer(Toy(), (16,), 64)
-    found = choice.evaluate(TASKS[1], items, Bytes(), scorer)
+    items = [Item(str(n), f"Q{n}", ("yes", "no"), int(n < 6)) for n in range(20)]
+    found = evaluate("pubmedqa", items, RowScorer(Toy(), (32,), 64))
     made = evaluation.accuracy([found])
     shown = text_of(made.table)
     low, high = found.interval
