@@ -4,6 +4,7 @@ import dataclasses
 
 from m1jax.config import seeds
 from m1jax.config.domains import check_keys, check_known, check_names, check_parts
+from m1jax.config.long_context import check_long_context
 from m1jax.config.records import check_records
 from m1jax.config.schema import LAYER_KINDS, TRACKERS, DataConfig, ModelConfig, RunConfig, StageConfig
 from m1jax.config.tuning import check_lora, matched
@@ -51,6 +52,7 @@ def check_run(config: RunConfig, only: str | None = None) -> None:
             f"{config.model.vocab_size}: the model must hold every token."
         )
     _check_domains(config.data, config.stages, only)
+    check_long_context(config.data.long_context, config.data.row_lengths)
     for key, size in config.data.source_bytes.items():
         if size < 1:
             raise UserError(f"config key data.source_bytes.{key} must be at least 1, got {size}.")

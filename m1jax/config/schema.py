@@ -11,6 +11,7 @@ from typing import Any
 
 from m1jax.config.domains import VocabPartConfig as VocabPartConfig
 from m1jax.config.folders import RunFolders
+from m1jax.config.long_context import LongContextConfig as LongContextConfig
 from m1jax.config.stages import LearningRateConfig as LearningRateConfig
 from m1jax.config.stages import RampConfig as RampConfig
 from m1jax.config.stages import StageConfig as StageConfig
@@ -114,6 +115,7 @@ class DataConfig:
     """Of conversations: a name of m1jax.tokenizer.chat.FORMATS; empty: the one that fits the tokenizer."""
     answers: str = _bounded(choices=("all", "last"), default="all")
     """Answers of a conversation that are learned, where a message has no `weight` of its own."""
+    long_context: LongContextConfig = field(default_factory=LongContextConfig)
     difficulty_buckets: int = _bounded(1, default=1)
     """A source whose documents have a difficulty is packed in this many parts of equally many documents."""
     workers: int = _bounded(0, default=0)

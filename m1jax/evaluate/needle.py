@@ -18,14 +18,13 @@ from m1jax.generate.engine import LanguageModel
 from m1jax.generate.sampling import Sampling
 from m1jax.generate.session import Generation
 from m1jax.generate.text import answers
+from m1jax.text.passages import passages
 from m1jax.tokenizer import Tokenizer
 from m1jax.tokenizer.chat import Chat, Message
 
 ANSWER_TOKENS = 32
 """Room for the answer; a length holds the prompt and this."""
 _DIGITS = 5
-# A line, or a sentence of it: what the haystack is cut into.
-_PASSAGE = re.compile(r".+?(?:[.!?][ \t]+|[。！？]|\n+|$)", re.DOTALL)
 _PUT_BACK = 8
 
 
@@ -86,7 +85,7 @@ class Haystack:
         self.passages: list[str] = []
         counts: list[int] = []
         for text in texts:
-            some = _PASSAGE.findall(text.rstrip() + "\n\n")
+            some = passages(text.rstrip() + "\n\n")
             self.passages += some
             counts += map(len, tokenizer.encode_batch(some))
             if sum(counts) >= most_tokens:

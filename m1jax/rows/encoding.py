@@ -33,6 +33,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("tokens", pa.int64(), nullable=False),
         pa.field("utf8_bytes", pa.int64(), nullable=False),
         pa.field("difficulty", pa.float64()),
+        pa.field("inserted", pa.list_(pa.struct({"origin": pa.string(), "start": pa.int64(), "tokens": pa.int64()}))),
     ]
 )
 # A row knows a document by a number of 32 bits.
@@ -63,6 +64,9 @@ class Indexed:
     tokens: int
     utf8_bytes: int
     difficulty: float | None
+    inserted: Sequence[Mapping[str, str | int]] | None
+    """Tokens that are of other documents: `origin` (see documents.origin_of), `start` and `tokens`; None: there are
+    none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,8 @@ class EncodedSource:
     places: Ints
     packed: Ints
     rejected: int
+    inserted: Mapping[str, Ints]
+    """Tokens by document that are of other documents, by the source of these."""
 
 
 def encode_source(
@@ -110,7 +116,8 @@ def encode_source(
     spans: list[Spans] = []
     places: list[Ints] = []
     columns = Columns()
-    rejected = count = tokens = 0
+    inserted: dict[str, collections.Counter[int]] = {}
+    rejected = count = tokens = number = 0
     with Table(index, INDEX_SCHEMA) as table, concurrent.futures.ThreadPoolExecutor(max(1, workers)) as pool:
         for batch in _encoded(screen(documents, texts=False), tokenizer, spool, pool, workers):
             kept = batch.lengths > 0
@@ -122,8 +129,13 @@ def encode_source(
             for document, length, size in zip(
                 chosen, batch.lengths[kept].tolist(), batch.sizes[kept].tolist(), strict=True
             ):
-                line = Indexed(document.id, document.record_id, length, size, document.difficulty)
-                table.write(line, len(line.id) + len(line.record_id) + 24)
+                others = _inserted(document)
+                line = Indexed(document.id, document.record_id, length, size, document.difficulty, others or None)
+                table.write(line, len(line.id) + len(line.record_id) + 24 + 64 * len(others))
+                for other in others:
+                    name_of_other = str(other["origin"]).partition("/")[0]
+                    inserted.setdefault(name_of_other, collections.Counter())[number] += int(other["tokens"])
+                number += 1
             columns.add(chosen)
             languages.update(document.language for document in batch.documents)
             domains.update(document.domain for document in batch.documents)
@@ -158,7 +170,19 @@ def encode_source(
         places=np.concatenate(places),
         packed=np.arange(count),
         rejected=rejected,
+        inserted={of: np.array([tokens[i] for i in range(count)], np.int64) for of, tokens in inserted.items()},
     )
+
+
+def _inserted(document: Document) -> list[dict[str, str | int]]:
+    """Which tokens of a document are of others: see Indexed; the parts of such a document all have their ids."""
+    found: list[dict[str, str | int]] = []
+    start = 0
+    for part in document.parts:
+        if part.origin:
+            found.append({"origin": part.origin, "start": start, "tokens": len(part.ids)})
+        start += len(part.ids)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import bisect
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,8 @@ class SourceRows:
     above 0 (never a document's first), `target_weight` is the sum of their weights. `files` is by row length; `columns`
     holds the dtype, int32 or float32, of each column of the documents. A bucket is stored under the name
     `bucket_name(of, bucket)`; `difficulty` is then the lowest and highest of its documents' numbers, and `buckets` how
-    many there are, 0 the easiest. A source that is not divided has an empty `of`.
+    many there are, 0 the easiest. A source that is not divided has an empty `of`. `inserted` are tokens that are of
+    other documents, by the source of these, and `surrounded` the documents that hold some.
     """
 
     language: str
@@ -61,6 +62,8 @@ class SourceRows:
     bucket: int = 0
     buckets: int = 1
     difficulty: tuple[float, float] | None = None
+    inserted: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    surrounded: int = 0
 
     @property
     def packing_windows(self) -> int:
@@ -130,10 +133,14 @@ def index_path(folder: Path, source: str) -> Path:
 
 
 class DocumentIds(NamedTuple):
-    """A document's identifier inside its source, and the id of its record, which may be empty."""
+    """A document's identifier inside its source, and the id of its record, which may be empty.
+
+    `inserted` says which of its tokens are of other documents: see `encoding.Indexed`.
+    """
 
     id: str
     record_id: str
+    inserted: Sequence[Mapping[str, Any]] = ()
 
 
 def document_ids(folder: Path, source: str, numbers: Iterable[int]) -> dict[int, DocumentIds]:
@@ -151,8 +158,13 @@ def document_ids(folder: Path, source: str, numbers: Iterable[int]) -> dict[int,
                 last = first + file.metadata.row_group(group).num_rows
                 here = wanted[bisect.bisect_left(wanted, first) : bisect.bisect_left(wanted, last)]
                 if here:
-                    ids = file.read_row_group(group, columns=list(DocumentIds._fields)).take([n - first for n in here])
-                    found |= {n: DocumentIds(**row) for n, row in zip(here, ids.to_pylist(), strict=True)}
+                    # Rows of an earlier version have no column of inserted documents.
+                    columns = [name for name in DocumentIds._fields if name in file.schema_arrow.names]
+                    rows = file.read_row_group(group, columns=columns).take([n - first for n in here]).to_pylist()
+                    found |= {
+                        n: DocumentIds(row["id"], row["record_id"], row.get("inserted") or ())
+                        for n, row in zip(here, rows, strict=True)
+                    }
                 first = last
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}): run `m1 pack` again.") from error

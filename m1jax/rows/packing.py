@@ -223,6 +223,8 @@ def _pack_store(
         bucket=store.bucket,
         buckets=store.buckets,
         difficulty=(float(numbers.min()), float(numbers.max())) if store.of else None,
+        inserted={name: int(tokens[order].sum()) for name, tokens in sorted(source.inserted.items())},
+        surrounded=int(np.any([tokens[order] for tokens in source.inserted.values()], axis=0).sum()),
     )
 
 

@@ -86,6 +86,34 @@ def use_table(curriculum: Curriculum) -> Table:
     return table
 
 
+def inserted(curriculum: Curriculum) -> dict[str, dict[str, Any]]:
+    """By source that is read: how many of its documents stand among the text of others, and the tokens of these."""
+    found = {}
+    for name in sorted({use.source for use in curriculum.table()}):
+        source = curriculum.manifest.sources[name]
+        if source.surrounded:
+            found[name] = {
+                "documents": source.documents,
+                "surrounded": source.surrounded,
+                "tokens": source.tokens,
+                "inserted": dict(source.inserted),
+            }
+    return found
+
+
+def inserted_lines(curriculum: Curriculum) -> list[str]:
+    """The same for people, a line for each source."""
+    lines = []
+    for name, counts in inserted(curriculum).items():
+        tokens = sum(counts["inserted"].values())
+        of = ", ".join(f"{other} {count:,}" for other, count in counts["inserted"].items())
+        lines.append(
+            f"{name}: {counts['surrounded']:,} of {counts['documents']:,} documents stand among other text, of weight "
+            f"0: {tokens:,} tokens ({tokens / counts['tokens']:.1%} of all), from {of}."
+        )
+    return lines
+
+
 def _ends(use: Use) -> tuple[str, str]:
     """A source's first and last row of a stage: epoch, place of the packing window in its order, row of it."""
     if not use.rows:

@@ -9,7 +9,7 @@ function, code        what a tool gave, read by the next answer
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from m1jax.config.domains import nearest
 from m1jax.text.records import BLANK
@@ -48,12 +48,21 @@ class UnusableError(Exception):
     """A conversation that nothing can be learned from; the message is the reason."""
 
 
+class Inserted(NamedTuple):
+    """Characters `start` to `end` (that one excluded) of a text that are of the document `origin`."""
+
+    start: int
+    end: int
+    origin: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conversation:
     """Messages as chat formats take them, {"role", "content"}, and how much each of them is learned.
 
     `weights` has a number of 0 or more for each message: that of each token of an answer and of the mark that ends it;
-    0 for what the model does not write. The rest is as in Document.
+    0 for what the model does not write. `inserted` are ranges of the first question's text, in order, that other
+    documents make up. The rest is as in Document.
     """
 
     id: str
@@ -65,6 +74,12 @@ class Conversation:
     difficulty: float | None = None
     shard: str = ""
     record_id: str = ""
+    inserted: tuple[Inserted, ...] = ()
+
+    @property
+    def first_question(self) -> int:
+        """The index of its first question."""
+        return next(i for i, message in enumerate(self.messages) if message["role"] == "user")
 
 
 def checked(given: Sequence[Any], learn: str = "all") -> tuple[tuple[Mapping[str, str], ...], tuple[float, ...]]:

@@ -33,12 +33,14 @@ class Part:
     """A part of a document: text, or token ids (as for the special tokens of a chat), or ids with their text.
 
     Ids are taken as they are; their text, where it is given, is what filters and people look at. `weight`, 0 or
-    more, is how much each of its tokens counts as a target: 0 for what is read and not learned.
+    more, is how much each of its tokens counts as a target: 0 for what is read and not learned. `origin` names the
+    document that the part is taken from, where that is not its own: see `origin_of`.
     """
 
     text: str = ""
     ids: tuple[int, ...] = ()
     weight: float = 1.0
+    origin: str = ""
 
 
 def identity(shard: str, place: int | str | None = None) -> str:
@@ -113,6 +115,11 @@ class Document:
         return cls(identifier, text, source, language, domain, parts=tuple(parts), **rest)
 
 
+def origin_of(document: Document) -> str:
+    """The name of a document beyond its source, SOURCE/ID; a source's name holds no slash."""
+    return f"{document.source}/{document.id}"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rejected:
     """What could not become a document: its place (see `identity`), why, and as much of its text as can be shown.
@@ -133,7 +140,9 @@ def _schema(*names: str) -> pa.Schema:
 
 _TEXTS = ("id", "text", "source", "language", "domain")
 _ORIGIN = ("shard", "record_id")
-_PART = pa.struct([("text", pa.string()), ("ids", pa.list_(pa.int64())), ("weight", pa.float64())])
+_PART = pa.struct(
+    [("text", pa.string()), ("ids", pa.list_(pa.int64())), ("weight", pa.float64()), ("origin", pa.string())]
+)
 _COLUMN = pa.struct([("name", pa.string()), ("integer", pa.int64()), ("number", pa.float64())])
 _OPTIONAL = {"difficulty": pa.float64(), "parts": pa.list_(_PART), "columns": pa.list_(_COLUMN)}
 DOCUMENT_SCHEMA = pa.schema([*_schema(*_TEXTS), *itertools.starmap(pa.field, _OPTIONAL.items()), *_schema(*_ORIGIN)])
@@ -260,7 +269,12 @@ def _documents(columns: Mapping[str, pa.Array], rows: int) -> Iterator[Document]
 def _parts(cell: Iterable[Mapping[str, Any]] | None) -> tuple[Part, ...]:
     """A cell's parts; a missing weight becomes NaN, which sets the document aside."""
     return tuple(
-        Part(part["text"] or "", tuple(part["ids"] or ()), math.nan if part["weight"] is None else part["weight"])
+        Part(
+            part["text"] or "",
+            tuple(part["ids"] or ()),
+            math.nan if part["weight"] is None else part["weight"],
+            part["origin"] or "",
+        )
         for part in cell or ()
     )
 
@@ -274,7 +288,7 @@ def _columns(cell: Iterable[Mapping[str, Any]] | None) -> dict[str, int | float]
 
 
 def _parts_cell(parts: Sequence[Part]) -> list[dict[str, Any]] | None:
-    return [{"text": part.text, "ids": part.ids, "weight": part.weight} for part in parts] or None
+    return list(map(dataclasses.asdict, parts)) or None
 
 
 def _columns_cell(columns: Mapping[str, int | float]) -> list[dict[str, Any]] | None:

