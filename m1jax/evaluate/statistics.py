@@ -33,8 +33,8 @@ def effective_size(values: Sequence[float], clusters: Sequence[Hashable]) -> flo
     """
     N = len(values)
     centred = np.asarray(values, float) - np.mean(values)
-    numbers = np.unique([hash(cluster) for cluster in clusters], return_inverse=True)[1]
-    sums = np.bincount(numbers, weights=centred)
+    order = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
+    sums = np.bincount([order[cluster] for cluster in clusters], weights=centred)
     C, alone = len(sums), float((centred**2).sum())
     if C == N or C < 2 or not alone:
         return float(N)

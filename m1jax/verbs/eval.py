@@ -62,9 +62,7 @@ def arguments(parser: Parser) -> None:
     )
     model.add_argument("--model", metavar="DIR", help="a run's folder, imported or exported")
     model.add_argument("--questions", metavar="PATH", help="a .jsonl file of questions, or a folder of them")
-    model.add_argument(
-        "--form", choices=FORMS, default="base", help="a text that goes on (default), or a chat as in `m1 chat`"
-    )
+    model.add_argument("--form", choices=FORMS, help="a text that goes on (base, default), or a chat as in `m1 chat`")
     model.add_argument("--against", metavar="PATH", help="compare with another model, or with an earlier result")
     model.add_argument("--against-form", choices=FORMS, help="form for the other model (default: the same)")
     model.add_argument("--samples", type=int, default=0, metavar="N", help="show N greedy answers, in the chat form")
@@ -74,7 +72,7 @@ def arguments(parser: Parser) -> None:
 
 
 _OF_RUN = ("step", "heldout_tokens", "plain", "overrides")
-_OF_MODEL = ("questions", "against", "against_form", "samples", "chat_format", "dtype", "out")
+_OF_MODEL = ("questions", "form", "against", "against_form", "samples", "chat_format", "dtype", "out")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -111,17 +109,20 @@ def ask(args: argparse.Namespace) -> None:
         for reason, count in one.loaded.reasons:
             tell(f"{one.name}: set aside {count:,} for {reason}")
     subject = _subject(args.model, args.dtype, args.chat_format)
+    if args.samples:
+        _ = subject.chat  # where there is none, this says so before the questions are asked
+    form = args.form or "base"
     out = Path(args.out) if args.out else subject.folder / "eval"
     progress = functools.partial(counting, console)
-    found = [asking.answered(subject, one, args.form, out, tell, progress) for one in sets]
+    found = [asking.answered(subject, one, form, out, tell, progress) for one in sets]
     others: Sequence[answers.Answers | None] = [None] * len(sets)
     if args.against is not None and (known := asking.earlier(Path(args.against), len(sets))):
         others = [known]
     elif args.against is not None:
         other = _subject(args.against, args.dtype, None)
         beside = out / "against" if args.out else other.folder / "eval"
-        form = args.against_form or args.form
-        others = [asking.answered(other, one, form, beside, tell, progress) for one in sets]
+        theirs = args.against_form or form
+        others = [asking.answered(other, one, theirs, beside, tell, progress) for one in sets]
     data: dict[str, Any] = {}
     for one, own, against in zip(sets, found, others, strict=True):
         report = tables.lines(answers.by_kind(own, against), own.about, against.about if against else None)

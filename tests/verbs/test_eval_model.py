@@ -128,7 +128,7 @@ def test_an_interrupted_evaluation_leaves_no_result(verb, questions, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_requests_are_one_sentence(verb, folders, questions, tmp_path):
+def test_bad_requests_are_one_sentence(verb, questions, tmp_path, capsys):
     cases = [
         ([], "there are no questions"),
         (["--questions", tmp_path / "none.jsonl"], "does not exist"),
@@ -141,3 +141,6 @@ def test_bad_requests_are_one_sentence(verb, folders, questions, tmp_path):
     for arguments, said in cases:
         error = verb(*arguments, status=2).err
         assert said in error and error.count("\n") == 1
+    for arguments, said in [(["--form", "chat"], "--form does not go with --config"), ([], "no finished corpus")]:
+        assert main(["eval", "--config", "quickstart", "--set", f"folder={tmp_path}", *arguments]) == 2
+        assert said in capsys.readouterr().err
