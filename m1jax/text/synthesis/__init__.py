@@ -1,0 +1,1 @@
+"""Instruction data from ontologies: a graph of entities, templates of questions, and a split by entity."""

