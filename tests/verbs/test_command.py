@@ -13,8 +13,8 @@ from m1jax.verbs import command, main
 from tests.verbs.conftest import TINY
 
 NAMES = (
-    *("quickstart", "corpus", "tokenizer", "pack", "curriculum", "train", "sft", "eval", "needle", "report"),
-    *("plan", "generate", "chat", "import", "export", "doctor"),
+    *("quickstart", "corpus", "synthesize", "tokenizer", "pack", "curriculum", "train", "sft", "eval", "needle"),
+    *("report", "plan", "generate", "chat", "import", "export", "doctor"),
 )
 HEAVY = ("jax", "tensorflow", "torch", "seqio", "grain")
 

@@ -8,10 +8,11 @@ import sys
 
 import pytest
 
+from m1jax.evaluate import questions
 from m1jax.text.conversation_records import read_conversations
 from m1jax.text.conversations import Conversation
 from m1jax.text.synthesis.ontologies import ONTOLOGIES
-from m1jax.verbs import fetching, main
+from m1jax.verbs import main, synthesize
 from tests import invented
 
 ARGUMENTS = ["synthesize", "--config", "quickstart", "--set", "synthesis.test_share=0.3"]
@@ -36,11 +37,11 @@ def archives(tmp_path_factory):
 def fetched(archives, monkeypatch):
     """What is fetched instead of the real packages; a test may leave some out."""
     here = dict(archives)
-    monkeypatch.setattr(
-        fetching,
-        "fetch",
-        lambda wanted, console, otherwise: {p.label: here[p.label] for p in wanted if p.label in here},
-    )
+
+    def fetch_all(wanted, *_):
+        return {package.label: here[package.label] for package in wanted if package.label in here}
+
+    monkeypatch.setattr(synthesize, "fetch_all", fetch_all)
     return here
 
 
@@ -90,7 +91,8 @@ def test_conversations_are_read_by_sft_and_questions_have_their_schema(tmp_path,
             assert record["id"] == f"{record['template']}/{record['entity']}"
             assert record["licence"]
     test = records(tmp_path / "out/test/questions.jsonl")
-    assert len(test) == manifest["test"]["items"]
+    loaded = questions.load(tmp_path / "out/test/questions.jsonl")
+    assert len(test) == manifest["test"]["items"] == len(loaded.items), loaded.reasons
     for question in test:
         assert question.keys() == {
             "id", "kind", "question", "choices", "answer", "entity", "source", "licence", "language", "template",

@@ -79,14 +79,18 @@ def write(folder: Path, graph: Graph, templates: Sequence[Template], settings: S
 
 
 def conversation(item: Item, seed: int) -> dict[str, Any]:
-    """An item as a record that `m1 sft` reads; of questions with choices half have letters."""
+    """An item as a record that `m1 sft` reads.
+
+    A third of the questions with choices have letters; others list them as the chat form of `m1 eval` does, and half of
+    the yes-or-no questions do not list them at all.
+    """
     asked, reply = item.question, item.reply
-    if item.template.form == "choice":
-        if order.number(seed, item.id, "letters") % 2:
-            asked += "".join(f"\n{chr(65 + i)}. {choice}" for i, choice in enumerate(item.choices))
-            reply = f"{chr(65 + item.answer)}. {reply}"
-        else:
-            asked += "".join(f"\n- {choice}" for choice in item.choices)
+    form = order.number(seed, item.id, "form")
+    if item.template.form == "choice" and form % 3 == 0:
+        asked += "".join(f"\n{chr(65 + i)}. {choice}" for i, choice in enumerate(item.choices))
+        reply = f"{chr(65 + item.answer)}. {reply}"
+    elif item.template.form == "choice" or (item.template.form == "yes_no" and form % 2):
+        asked += "".join(f"\n- {choice}" for choice in item.choices)
     messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
     return {**_origin(item), "template": item.template.id, "messages": messages}
 
