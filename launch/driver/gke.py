@@ -105,6 +105,7 @@ class GkeLaunch:
             "M1_AMEND": "yes" if s.amend else "",
             "M1_PYTHON": s.python,
             "M1_BUCKET_DIR": MOUNT,
+            **s.of_training,
         }
         with tempfile.TemporaryDirectory() as folder:
             code = gate.export(self.shell, revision, folder)

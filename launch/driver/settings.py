@@ -9,6 +9,7 @@ from pathlib import Path
 
 CAPACITIES = ("on-demand", "spot", "reserved")
 PLATFORMS = ("tpu-vm", "gke")
+VERBS = ("train", "sft")
 
 
 class LaunchError(Exception):
@@ -49,6 +50,9 @@ DEFAULTS = {
     "M1_MAX_HOURS": "24",
     "M1_SET": "",
     "M1_AMEND": "no",
+    "M1_VERB": "train",
+    "M1_INITIAL": "",
+    "M1_CONVERSATIONS": "",
     "M1_RUNTIME": "",
     "M1_SUBNETWORK": "",
     "M1_INTERNAL_IPS": "no",
@@ -81,6 +85,12 @@ class Settings:
     overrides: tuple[str, ...]
     amend: bool
     """Accepts settings that differ from those of the run's checkpoint."""
+    verb: str
+    """train, or sft: one host prepares conversations before all train."""
+    initial: str
+    """Folder, inside the run's in the bucket, of the model that the run starts from."""
+    conversations: str
+    """The same of the conversations that sft prepares."""
     service_account: str
     max_hours: float
     runtime: str
@@ -129,6 +139,13 @@ class Settings:
     def folder(self) -> str:
         """Where everything of the run lies in the bucket."""
         return f"gs://{self.bucket}/{self.name}"
+
+    @property
+    def of_training(self) -> dict[str, str]:
+        """What the hosts' scripts read of verb and inputs, by variable; without those that are at their default."""
+        found = {"M1_INITIAL": self.initial, "M1_CONVERSATIONS": self.conversations}
+        found["M1_VERB"] = "" if self.verb == "train" else self.verb
+        return {key: value for key, value in found.items() if value}
 
     @property
     def region(self) -> str:
@@ -218,6 +235,13 @@ def _checked(path: str, found: Mapping[str, str]) -> Settings:
         raise refuse("M1_ZONE", "a zone such as us-east5-a")
     if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+/?", found["M1_BUCKET"]):
         raise refuse("M1_BUCKET", "gs://NAME of a whole bucket")
+    if found["M1_VERB"] not in VERBS:
+        raise refuse("M1_VERB", " or ".join(VERBS))
+    for name in ("M1_INITIAL", "M1_CONVERSATIONS"):
+        if found[name] and (found[name].startswith("/") or ".." in found[name].split("/") or "://" in found[name]):
+            raise refuse(name, f"the name of a folder inside gs://BUCKET/{found['M1_NAME']}")
+    if found["M1_CONVERSATIONS"] and found["M1_VERB"] != "sft":
+        raise LaunchError(f"{path}: M1_CONVERSATIONS is read by sft only: set M1_VERB=sft.")
     for name in ("M1_INTERNAL_IPS", "M1_AMEND"):
         if found[name] not in ("yes", "no"):
             raise refuse(name, "yes or no")
@@ -245,6 +269,9 @@ def _checked(path: str, found: Mapping[str, str]) -> Settings:
         config=found["M1_CONFIG"],
         overrides=overrides,
         amend=found["M1_AMEND"] == "yes",
+        verb=found["M1_VERB"],
+        initial=found["M1_INITIAL"],
+        conversations=found["M1_CONVERSATIONS"],
         service_account=found["M1_SERVICE_ACCOUNT"],
         # A minute: enough for a guard to be tested by hand, and for a slip of the keyboard to be noticed.
         max_hours=number("M1_MAX_HOURS", 0.001),

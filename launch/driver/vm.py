@@ -73,6 +73,7 @@ class VmLaunch:
         s = self.settings
         given = {"M1_NAME": s.name, "M1_COMMIT": revision, "M1_BUCKET": s.bucket, "M1_CONFIG": s.config}
         given |= {"M1_SET": gate.quoted(s.overrides), "M1_PYTHON": s.python, "M1_AMEND": "yes" if s.amend else ""}
+        given |= s.of_training
         exports = " ".join(f"{key}={shlex.quote(value)}" for key, value in given.items() if value)
         address = f"{s.folder}/launch/code/{revision}.tar.gz"
         script = (

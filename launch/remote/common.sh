@@ -52,12 +52,15 @@ report() {
   fi
 }
 
-# The arguments that `m1 train` and `m1 doctor` share. M1_SET holds KEY=VALUE words with shell quoting.
+# The arguments that `m1 train`, `m1 sft` and `m1 doctor` share. M1_SET holds KEY=VALUE words with shell quoting.
 arguments=(--config "$M1_CONFIG")
 while IFS= read -r word; do
   arguments+=(--set "$word")
 done < <(xargs -r -n1 printf '%s\n' <<<"${M1_SET:-}")
 arguments+=(--set "folder=$bucket/$M1_NAME")
+if [ -n "${M1_INITIAL:-}" ]; then
+  arguments+=(--set "train.initial=$bucket/$M1_NAME/$M1_INITIAL")
+fi
 
 # born PID: when a process began, in the kernel's ticks since the machine started; nothing where it has ended.
 born() {

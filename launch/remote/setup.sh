@@ -15,7 +15,7 @@ fail() {
   exit 1
 }
 
-for key in M1_NAME M1_COMMIT M1_BUCKET M1_CONFIG M1_SET M1_AMEND M1_BUCKET_DIR M1_PYTHON; do
+for key in M1_NAME M1_COMMIT M1_BUCKET M1_CONFIG M1_SET M1_AMEND M1_VERB M1_INITIAL M1_CONVERSATIONS M1_BUCKET_DIR M1_PYTHON; do
   printf '%s=%q\n' "$key" "${!key:-}"
 done >"$state/environment"
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # On a host: runs `m1 train` until it ends, starting it again where its status says "again" (75: interrupted after
 # saving, or another rank died). Any other status ends the run here, and on the other hosts as soon as they see it.
+# With M1_VERB=sft host 0-0 runs `m1 sft --prepare` first, and the others wait until it has.
 # Usage: supervise.sh RUN, RUN being the number that m1launch gave to this start. Ends with the status of `m1 train`.
 if [ "${1:---help}" = --help ]; then
-  sed -n '2,4s/^# //p' "$0"
+  sed -n '2,5s/^# //p' "$0"
   exit
 fi
 # shellcheck source=launch/remote/common.sh
@@ -28,9 +29,50 @@ others_failed() {
   grep -lsE "state=failed run=$run " "$shared"/state/* 2>/dev/null | grep -qv "/$host\$"
 }
 
+# run_m1 ARGUMENTS…: runs m1 as the child of this host; its exit status is in `status`.
+run_m1() {
+  echo "== $(date -u +%FT%TZ) host $host, attempt $attempt: m1 $*" >>"$log"
+  # It notes itself before it begins, so that no supervisor that is killed leaves a child that nobody knows of.
+  (
+    note child "$BASHPID"
+    exec "$m1" "$@"
+  ) >>"$log" 2>&1 &
+  child=$!
+  # Told to stop in the moment before there was a child.
+  [ -n "$stopping" ] && kill -TERM "$child"
+  wait "$child"
+  status=$?
+  # A trapped signal ends `wait` before the child has saved and ended.
+  while kill -0 "$child" 2>/dev/null; do
+    wait "$child"
+    status=$?
+  done
+  child=
+  ended=$(date +%s.%N)
+  echo "== $(date -u +%FT%TZ) host $host, attempt $attempt: ended with status $status" >>"$log"
+}
+
+# prepare: makes rows of the conversations on the first host, once for each start; the others wait. Its result is in
+# `status`: "again" where waiting was ended.
+prepare() {
+  local prepared=$shared/prepared folder=$bucket/$M1_NAME/${M1_CONVERSATIONS:-}
+  until [ "$(cat "$prepared" 2>/dev/null)" = "$run" ]; do
+    if [ "$host" = 0-0 ]; then
+      run_m1 sft "${arguments[@]}" --prepare ${M1_CONVERSATIONS:+--conversations "$folder"}
+      [ "$status" -eq 0 ] && echo "$run" >"$prepared"
+      return
+    fi
+    if [ -n "$stopping" ] || others_failed; then
+      status=$again
+      return
+    fi
+    sleep "${M1_PAUSE_SECONDS:-5}"
+  done
+}
+
 heartbeat() {
-  while kill -0 "$$" 2>/dev/null; do
-    sleep "${M1_HEARTBEAT_SECONDS:-30}"
+  # Of a supervisor that was killed in the meantime nothing is said: the next one may speak already.
+  while sleep "${M1_HEARTBEAT_SECONDS:-30}" && kill -0 "$$" 2>/dev/null; do
     # Written only while training runs, so that it never overwrites the last word of the loop below.
     if [ -e "$state/training" ]; then
       report running "$run" "$attempt" "$status" "$ended" >/dev/null
@@ -56,32 +98,16 @@ if alive child >/dev/null; then
 fi
 while :; do
   attempt=$((attempt + 1))
-  echo "== $(date -u +%FT%TZ) host $host, attempt $attempt: m1 train ${arguments[*]}" >>"$log"
   touch "$state/training"
   report running "$run" "$attempt" "$status" "$ended" >/dev/null
   heartbeat &
   beat=$!
-  # It notes itself before it begins, so that no supervisor that is killed leaves a child that nobody knows of.
-  (
-    note child "$BASHPID"
-    exec "$m1" train "${arguments[@]}"
-  ) >>"$log" 2>&1 &
-  child=$!
-  # Told to stop in the moment before there was a child.
-  [ -n "$stopping" ] && kill -TERM "$child"
-  wait "$child"
-  status=$?
-  # A trapped signal ends `wait` before the child has saved and ended.
-  while kill -0 "$child" 2>/dev/null; do
-    wait "$child"
-    status=$?
-  done
-  child=
-  ended=$(date +%s.%N)
+  status=0
+  [ "${M1_VERB:-train}" = sft ] && prepare
+  [ "$status" -eq 0 ] && run_m1 train "${arguments[@]}"
   rm -f "$state/training"
   kill "$beat" 2>/dev/null
   wait "$beat" 2>/dev/null
-  echo "== $(date -u +%FT%TZ) host $host, attempt $attempt: ended with status $status" >>"$log"
   if [ "$status" -eq 0 ]; then
     report finished "$run" "$attempt" "$status" "$ended" >/dev/null
     break

@@ -2,7 +2,8 @@
 
 import difflib
 import fnmatch
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,8 @@ class LoraConfig:
         return self.rank > 0 and (not self.layers or layer in self.layers)
 
 
-def sizes(model: "ModelConfig") -> dict[str, int]:
+@functools.lru_cache(maxsize=16)
+def sizes(model: "ModelConfig") -> Mapping[str, int]:
     """Scalars of every parameter by its name: its path in the tree, where a layer is layers/<number from 0>."""
     hidden, tables = model.hidden, model.vocab_size * model.hidden
     found = {"embed/weight": tables, "norm/weight": hidden}

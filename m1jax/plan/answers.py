@@ -69,7 +69,7 @@ def train_step(config: RunConfig, stage: StageConfig, topology: Topology, compil
         )
     shape = dict(mesh.shape)
     tokens = stage.global_batch * stage.row_length
-    per_token = flops.per_token(config.model, stage.row_length, config.train.remat)
+    per_token = flops.per_token(config.model, stage.row_length, config.train)
     parts_of_state = {
         "parameters": built.state.params,
         "frozen parameters": built.state.frozen,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from m1jax.config import ModelConfig
+from m1jax.config import ModelConfig, TrainConfig
 from m1jax.model import flops
 
 RECOMPUTED = {"none": 0.0, "dots": 0.0, "block": 1.0, "offload": 1.0}
@@ -41,15 +41,20 @@ class TokenFlops:
 
 
 @functools.lru_cache
-def per_token(model: ModelConfig, row_length: int, remat: str) -> TokenFlops:
-    """FLOPs a token of rows that are one document each; shorter documents need less attention."""
-    parameters = flops.matmul_parameters(model)
-    matrices = 6.0 * parameters
-    attention = flops.train_flops(model, np.arange(row_length)) / row_length - matrices
+def per_token(model: ModelConfig, row_length: int, train: TrainConfig) -> TokenFlops:
+    """FLOPs a token of rows that are one document each; shorter documents need less attention.
+
+    What is computed again is that of a backward pass through every layer; layers below the first that is trained have
+    none.
+    """
+    parameters, positions = flops.matmul_parameters(model), np.arange(row_length)
+    # A forward pass costs 4 a key, of which the backward pass repeats 2.
+    attention = flops.forward_flops(model, positions) / row_length - 2.0 * parameters
+    found = flops.train_flops(model, positions, train) / row_length
     blocks = parameters - model.vocab_size * model.hidden
-    again = RECOMPUTED[remat]
-    # A third of `attention` is the forward pass: 4 a key, of which the backward pass repeats 2.
-    return TokenFlops(matrices, attention, again * 2.0 * blocks + attention / 3 * (again + 0.5))
+    again = RECOMPUTED[train.remat]
+    own = min(3 * attention, found)
+    return TokenFlops(found - own, own, again * 2.0 * blocks + attention * (again + 0.5))
 
 
 def decode_per_token(model: ModelConfig, context: int) -> float:

@@ -8,12 +8,13 @@ from 3 to 7 values of the feed-forward width at the peak, more of them the more 
 Legend: E hidden, F FFN, H heads, K KV heads, D head_dim, V vocabulary, L layers.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from m1jax.config import ModelConfig, RunConfig, StageConfig
+from m1jax.config import ModelConfig, RunConfig, StageConfig, tuning
 
 BF16, FP32 = 2, 4
 BLOCK_FFN = 8.0
@@ -51,39 +52,77 @@ class Memory:
 def estimate(config: RunConfig, stage: StageConfig, mesh: Mapping[str, int]) -> Memory:
     """The memory of a stage's step on a mesh (sizes by axis)."""
     model, train = config.model, config.train
-    parameters = parameter_bytes(model, mesh)
+    frozen, trained = state_bytes(config, mesh)
+    parameters = frozen + trained
     # Of what AdamW moves; the rest is small beside the layers' matrices and the tables.
-    second = table_share(model) if config.optimizer.name == "muon" else 1.0
+    muon = config.optimizer.name == "muon" and not tuned(config)
+    second = table_share(model) if muon else 1.0
     second = second if config.optimizer.second_moment == "full" else 0.0
     rows = mesh["replica"] * mesh["data"] * mesh["fsdp"] * train.accumulation
     tokens = stage.global_batch / rows * stage.row_length / mesh["context"]
     kept = sum(kept_per_token(model, kind, train.remat, mesh) for kind in model.layer_kinds) * tokens
-    gradients = parameters * (2.0 if train.accumulation > 1 else 1.0)
+    gradients = trained * (2.0 if train.accumulation > 1 else 1.0)
     width = _itemsize(model.compute_dtype)
-    tables = parameters * table_share(model)
-    narrow = (parameters - tables) * width / FP32 if width < _itemsize(model.param_dtype) else 0.0
+    stored = _itemsize(train.frozen_dtype or model.param_dtype) if tuned(config) else _itemsize(model.param_dtype)
+    tables = parameter_bytes(model, mesh) * table_share(model)
+    narrow = (parameter_bytes(model, mesh) - tables) * width / FP32 if width < stored else 0.0
     block = block_working(config, stage, mesh, tokens)
     # While the head works, no gradient of this micro-batch is there yet.
-    head = head_working(config, mesh, tokens) - parameters
+    head = head_working(config, mesh, tokens) - trained
     return Memory(
         parameters=parameters,
-        optimizer=parameters * FP32 / _itemsize(model.param_dtype) * (1.0 + second),
+        optimizer=trained * (1.0 + second) * (1.0 if train.lora.rank else FP32 / _itemsize(model.param_dtype)),
         gradients=gradients,
         activations=kept,
         working=narrow + max(block, head) + CODE,
     )
 
 
+def tuned(config: RunConfig) -> bool:
+    """Whether some parameters are frozen."""
+    return bool(config.train.lora.rank or config.train.trained)
+
+
+def state_bytes(config: RunConfig, mesh: Mapping[str, int]) -> tuple[float, float]:
+    """Bytes of the frozen and of the trained parameters of one device.
+
+    One factor of a matrix is split as the matrix is along its inputs, the other along its outputs.
+    """
+    model, train = config.model, config.train
+    own = scalars(model, mesh["fsdp"], mesh["tensor"])
+    if not tuned(config):
+        return 0.0, sum(own.values()) * _itemsize(model.param_dtype)
+    moved = sum(own[name] for name in tuning.matched(model, train.trained))
+    factors = 0.0
+    for name, size in tuning.factor_sizes(model, train.lora).items():
+        along_hidden = train.lora.rank * model.hidden
+        factors += along_hidden / mesh["fsdp"] + (size - along_hidden) / _tensor(model, name, mesh["tensor"])
+    frozen = (sum(own.values()) - moved) * _itemsize(train.frozen_dtype or model.param_dtype)
+    return frozen, moved * _itemsize(model.param_dtype) + factors * FP32
+
+
 def parameter_bytes(model: ModelConfig, mesh: Mapping[str, int]) -> float:
-    """Parameters of one device: matrices over fsdp and tensor, KV heads whole where tensor does not divide them."""
-    fsdp, tensor = mesh["fsdp"], mesh["tensor"]
-    tables = (1 if model.tie_embeddings else 2) * model.vocab_size * model.hidden / tensor
-    total = tables + model.hidden
-    for kind in model.layer_kinds:
-        heads, kv_heads, head_dim = model.heads(kind)
-        kv = kv_heads if kv_heads % tensor else kv_heads / tensor
-        total += model.hidden * (head_dim * (2 * heads / tensor + 2 * kv) + 3 * model.ffn / tensor + 2)
-    return total / fsdp * _itemsize(model.param_dtype)
+    """Parameters of one device."""
+    return sum(scalars(model, mesh["fsdp"], mesh["tensor"]).values()) * _itemsize(model.param_dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def scalars(model: ModelConfig, fsdp: int, tensor: int) -> Mapping[str, float]:
+    """Scalars of every parameter on one device by the parameter's name (m1jax.config.tuning)."""
+    return {
+        name: size / _tensor(model, name, tensor) / (1 if "conv" in name else fsdp)
+        for name, size in tuning.sizes(model).items()
+    }
+
+
+def _tensor(model: ModelConfig, name: str, tensor: int) -> int:
+    """Parts that the axis `tensor` cuts a parameter into: KV heads are whole where it does not divide them."""
+    if "norm" in name:
+        return 1
+    if any(part in name for part in ("k_proj", "v_proj", "conv")):
+        kv_heads = model.heads(model.layer_kinds[int(name.split("/")[1])])[1]
+        return 1 if kv_heads % tensor else tensor
+    return tensor
 
 
 def table_share(model: ModelConfig) -> float:
@@ -117,7 +156,8 @@ def block_working(config: RunConfig, stage: StageConfig, mesh: Mapping[str, int]
     width, tensor = _itemsize(model.compute_dtype), mesh["tensor"]
     again = config.train.remat in ("block", "offload")
     values = BLOCK_FFN * model.ffn / tensor + (BLOCK_HIDDEN * model.hidden if again else 0.0)
-    matrices = WEIGHT_GRADIENTS * model.hidden * model.ffn / tensor * FP32 if mesh["fsdp"] > 1 else 0.0
+    trains = not tuned(config) or any(name.endswith("_proj") for name in tuning.matched(model, config.train.trained))
+    matrices = WEIGHT_GRADIENTS * model.hidden * model.ffn / tensor * FP32 if mesh["fsdp"] > 1 and trains else 0.0
     gathered = max(_gathered(model, kind, stage.row_length, mesh) for kind in set(model.layer_kinds))
     gathered *= tokens / (stage.row_length / mesh["context"])
     return max(width * (values * tokens + gathered) + matrices - VMEM, 0.0)
@@ -156,8 +196,7 @@ def by_part(state: Any, facts: Any, config: RunConfig, stage: StageConfig, mesh:
     sizes = {name: sum(map(_on_device, leaves)) for name, leaves in state.items()}
     estimated = estimate(config, stage, mesh)
     temporaries = facts.temporaries
-    trained = sizes["parameters"] / (sizes["parameters"] + sizes.get("frozen parameters", 0))
-    gradients = min(estimated.gradients * trained, temporaries)
+    gradients = min(sizes["parameters"] * (2.0 if config.train.accumulation > 1 else 1.0), temporaries)
     activations = min(estimated.activations, temporaries - gradients)
     return {
         **sizes,

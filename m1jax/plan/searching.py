@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from m1jax.config import MeshConfig, RunConfig, StageConfig
+from m1jax.config import MeshConfig, RunConfig, StageConfig, tuning
 from m1jax.errors import UserError
 from m1jax.hardware import GIB, TPUS
 from m1jax.plan import flops, memory
@@ -158,7 +158,7 @@ def _candidate(
 def _seconds(config: RunConfig, stage: StageConfig, topology: Topology, mesh: Mapping[str, int]) -> float:
     """A step of a stage with every unit at its peak and nothing overlapped."""
     near, far = traffic(config, stage, mesh)
-    per_token = flops.per_token(config.model, stage.row_length, config.train.remat).hardware
+    per_token = flops.per_token(config.model, stage.row_length, config.train).hardware
     tokens = stage.global_batch * stage.row_length
     chip = topology.chip
     return tokens * per_token / (chip.flops * topology.chips) + (near / chip.link + far / chip.dcn) * chip.devices
@@ -168,17 +168,18 @@ def traffic(config: RunConfig, stage: StageConfig, mesh: Mapping[str, int]) -> t
     """Bytes that a device receives in a step over ICI and over DCN, by formula.
 
     fsdp: every matrix gathered forward and backward (again where blocks are computed again) in the compute dtype and
-    its gradient scattered in float32, in each micro-batch; data: gradients reduced among all once a micro-batch;
-    tensor: two all-reduces of the hidden states a layer, forward and backward; context: K and V gathered, their
-    gradients scattered; replica: gradients over DCN.
+    its gradient (of what is trained) scattered in float32, in each micro-batch; data: gradients reduced among all once
+    a micro-batch; tensor: two all-reduces of the hidden states a layer, forward and backward; context: K and V
+    gathered, their gradients scattered; replica: gradients over DCN.
     """
     model, train = config.model, config.train
     width = memory.BF16 if model.compute_dtype == "bfloat16" else memory.FP32
     parts = train.accumulation
     passes = 2 + flops.RECOMPUTED[train.remat]
     matrices = model.num_parameters / mesh["tensor"]
-    fsdp = _share(mesh["fsdp"]) * matrices * parts * (passes * width + memory.FP32)
-    sharded = matrices / mesh["fsdp"] * memory.FP32
+    moved = tuning.trained_scalars(model, train.lora, train.trained) / model.num_parameters
+    fsdp = _share(mesh["fsdp"]) * matrices * parts * (passes * width + moved * memory.FP32)
+    sharded = moved * matrices / mesh["fsdp"] * memory.FP32
     data = 2 * _share(mesh["data"]) * sharded * parts
     rows = mesh["replica"] * mesh["data"] * mesh["fsdp"]
     tokens = stage.global_batch * stage.row_length / rows / mesh["context"]

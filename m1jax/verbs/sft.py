@@ -5,6 +5,7 @@ printed before it runs. Each of them recognises its own complete result, so the 
 """
 
 import argparse
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,9 @@ def arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb: returns the first status of a command that is not 0, else 0."""
+    if args.prepare:
+        # On a TPU pod one host prepares by itself: the others, for which its devices would wait, are not there yet.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     console = consoles.make()
     config = config_of(args)
     _check(config, args.conversations)

@@ -59,6 +59,8 @@ CASES = {
     "m1_14b_8k": Case("m1_14b", "general"),
     "m1_14b_32k": Case("m1_14b", "annealing"),
     "m1_1b5_8k": Case("m1_1b5", "general"),
+    "m1_14b_sft": Case("m1_14b_sft", "long"),
+    "m1_14b_lora": Case("m1_14b_lora", "sft"),
     "quickstart": Case("quickstart", "general", "v5e:1x1", overrides=("model.attention=pallas_tpu",)),
     "small_v5e_fsdp": Case("m1_14b", "general", "v5e:2x2", overrides=(*SMALL, "mesh.fsdp=4"), compiled="always"),
     "small_v5p_context": Case(

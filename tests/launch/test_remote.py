@@ -106,6 +106,38 @@ def test_changed_settings_are_accepted_where_the_environment_file_says_so(make_h
     assert re.search(r"^arguments: train --config .* --amend$", host.log(), re.MULTILINE)
 
 
+def of_sft(host):
+    host.environment |= {"M1_VERB": "sft", "M1_INITIAL": "initial", "M1_CONVERSATIONS": "my talks"}
+    return host
+
+
+def test_one_host_prepares_the_conversations_before_all_train(make_host):
+    first, second = (of_sft(make_host(name, program='echo "$1 $*"')) for name in ("0-0", "0-1"))
+    waiting = second.start("supervise.sh", "7")
+    until(lambda: second.report())
+    assert waiting.poll() is None and not (second.root / "logs" / "0-1.log").exists()
+    assert first.do("supervise.sh", "7")[0] == 0 and waiting.wait(timeout=60) == 0
+    lines = [line for line in first.log().splitlines() if not line.startswith("==")]
+    assert [line.split()[0] for line in lines] == ["sft", "train"]
+    folder = first.bucket / "life"
+    assert lines[0].endswith(
+        f"folder={folder} --set train.initial={folder}/initial --prepare --conversations {folder}/my talks"
+    )
+    assert lines[1].endswith(f"train.initial={folder}/initial")
+    assert "train train" in second.log() and "sft" not in second.log()
+    # A start that finds no conversations to read anew prepares again, which m1 sft recognises.
+    of_sft(first).environment.pop("M1_CONVERSATIONS")
+    assert first.do("supervise.sh", "8")[0] == 0 and first.log().count("--prepare\n") == 2
+
+
+def test_conversations_that_cannot_be_used_end_the_run_everywhere(make_host):
+    first, second = of_sft(make_host("0-0", endings=(2,))), of_sft(make_host("0-1", endings=(0,)))
+    waiting = second.start("supervise.sh", "7")
+    assert first.do("supervise.sh", "7")[0] == 2
+    assert waiting.wait(timeout=60) == 75
+    assert (first.report()["state"], second.report()["state"]) == ("failed", "stopped")
+
+
 @pytest.mark.parametrize("status", [1, 2, 137])
 def test_another_status_ends_it(make_host, status):
     host = make_host(endings=(75, status, 0))

@@ -87,7 +87,14 @@ def test_a_dry_run_prints_documented_commands_and_needs_no_tool(verb, platform, 
 
 def test_a_dry_run_of_up_holds_the_whole_of_it_in_order(tmp_path, only_git):
     file = environment_file(
-        tmp_path, M1_TOPOLOGY="v6e:16x16", M1_CAPACITY="reserved", M1_INTERNAL_IPS="yes", M1_AMEND="yes"
+        tmp_path,
+        M1_TOPOLOGY="v6e:16x16",
+        M1_CAPACITY="reserved",
+        M1_INTERNAL_IPS="yes",
+        M1_AMEND="yes",
+        M1_VERB="sft",
+        M1_INITIAL="initial",
+        M1_CONVERSATIONS="my/talks",
     )
     done = launched("up", "--env", str(file), "--dry-run", "--max-hours", "3", path=only_git)
     found = commands(done.stdout)
@@ -104,7 +111,7 @@ def test_a_dry_run_of_up_holds_the_whole_of_it_in_order(tmp_path, only_git):
     setup = next(words[-1] for words in found if "ssh" in words)
     assigned = shlex.split(setup.partition("export ")[2].partition(";")[0])
     assert "M1_SET=mesh.fsdp=64 'data.rows=gs://b/a b'" in assigned
-    assert "M1_AMEND=yes" in assigned
+    assert {"M1_AMEND=yes", "M1_VERB=sft", "M1_INITIAL=initial", "M1_CONVERSATIONS=my/talks"} <= set(assigned)
 
 
 def revision():
@@ -130,6 +137,10 @@ def revision():
         ({"M1_CAPACITY": "cheap"}, "on-demand or spot or reserved"),
         ({"M1_SET": "mesh.fsdp"}, "KEY=VALUE words"),
         ({"M1_AMEND": "true"}, "yes or no"),
+        ({"M1_VERB": "tune"}, "train or sft"),
+        ({"M1_INITIAL": "gs://b/model"}, "the name of a folder inside gs://BUCKET/life"),
+        ({"M1_VERB": "sft", "M1_CONVERSATIONS": "../talks"}, "the name of a folder inside gs://BUCKET/life"),
+        ({"M1_CONVERSATIONS": "talks"}, "set M1_VERB=sft"),
         ({"M1_PROJECT": ""}, "M1_PROJECT is missing"),
         ({"M1_WRONG": "1"}, "no KEY=VALUE of launch/env.example"),
         ({"M1_PLATFORM": "gke", "M1_CAPACITY": "reserved"}, "M1_RESERVATION must name"),

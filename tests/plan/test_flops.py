@@ -28,7 +28,7 @@ def by_hand(length, again):
 @pytest.mark.parametrize(("remat", "again"), [("none", 0), ("dots", 0), ("block", 1), ("offload", 1)])
 @pytest.mark.parametrize("length", [1, 2, 5, 16])
 def test_training_flops_are_those_counted_by_hand(remat, again, length):
-    found = flops.per_token(MODEL, length, remat)
+    found = flops.per_token(MODEL, length, dataclasses.replace(toy.config().train, remat=remat))
     model, hardware = by_hand(length, again)
     assert found.model * length == pytest.approx(model)
     assert found.hardware * length == pytest.approx(hardware)

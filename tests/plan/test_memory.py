@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from m1jax import model
+from m1jax import model, objectives
 from m1jax.config import file as config_file
+from m1jax.optim import optimizer as optimizers
 from m1jax.parallel import mesh as meshes
 from m1jax.parallel import rules
 from m1jax.plan import compiling, memory
+from m1jax.train import program
 from tests.plan import memory_cases
 
 GIB = 2**30
@@ -29,8 +31,20 @@ def test_parameters_are_those_that_the_rules_lay_out(name, fsdp, tensor):
         np.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf, sharding in zip(jax.tree.leaves(abstract.shapes), jax.tree.leaves(shardings), strict=True)
     )
-    # Convolution weights, a few hundred scalars, are left out of the formula.
-    assert memory.parameter_bytes(config, mesh.shape) == pytest.approx(exact, rel=1e-4)
+    assert memory.parameter_bytes(config, mesh.shape) == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (2, 4)])
+@pytest.mark.parametrize("trained", [[], ["layers/*/mlp", "norm"]])
+def test_frozen_and_trained_parameters_are_those_of_the_state(trained, fsdp, tensor):
+    config = config_file.load("m1_14b_lora", [f"train.trained={trained}", f"mesh.fsdp={fsdp}", f"mesh.tensor={tensor}"])
+    mesh = meshes.make(config.mesh, jax.devices()[: fsdp * tensor])
+    state = program.abstract_state(objectives.make(config, mesh), mesh, optimizers.make(config))
+    exact = [
+        sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for tree in (state.frozen, state.params)
+    ]
+    assert memory.state_bytes(config, mesh.shape) == pytest.approx(exact, rel=1e-9)
 
 
 @pytest.mark.parametrize(
