@@ -173,6 +173,9 @@ def evaluate(
     console = consoles.make(as_json)
     chosen = tasks.named(task_names)
     made = artefact.require(config.corpus, "corpus", "corpus")
+    if task_names is None and not (config.corpus / "evaluation").is_dir():
+        chosen = []
+        console.print(f"No questions are asked: {config.corpus} has none, because its text was not fetched.")
     trained = of_config(config, step)
     tokenizer = tokenizers.of_run(config)
     folder = config.evaluation(trained.step)

@@ -98,11 +98,12 @@ def test_the_same_command_continues_with_the_same_losses(tuned, road, tmp_path, 
     assert [line["loss"] for line in read_journal(folder / "train" / "metrics.jsonl")] == before
 
 
-def test_an_evaluation_measures_what_validation_did(tuned, road):
-    """The conversations that were held out, on their answers."""
+def test_an_evaluation_measures_what_validation_did(tuned, road, capsys):
+    """The conversations that were held out, on their answers; such a corpus has no questions to ask."""
     folder, _ = tuned
     settings = command(folder, train__initial=road)[1:]
-    assert main(["eval", *settings, "--tasks"]) == 0
+    assert main(["eval", *settings]) == 0
+    assert "No questions are asked" in capsys.readouterr().out
     found = json.loads((folder / "eval" / "step-6" / "results.json").read_text())
     (entry,) = found["loss"]["model"]["sources"].values()
     held_out = read_documents(folder / "corpus" / "heldout")
@@ -111,7 +112,7 @@ def test_an_evaluation_measures_what_validation_did(tuned, road):
     assert entry["conversations"] == len(list(held_out))
     bits = found["bits_per_byte"]["model"]["sources"]["talks"]
     assert bits["bits_per_byte"] == pytest.approx(line["heldout_bits_per_byte/talks"], rel=1e-5)
-    assert found["loss"]["unigram"]["sources"]["talks"]["loss"] > 0
+    assert "accuracy" not in found and found["loss"]["unigram"]["sources"]["talks"]["loss"] > 0
 
 
 def test_other_answers_are_other_rows_and_a_run_that_read_the_old_ones_is_refused(
