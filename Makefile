@@ -19,7 +19,7 @@ installed = $(VENV)/.installed-$(1)
 .PHONY: quickstart test test-slow test-all test-optimized compat lint clean
 
 quickstart: $(call installed,quickstart)
-	$(VENV)/bin/m1 quickstart --config configs/quickstart.py
+	$(VENV)/bin/m1 quickstart --config configs/quickstart.py --sft configs/sft_quickstart.py
 
 # One file is one worker's, so that what a file compiles and trains is made once; the longest files come first
 # (tests/conftest.py), so that neither core waits for the other at the end.

@@ -28,6 +28,8 @@ PROMPTS = (
 QUESTIONS = 150
 """Questions of each set that are asked: all of them would take longer than the training."""
 HELDOUT_TOKENS = 20_000
+SAMPLES = 3
+"""Answers of the assistant that are shown."""
 ADAPTED = "quickstart_config.py"
 """File of the run's folder with a config whose mixtures fit the text."""
 
@@ -37,11 +39,14 @@ def arguments(parser: Parser) -> None:
     example(parser, f"m1 quickstart {CONFIG}")
     add_config(parser)
     add_text(parser)
+    parser.add_argument(
+        "--sft", metavar="FILE", help="config with which the model is then fine-tuned on questions out of ontologies"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
-    return walk(args.config, args.overrides, args.text)
+    return walk(args.config, args.overrides, args.text, args.sft)
 
 
 def commands(config: str, overrides: Sequence[str], text: str | None, folder: str) -> list[list[str]]:
@@ -66,6 +71,19 @@ def commands(config: str, overrides: Sequence[str], text: str | None, folder: st
     ]
 
 
+def fine_tuning(config: str, overrides: Sequence[str], sft: str, folder: str) -> list[list[str]]:
+    """The verbs that make an assistant of the model in `folder`, and ask both about entities held out."""
+    questions, tuned = f"{folder}/synthesis", f"{folder}/sft"
+    given = ["--config", config, *(part for override in overrides for part in ("--set", override))]
+    other = ["--config", sft, "--set", f"folder={tuned}", "--set", f"train.initial={folder}"]
+    against = ["--form", "chat", "--against", folder, "--against-form", "base"]
+    return [
+        ["synthesize", *given, "--out", questions],
+        ["sft", *other, "--conversations", f"{questions}/train"],
+        ["eval", "--model", tuned, "--questions", f"{questions}/test", *against, "--samples", str(SAMPLES)],
+    ]
+
+
 def adapted(config: RunConfig, sources: Mapping[str, str]) -> RunConfig:
     """The config with mixtures of what this corpus has; `sources` maps source to domain.
 
@@ -83,7 +101,7 @@ def adapted(config: RunConfig, sources: Mapping[str, str]) -> RunConfig:
     return dataclasses.replace(config, stages=tuple(stages))
 
 
-def walk(config: str, overrides: Sequence[str], text: str | None) -> int:
+def walk(config: str, overrides: Sequence[str], text: str | None, sft: str | None = None) -> int:
     """Runs every verb as the command does; returns the first status that is not 0, else 0."""
     console = consoles.make()
     start = time.monotonic()
@@ -114,7 +132,10 @@ def walk(config: str, overrides: Sequence[str], text: str | None) -> int:
             soft_wrap=True,
         )
         config, overrides = str(file), []
-    for arguments in commands(config, overrides, text, asked.folder):
+    road = commands(config, overrides, text, asked.folder)
+    if sft:
+        road += fine_tuning(config, overrides, sft, asked.folder)
+    for arguments in road:
         status = verb(arguments)
         if status:
             return status

@@ -54,3 +54,18 @@ def test_the_commands_name_a_config_in_the_runs_folder_and_no_nested_quotes(sour
     assert not any("--set" in arguments for arguments in runs if arguments[0] != "corpus")
     written = config_file.load(folder / ADAPTED)
     assert written == adapted(config_file.load("quickstart", overrides), sources)
+
+
+def test_fine_tuning_starts_from_the_model_and_is_compared_with_it(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(quickstart, "main", lambda arguments: called.append(arguments) or 0)
+    monkeypatch.setattr(artefact, "require", lambda *_: {"sources": {"mondo": {"domain": "medical"}}})
+    folder = str(tmp_path / "run")
+    assert quickstart.walk("quickstart", [f"folder={folder}"], None, "sft_quickstart") == 0
+    made, tuned, asked = called[-3:]
+    questions = made[made.index("--out") + 1]
+    assert made[0] == "synthesize"
+    config = config_file.load(tuned[2], [tuned[i + 1] for i, part in enumerate(tuned) if part == "--set"])
+    assert tuned[0] == "sft" and config.train.initial == folder and config.model == QUICKSTART.model
+    assert tuned[-1].startswith(f"{questions}/") and asked[asked.index("--questions") + 1].startswith(f"{questions}/")
+    assert asked[asked.index("--model") + 1] == config.folder and asked[asked.index("--against") + 1] == folder
