@@ -52,46 +52,46 @@ FLOORS = (
     Floor(
         "what every room may use", "#e6e6e6", 0.35,
         (
-            Room(1, "errors", "one sentence", 0.25, 1.12), Room(2, "hardware", "chips", 1.43, 1.08),
-            Room(3, "disk", "is it full?", 2.57, 0.88), Room(4, "artefact", "all or nothing", 3.51, 1.10),
-            Room(5, "config", "a run, checked", 4.67, 1.08),
+            Room(1, "errors", "a sentence", 0.25, 0.80), Room(2, "hardware", "chips", 1.105, 0.93),
+            Room(3, "disk", "is it full?", 2.09, 0.78), Room(4, "artefact", "all or nothing", 2.925, 0.99),
+            Room(5, "config", "a run", 3.97, 0.80), Room(6, "client", "asks models", 4.825, 0.92),
         ),
     ),
     Floor(
         "arithmetic of the model", "#fde3c3", 1.50,
         (
-            Room(6, "kernels", "attention", 0.25, 1.25), Room(7, "model", "decoder, loss", 1.60, 1.30),
-            Room(8, "parallel", "mesh, shardings", 3.00, 1.45), Room(9, "optim", "AdamW, clip", 4.55, 1.20),
+            Room(7, "kernels", "attention", 0.25, 1.25), Room(8, "model", "decoder, loss", 1.60, 1.30),
+            Room(9, "parallel", "mesh, shardings", 3.00, 1.45), Room(10, "optim", "AdamW, clip", 4.55, 1.20),
         ),
     ),
     Floor(
         "text becomes tokens", "#cfe3f5", 2.70,
-        (Room(11, "text", "sources, documents", 1.25, 1.75), Room(10, "tokenizer", "text ↔ ids", 4.10, 1.65)),
+        (Room(12, "text", "sources, documents", 1.25, 1.75), Room(11, "tokenizer", "text ↔ ids", 4.10, 1.65)),
     ),
     Floor(
         "tokens become batches", "#cfe3f5", 3.95,
-        (Room(13, "curriculum", "which row is next", 0.25, 1.75), Room(12, "rows", "packing, stores", 4.10, 1.65)),
+        (Room(14, "curriculum", "which row is next", 0.25, 1.75), Room(13, "rows", "packing, stores", 4.10, 1.65)),
         side="left",
     ),
     Floor(
         "batches become a state", "#cfe3f5", 5.20,
         (
-            Room(14, "train", "step, hooks, checkpoints", 0.25, 2.15),
-            Room(15, "objectives", "what is minimised", 4.10, 1.65),
+            Room(15, "train", "step, hooks, checkpoints", 0.25, 2.15),
+            Room(16, "objectives", "what is minimised", 4.10, 1.65),
         ),
     ),
     Floor(
         "what a state is for", "#d5ecd2", 6.45,
         (
-            Room(16, "generate", "sampling, chat", 0.25, 1.35), Room(17, "evaluate", "bits, questions", 1.68, 1.40),
-            Room(18, "convert", "for PyTorch", 3.16, 1.25), Room(19, "plan", "cost of a step", 4.49, 1.26),
+            Room(17, "generate", "sampling, chat", 0.25, 1.35), Room(18, "evaluate", "bits, questions", 1.68, 1.40),
+            Room(19, "convert", "for PyTorch", 3.16, 1.25), Room(20, "plan", "cost of a step", 4.49, 1.26),
         ),
     ),
     Floor(
         "how it is used", "#e6dbf2", 7.60,
         (
-            Room(20, "loading", "m1jax.load", 0.25, 1.45), Room(21, "show", "tables, plots", 1.85, 1.45),
-            Room(22, "verbs", "one file for each m1 verb", 3.45, 2.30),
+            Room(21, "loading", "m1jax.load", 0.25, 1.45), Room(22, "show", "tables, plots", 1.85, 1.45),
+            Room(23, "verbs", "one file for each m1 verb", 3.45, 2.30),
         ),
     ),
 )  # fmt: skip

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from m1jax import artefact
+from m1jax.client import Client, key_of
 from m1jax.config import RunConfig
 from m1jax.config.domains import nearest
 from m1jax.errors import UserError
@@ -23,6 +24,7 @@ from m1jax.verbs.arguments import CONFIG, Parser, add_config, config_of, example
 
 FORMAT = 1
 """Of the result: one of an earlier format is made again."""
+_LESSONS = 100
 _KIND = "set of questions"
 
 
@@ -34,16 +36,45 @@ def arguments(parser: Parser) -> None:
     parser.add_argument(
         "--templates", metavar="FILE", help="JSON file of templates beside the shipped ones: see docs/synthesis.md"
     )
+    group = parser.add_argument_group("a teacher", "A model behind the OpenAI protocol, which writes longer answers.")
+    group.add_argument("--teacher", metavar="URL", help="its address, such as http://localhost:8000/v1")
+    group.add_argument("--teacher-model", metavar="NAME", help="the model's name there")
+    group.add_argument(
+        "--teacher-key", metavar="VARIABLE", help="environment variable that holds the key which the server wants"
+    )
+    group.add_argument(
+        "--lessons", type=int, default=_LESSONS, metavar="N", help=f"answers to write, four requests each ({_LESSONS})"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
     config = config_of(args)
     chosen = templates.with_own(Path(args.templates) if args.templates else None)
-    make(config, Path(args.out) if args.out else config.questions, chosen)
+    out = Path(args.out) if args.out else config.questions
+    make(config, out, chosen, _asked(args, out), args.teacher_model or "", args.lessons if args.teacher else 0)
 
 
-def make(config: RunConfig, out: Path, chosen: Sequence[Template]) -> None:
+def _asked(args: argparse.Namespace, out: Path) -> Client | None:
+    """The teacher that the arguments name, whose log is beside the result; raises UserError for half of one."""
+    if bool(args.teacher) != bool(args.teacher_model):
+        raise UserError("--teacher and --teacher-model belong together: give both, or none.")
+    if args.lessons < 1:
+        raise UserError(f"--lessons must be at least 1, got {args.lessons}.")
+    if not args.teacher:
+        return None
+    log = out.with_name(f"{out.name}.requests.jsonl")
+    return Client(args.teacher, args.teacher_model, log, key=key_of(args.teacher_key))
+
+
+def make(
+    config: RunConfig,
+    out: Path,
+    chosen: Sequence[Template],
+    client: Client | None = None,
+    teacher: str = "",
+    lessons: int = 0,
+) -> None:
     """Writes the questions into `out`; does nothing if it holds the same ones.
 
     Raises UserError where the config names an unknown source or kind, or no package can be fetched.
@@ -66,6 +97,8 @@ def make(config: RunConfig, out: Path, chosen: Sequence[Template]) -> None:
         test_share=config.synthesis.test_share,
         seed=config.seed,
         kinds=config.synthesis.kinds,
+        lessons=lessons,
+        teacher=teacher,
         absent=tuple(ontology.name for ontology in wanted if ontology not in read),
     )
     inputs = [[ontology.name, ontology.source.package.sha256] for ontology in read]
@@ -75,7 +108,7 @@ def make(config: RunConfig, out: Path, chosen: Sequence[Template]) -> None:
         return
     with artefact.building(out, _KIND, of) as folder:
         graph = Graph(entity for ontology in read for entity in ontology.read(archives[ontology.source.package.label]))
-        manifest = dataset.write(folder, graph, chosen, settings)
+        manifest = dataset.write(folder, graph, chosen, settings, client.ask if client else None)
     _show(manifest, console)
     console.print(f"Conversations: {out}/{dataset.TRAIN} (for `m1 sft --conversations`).", highlight=False)
     console.print(f"Test questions: {out}/{dataset.TEST}. Licences: {out}/{dataset.MANIFEST}.", highlight=False)
@@ -119,5 +152,9 @@ def _show(manifest: Mapping[str, Any], console: Console) -> None:
         "shares most words with the question.",
         highlight=False,
     )
+    if teacher := manifest["settings"]["teacher"]:
+        unusable = [f"{count:,} for {reason}" for reason, count in manifest["lessons"]["left_out"].items()]
+        left_out = f"; left out: {', '.join(unusable)}" if unusable else ""
+        console.print(f"Written by {teacher}: {manifest['lessons']['items']:,} conversations{left_out}.", markup=False)
     held = manifest["entities"]
     console.print("Held out: " + ", ".join(f"{n['held_out']:,} of {n['all']:,} in {s}" for s, n in held.items()) + ".")

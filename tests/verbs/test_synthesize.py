@@ -14,6 +14,7 @@ from m1jax.text.conversations import Conversation
 from m1jax.text.synthesis.ontologies import ONTOLOGIES
 from m1jax.verbs import main, synthesize
 from tests import invented
+from tests.chat_server import running, said
 
 ARGUMENTS = ["synthesize", "--config", "quickstart", "--set", "synthesis.test_share=0.3"]
 FINGERPRINT = """
@@ -21,6 +22,7 @@ import pathlib, sys, tempfile
 from m1jax.text.synthesis import dataset, templates
 from m1jax.text.synthesis.graph import Graph
 from tests import invented
+from tests.chat_server import running, said
 settings = dataset.Settings(40, 20, 0.3, 1)
 folder = pathlib.Path(tempfile.mkdtemp(dir=sys.argv[1]))
 print(dataset.write(folder, Graph(invented.entities(0)), templates.shipped(), settings)["fingerprint"])
@@ -170,3 +172,72 @@ def test_a_folder_of_the_user_is_not_overwritten(tmp_path, capsys, fetched):
     assert main([*ARGUMENTS, "--out", str(tmp_path)]) == 2
     assert "exists and is not an m1jax set of questions" in capsys.readouterr().err
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def taught(request, _):
+    """A teacher that writes what a good one would; of every seventh text something that is no use."""
+    prompt = request["messages"][0]["content"]
+    about = prompt.rpartition("\n\n")[2].splitlines()[0]
+    if prompt.startswith("List"):
+        return said("" if len(prompt) % 7 == 0 else f"1. {about} is a state.\n2. More.")
+    if prompt.startswith("Write"):
+        return said(f"What is {about.removesuffix(' is a state.')}?")
+    if prompt.startswith("Answer"):
+        return said(f"At length: {about}")
+    return said("No." if len(prompt) % 5 == 0 else "**Yes**, it does.")
+
+
+def test_a_teacher_writes_lessons_and_an_interrupted_run_asks_nothing_twice(tmp_path, capsys, fetched):
+    out = tmp_path / "out"
+    asked = []
+
+    def command(server, log=None):
+        more = ["--teacher", server.address, "--teacher-model", "sage", "--lessons", "20", "--out", str(log or out)]
+        return main([*ARGUMENTS, *more])
+
+    def first(request, number):
+        return taught(request, number) if number <= 30 else (401, {}, b"no more")
+
+    with running(first) as server:
+        assert command(server) == 2
+        assert "refused a request with status 401 (no more)" in capsys.readouterr().err
+    assert not out.exists()
+    kept = records(tmp_path / "out.requests.jsonl")
+    assert len(kept) == 30
+    with running(taught) as server:
+        assert command(server) == 0
+        asked += [request for _, _, request in server.requests]
+        assert not [request for request in asked if request in [record["request"] for record in kept]]
+        assert len(records(tmp_path / "out.requests.jsonl")) == 30 + len(asked)
+        assert "Written by sage: " in capsys.readouterr().out
+        assert command(server) == 0
+        assert len(server.requests) == len(asked)
+        # Without an interruption, and with answers that come in any order, the lessons are the same.
+        assert command(server, tmp_path / "again") == 0
+    assert digests(out) == digests(tmp_path / "again")
+    lessons = records(out / "train/explanation.jsonl")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert 5 < len(lessons) == manifest["lessons"]["items"] <= 20
+    assert set(manifest["lessons"]["left_out"]) == {"no knowledge points", "the answer does not agree with the text"}
+    assert all(lesson["teacher"] == "sage" and lesson["source"] not in ("hpo", "hpo-annotations") for lesson in lessons)
+    # Nothing of a verbatim source, or of an entity that is held out, is sent to the teacher.
+    sent = "\n".join(record["request"]["messages"][0]["content"] for record in records(tmp_path / "out.requests.jsonl"))
+    by_id = {entity.id: entity for entity in invented.entities(0)}
+    held = {question["entity"] for question in records(out / "test/questions.jsonl")}
+    away = [e for e in by_id.values() if e.source in ("hpo", "hpo-annotations") or e.id in held]
+    assert len(away) > 50
+    assert not [entity.id for entity in away if entity.names["en"] in sent]
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--teacher", "http://x"], "--teacher and --teacher-model belong together: give both, or none."),
+        (["--teacher", "x", "--teacher-model", "m"], "the address 'x' is none: write one such as"),
+        (["--lessons", "0"], "--lessons must be at least 1, got 0."),
+    ],
+)
+def test_half_a_teacher_is_refused(tmp_path, capsys, fetched, more, sentence):
+    assert main([*ARGUMENTS, "--out", str(tmp_path / "out"), *more]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

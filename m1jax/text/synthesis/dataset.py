@@ -10,11 +10,12 @@ from typing import Any
 from m1jax import artefact
 from m1jax.text.overlap import normalise
 from m1jax.text.synthesis import order
-from m1jax.text.synthesis.graph import Graph
+from m1jax.text.synthesis.graph import Entity, Graph
 from m1jax.text.synthesis.items import Item, Maker
 from m1jax.text.synthesis.ontologies import ONTOLOGIES, Ontology
 from m1jax.text.synthesis.split import split
-from m1jax.text.synthesis.templates import Template
+from m1jax.text.synthesis.teacher import Lesson, Teacher, lessons
+from m1jax.text.synthesis.templates import LESSONS, Template
 
 TRAIN, TEST, MANIFEST = "train", "test/questions.jsonl", "manifest.json"
 _ONTOLOGY = {ontology.name: ontology for ontology in ONTOLOGIES}
@@ -34,14 +35,20 @@ class Settings:
     seed: int
     kinds: tuple[str, ...] = ()
     """Kinds that are made; empty: all."""
+    lessons: int = 0
+    """Conversations that a teacher writes, at most."""
+    teacher: str = ""
+    """The teacher's name."""
     absent: tuple[str, ...] = ()
     """Graphs that were wanted and could not be fetched, for the manifest."""
 
 
-def write(folder: Path, graph: Graph, templates: Sequence[Template], settings: Settings) -> dict[str, Any]:
+def write(
+    folder: Path, graph: Graph, templates: Sequence[Template], settings: Settings, teacher: Teacher | None = None
+) -> dict[str, Any]:
     """Writes train/<kind>.jsonl, test/questions.jsonl and manifest.json; returns the manifest.
 
-    The bytes depend on the arguments alone.
+    The bytes depend on the arguments alone, and on what the teacher says where there is one.
     """
     parts = split(graph, settings.test_share, settings.seed)
     maker = Maker(graph, parts, settings.seed)
@@ -57,6 +64,9 @@ def write(folder: Path, graph: Graph, templates: Sequence[Template], settings: S
     for kind in dict.fromkeys(item.template.kind for item in train):
         records = (conversation(item, settings.seed) for item in train if item.template.kind == kind)
         _lines(folder / TRAIN / f"{kind}.jsonl", records)
+    taught, unusable = lessons(graph, parts, teacher, settings.lessons, settings.seed) if teacher else ([], Counter())
+    if teacher:
+        _lines(folder / TRAIN / f"{LESSONS}.jsonl", (_taught(lesson, settings.teacher) for lesson in taught))
     (folder / TEST).parent.mkdir()
     _lines(folder / TEST, map(question, test))
     manifest = {
@@ -65,6 +75,7 @@ def write(folder: Path, graph: Graph, templates: Sequence[Template], settings: S
         "templates": artefact.key([dataclasses.asdict(template) for template in templates]),
         "entities": _entities(graph, parts.held),
         "train": _counts(train),
+        "lessons": {"items": len(taught), "left_out": dict(sorted(unusable.items()))},
         "test": _counts(test),
         "baselines": {kind: _baselines(items) for kind, items in _by_kind(test).items()},
         "distractors": {
@@ -101,16 +112,21 @@ def question(item: Item) -> dict[str, Any]:
     return {**_origin(item), **asked, "template": item.template.id}
 
 
+def _taught(lesson: Lesson, teacher: str) -> dict[str, Any]:
+    """A lesson as a record that `m1 sft` reads."""
+    messages = [{"role": "user", "content": lesson.question}, {"role": "assistant", "content": lesson.answer}]
+    about = _about(f"{LESSONS}/{lesson.entity.id}", LESSONS, lesson.entity, "en")
+    return {**about, "template": LESSONS, "teacher": teacher, "messages": messages}
+
+
 def _origin(item: Item) -> dict[str, Any]:
-    source = item.entity.source
-    return {
-        "id": item.id,
-        "kind": item.template.kind,
-        "entity": item.entity.id,
-        "source": source,
-        "licence": _ONTOLOGY[source].source.licence,
-        "language": item.template.language,
-    }
+    return _about(item.id, item.template.kind, item.entity, item.template.language)
+
+
+def _about(identifier: str, kind: str, entity: Entity, language: str) -> dict[str, Any]:
+    licence = _ONTOLOGY[entity.source].source.licence
+    about = {"id": identifier, "kind": kind, "entity": entity.id, "source": entity.source}
+    return {**about, "licence": licence, "language": language}
 
 
 def _lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -21,6 +21,8 @@ OTHERS = ("parent", "phenotype", "mention")
 """Names of other entities that it leads to; `mention`: those of the source `of` that its definition names."""
 FORMS = ("choice", "yes_no", "text", "list")
 LANGUAGES = ("en", "zh")
+LESSONS = "explanation"
+"""The kind of conversations that a teacher writes."""
 _FILE = re.compile(r"\w[\w -]*")
 _MOST_CHOICES = 26
 """A letter each."""
@@ -156,6 +158,8 @@ def _check(template: Template, where: str) -> None:
         _one_of(template.of, sources, f"{where}: of")
     elif template.of:
         raise UserError(f"{where}: `of` belongs to a template that asks for a mention: leave it out.")
+    if template.kind == LESSONS:
+        raise UserError(f"{where}: the kind {LESSONS!r} is that of a teacher's lessons: choose another name.")
     if not _FILE.fullmatch(template.kind):
         raise UserError(
             f"{where}: the kind {template.kind!r} is the name of a file: use letters, digits, _, - and spaces."
