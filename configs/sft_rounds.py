@@ -1,7 +1,7 @@
 """Fine-tunes a model in five rounds, one stage each: general data, then medical kinds, as Baichuan-M1 was.
 
-Conversations lie in folders that are named after their kinds, such as my_conversations/reasoning/. Edit the names at
-the top: the model and its config file, the kinds of conversations that you have, and what each round reads of them.
+Conversations are in folders that are named after their kinds, such as my_conversations/reasoning/. Edit the names at
+the top: the config file of your model, the kinds of conversations that you have, and what each round reads of them.
 `m1 curriculum` shows what a round reads; a source that would be read more often than `data.max_epochs` is refused with
 its numbers, so that too few conversations are noticed before a step.
 
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-MODEL = "m1_14b.py"
-INITIAL = "runs/m1_14b"
+BASE = "m1_14b_sft.py"
+"""The config of which this one is: model, `train.initial`, devices, optimiser, and rows and batch of its last stage."""
 GENERAL = {"inhouse": 0.4, "maths": 0.3, "code": 0.3}
 REPLAY = 0.25
 """Share of the general kinds in every medical round, so that they are not forgotten."""
@@ -29,7 +29,6 @@ ROUNDS = {
 MAX_EPOCHS = {"*": 3.0}
 """Times that any source may be read over all rounds; "domain:safety" for one kind."""
 ROUND_TOKENS = 200_000_000
-ROW_LENGTH, ROWS = 32_768, 64
 
 
 def mixture(name: str) -> dict[str, float]:
@@ -42,39 +41,20 @@ def mixture(name: str) -> dict[str, float]:
 
 
 def get_config() -> ConfigDict:
-    base = runpy.run_path(str(Path(__file__).with_name(MODEL)))["get_config"]()
+    base = runpy.run_path(str(Path(__file__).with_name(BASE)))["get_config"]().to_dict()
+    rows = {key: base["stages"][-1][key] for key in ("row_length", "global_batch", "rope_base", "skip_steps")}
+    rate = {"start": 2e-5, "end": 2e-6, "shape": "cosine", "warmup_steps": 5}
     kinds = dict.fromkeys(kind for shares in ROUNDS.values() for kind in shares)
-    stage = {
-        "tokens": ROUND_TOKENS,
-        "row_length": ROW_LENGTH,
-        "global_batch": ROWS,
-        "learning_rate": {"start": 2e-5, "end": 2e-6, "shape": "cosine", "warmup_steps": 5},
-        "rope_base": base.stages[-1]["rope_base"],
-        "skip_steps": False,
+    data = {"domains": tuple(kinds), "row_lengths": (rows["row_length"],), "max_epochs": MAX_EPOCHS}
+    train = {"checkpoint_every": 50, "validate_every": 25, "validate_tokens": 2**17}
+    base |= {
+        "name": "sft_rounds",
+        "folder": "runs/sft_rounds",
+        "data": base["data"] | data,
+        "train": base["train"] | train,
+        "stages": tuple(
+            {**rows, "name": name, "tokens": ROUND_TOKENS, "mixture": mixture(name), "learning_rate": rate}
+            for name in ROUNDS
+        ),
     }
-    return ConfigDict(
-        {
-            "name": "sft_rounds",
-            "folder": "runs/sft_rounds",
-            "model": base.model.to_dict(),
-            "data": {
-                "domains": tuple(kinds),
-                "vocab_size": base.data.vocab_size,
-                "row_lengths": (ROW_LENGTH,),
-                "max_epochs": MAX_EPOCHS,
-                "heldout_share": 0.01,
-            },
-            "mesh": base.mesh.to_dict(),
-            "hardware": base.hardware.to_dict(),
-            "optimizer": {"eps": 1e-8, "weight_decay": 0.0},
-            "train": {
-                **base.train.to_dict(),
-                "initial": INITIAL,
-                "accumulation": 1,
-                "checkpoint_every": 50,
-                "validate_every": 25,
-                "validate_tokens": 2**17,
-            },
-            "stages": tuple({**stage, "name": name, "mixture": mixture(name)} for name in ROUNDS),
-        }
-    )
+    return ConfigDict(base)

@@ -8,7 +8,7 @@ from m1jax.config import MeshConfig, ModelConfig, domains, to_dict
 from m1jax.config import file as config_file
 from m1jax.errors import UserError
 
-SHIPPED = ("quickstart", "sft_quickstart", "sft_rounds", "m1_1b5", "m1_14b")
+SHIPPED = ("quickstart", "sft_quickstart", "sft_rounds", "m1_1b5", "m1_14b", "m1_14b_sft", "m1_14b_lora")
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -118,8 +118,15 @@ def test_every_shipped_config_names_the_topology_that_its_mesh_fills():
         if config.hardware.topology != "cpu":
             devices = topologies.parse(config.hardware.topology, config.hardware.slices).num_devices
             assert math.prod(config.mesh.shape(devices)) == devices
-    on_cpu = {"quickstart": "cpu", "sft_quickstart": "cpu"}
-    assert found == {"m1_14b": "v5p:4x4x4", "m1_1b5": "v5e:4x4", "sft_rounds": "v5p:4x4x4", **on_cpu}
+    assert found == {
+        "m1_14b": "v5p:4x4x4",
+        "m1_1b5": "v5e:4x4",
+        "quickstart": "cpu",
+        "m1_14b_lora": "v5e:4x4",
+        "m1_14b_sft": "v5p:2x4x4",
+        "sft_quickstart": "cpu",
+        "sft_rounds": "v5p:2x4x4",
+    }
 
 
 @pytest.mark.slow
