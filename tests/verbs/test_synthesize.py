@@ -103,6 +103,8 @@ def test_conversations_are_read_by_sft_and_questions_have_their_schema(tmp_path,
         assert "{" not in question["question"]
     assert set(manifest["licences"]) == {o.name for o in ONTOLOGIES}
     assert "no teacher rewords it" in manifest["licences"]["hpo"]["use"]
+    assert "under the same licence only" in manifest["licences"]["icd10-zh"]["use"]
+    assert manifest["licences"]["icd10cm"]["use"] == "quoted whole"
     lettered = [
         r["messages"]
         for path in (tmp_path / "out/train").iterdir()

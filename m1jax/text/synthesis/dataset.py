@@ -20,9 +20,14 @@ from m1jax.text.synthesis.templates import LESSONS, Template
 TRAIN, TEST, MANIFEST = "train", "test/questions.jsonl", "manifest.json"
 _ONTOLOGY = {ontology.name: ontology for ontology in ONTOLOGIES}
 _VERBATIM = (
-    "quoted verbatim with their citation, whole or not at all; no mentions are extracted from their text, and no "
+    "quoted verbatim with this citation, whole or not at all; no mentions are extracted from their text, and no "
     "teacher rewords it: the licence asks that nothing is altered"
 )
+_CONSEQUENCES = {
+    "CC-BY": "quoted whole; whoever passes them on cites the source as here",
+    "GPL": "quoted whole; what is made of them is passed on under the same licence only",
+}
+"""What follows from a licence, by how its name begins."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +202,8 @@ def _best(item: Item, score: Any) -> int:
 def _licences(graph: Graph) -> dict[str, dict[str, str]]:
     def of(ontology: Ontology) -> dict[str, str]:
         source = ontology.source
-        consequence = _VERBATIM if ontology.verbatim else "names and definitions are quoted whole"
+        by_licence = (use for begins, use in _CONSEQUENCES.items() if source.licence.startswith(begins))
+        consequence = _VERBATIM if ontology.verbatim else next(by_licence, "quoted whole")
         about = {"licence": source.licence, "citation": source.citation, "use": consequence}
         return {**about, "not_read": ontology.left_out}
 

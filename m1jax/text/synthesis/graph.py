@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from m1jax.text.synthesis.names import same_words
@@ -48,6 +49,8 @@ class Graph:
         for entity in self.entities.values():
             for parent in self.parents(entity.id):
                 self.children.setdefault(parent, []).append(entity.id)
+        marks = {entity.id: {same_words(name) for name in entity.known_as} - {""} for entity in self.entities.values()}
+        self._named = Counter((self.entities[name].source, mark) for name, of in marks.items() for mark in of)
         self.concept = _concepts(self.entities.values())
         self.members: dict[str, list[str]] = {}
         for name, concept in self.concept.items():
@@ -63,6 +66,10 @@ class Graph:
     def together(self, name: str) -> list[str]:
         """Ids of the entity's concept, its own among them."""
         return self.members[self.concept[name]]
+
+    def is_shared(self, source: str, text: str) -> bool:
+        """Whether several entities of a source have this name, synonym or inclusion term."""
+        return self._named[source, same_words(text)] > 1
 
     def above(self, name: str) -> frozenset[str]:
         """Ids of all ancestors."""

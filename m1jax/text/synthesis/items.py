@@ -14,6 +14,7 @@ from m1jax.text.synthesis.split import Split
 from m1jax.text.synthesis.templates import Template
 from m1jax.text.synthesis.values import Value, Values
 
+_FEWEST_PHENOTYPES = 3
 _BETWEEN = {"en": "; ", "zh": "；"}
 
 
@@ -117,6 +118,8 @@ class Maker:
         ]
         if not values:
             raise SkippedError(f"no {template.given}")
+        if template.given == "phenotype" and len(values) < _FEWEST_PHENOTYPES:
+            raise SkippedError("too few phenotypes to know a disease by")
         many = template.count if template.given == "phenotype" else 1
         return order.shuffled(values, self._seed, template.id, entity.id, "given")[:many]
 

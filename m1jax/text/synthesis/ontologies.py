@@ -19,7 +19,7 @@ _ANIMAL = "MONDO:0005583"
 """Non-human animal disease."""
 _LONGEST_CODE = 6
 """Characters of E11.32: longer codes add a side, a degree or an encounter."""
-_NOTE_WITH_CODE = re.compile(r"\b[A-Z]\d[0-9A-Z]\b|:$")
+_NOTE_ON_CODING = re.compile(r"\b[A-Z]\d[0-9A-Z]\b|\b[Cc]od(?:e|ed|es|ing)\b|:$")
 # A noun with one sense in one field: "Head, n. [origin] (Med.) Definition."
 _NOUN = re.compile(
     r"([A-Z][\w'-]*(?: [\w'-]+){0,3}), n\.(?: pl\.)? (?:\[[^\[\]]*\] )?\([A-Z][\w. &]*\.\) ([A-Z][^\n]*\.)"
@@ -107,7 +107,7 @@ def _icd10cm(path: Path) -> Iterator[Entity]:
         code = icd.text_of(node, "name")
         name = icd.text_of(node, "desc")
         notes = ["".join(note.itertext()) for child in node.findall("inclusionTerm") for note in child.findall("note")]
-        terms = [term for term in notes if not _NOTE_WITH_CODE.search(term)]
+        terms = [term for term in notes if not _NOTE_ON_CODING.search(term)]
         yield _coded("icd10cm", code, {"en": name}, above, _others(terms, name))
         for child in node.findall("diag"):
             if len(icd.text_of(child, "name")) <= _LONGEST_CODE:
@@ -196,7 +196,7 @@ ONTOLOGIES: tuple[Ontology, ...] = (
         "inheritance and course; phenotypes that a disease lacks",
         verbatim=True,
     ),
-    Ontology("icd10cm", _SOURCE["icd10cm"], _icd10cm, "codes of more than five characters; notes that name codes"),
+    Ontology("icd10cm", _SOURCE["icd10cm"], _icd10cm, "codes of more than five characters; notes on coding"),
     Ontology("icd10-zh", _SOURCE["icd10-zh"], _icd10_chinese, "nothing"),
     Ontology("gcide-medical", _SOURCE["gcide-medical"], _gcide, "entries of several senses, and all but nouns"),
 )

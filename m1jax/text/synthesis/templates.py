@@ -15,7 +15,8 @@ from m1jax.config.domains import nearest
 from m1jax.errors import UserError
 from m1jax.text.synthesis.ontologies import ONTOLOGIES
 
-OWN = ("name", "name:en", "name:zh", "synonym", "variant", "definition", "code")
+NAMES = ("name", "name:en", "name:zh", "synonym", "variant")
+OWN = (*NAMES, "definition", "code")
 """What an entity has itself; `name` is that of the template's language, `variant` a synonym or an inclusion term."""
 OTHERS = ("parent", "phenotype", "mention")
 """Names of other entities that it leads to; `mention`: those of the source `of` that its definition names."""

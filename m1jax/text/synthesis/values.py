@@ -4,7 +4,7 @@ import dataclasses
 
 from m1jax.text.synthesis.graph import Entity, Graph
 from m1jax.text.synthesis.names import NameIndex, words
-from m1jax.text.synthesis.templates import Template
+from m1jax.text.synthesis.templates import NAMES, OWN, Template
 
 LONGEST_GIVEN = 600
 LONGEST_CHOICE = 240
@@ -28,8 +28,11 @@ class Values:
         self._indices: dict[str, NameIndex] = {}
 
     def given(self, entity: Entity, template: Template) -> list[Value]:
-        """What the question may give."""
-        return [value for value in self._slot(entity, template.given, template) if len(value.text) <= LONGEST_GIVEN]
+        """What the question may give: where one answer is right, no name that several entities of the source have."""
+        texts = [value for value in self._slot(entity, template.given, template) if len(value.text) <= LONGEST_GIVEN]
+        if template.asked in OWN and template.given in NAMES:
+            return [value for value in texts if not self._graph.is_shared(entity.source, value.text)]
+        return texts
 
     def asked(self, entity: Entity, template: Template) -> list[Value]:
         """Right answers."""

@@ -185,3 +185,18 @@ def renamed(entities, seed):
             ids[e.id], e.source, e.names, e.code and f"{e.code}-{seed}", e.definition, e.synonyms, e.inclusions,
             tuple(ids[p] for p in e.parents), tuple(ids[p] for p in e.phenotypes),
         )  # fmt: skip
+
+
+def test_a_name_that_several_entities_have_is_not_asked_about(tmp_path):
+    def entity(code, name, *parents):
+        return Entity(f"ICD10CM:{code}", "icd10cm", {"en": name}, code=code, parents=parents)
+
+    entities = [entity("A", "top"), *(entity(f"A{i}", f"group {i}", "ICD10CM:A") for i in range(6))]
+    entities += [entity(f"A{i}.{j}", f"ailment {i} {j}", f"ICD10CM:A{i}") for i in range(6) for j in range(6)]
+    entities += [entity("A0.8", "Other ailments", "ICD10CM:A0"), entity("A0.81", "other ailment", "ICD10CM:A0.8")]
+    train, _, _ = made(tmp_path / "x", entities, dataset.Settings(200, 1, 0.0, 0))
+    codes = {record["entity"] for record in train if record["template"] == "code-text"}
+    assert "ICD10CM:A1.1" in codes
+    assert not {"ICD10CM:A0.8", "ICD10CM:A0.81"} & codes
+    titles = {record["entity"] for record in train if record["template"] == "title-choice"}
+    assert "ICD10CM:A0.8" in titles, "a code has one title"
