@@ -80,11 +80,16 @@ def as_chat(items: Sequence[Item], chat: Chat) -> list[Asked]:
 
     The ids are those of `m1 chat` and of rows for fine-tuning.
     """
-    found = []
+    talks: list[tuple[list[Message], bool]] = []
     for item in items:
         asked = messages(item)
-        prompt = chat.encode(asked, add_generation_prompt=True)
-        wholes = [chat.encode([*asked, {"role": "assistant", "content": choice}]) for choice in item.choices]
+        talks.append((asked, True))
+        talks += [([*asked, {"role": "assistant", "content": choice}], False) for choice in item.choices]
+    encoded = iter(chat.encode_batch(talks))
+    found = []
+    for item in items:
+        prompt = next(encoded)
+        wholes = [next(encoded) for _ in item.choices]
         cut = min(_common(prompt, whole) for whole in wholes)
         ends = tuple(tuple(itertools.takewhile(lambda i: i not in chat.ends, whole[cut:])) for whole in wholes)
         found.append(Asked(tuple(prompt[:cut]), ends))

@@ -23,9 +23,9 @@ _READ = 2048
 # Tokens of caches, and ends, that are scored at once.
 _HELD, _ENDS = 8192, 32
 _SHORTEST_PROMPT, _SHORTEST_END = 32, 4
-# Padded lengths with fewer tokens than this join the next longer one: compiling a program takes as long as reading
-# several thousand tokens.
-_WORTH_COMPILING = 8192
+# Padded lengths with fewer tokens than this join the next longer one: compiling the programs of a length takes as long
+# as reading some ten thousand tokens (135M parameters, two cores).
+_WORTH_COMPILING = 32768
 
 
 class Likelihoods(NamedTuple):

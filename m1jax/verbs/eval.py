@@ -56,9 +56,9 @@ def arguments(parser: Parser) -> None:
     run.add_argument("--plain", action="store_true", help="ask questions without seqio (the numbers are the same)")
     model = parser.add_argument_group(
         "of any model",
-        "With --model. A question is a line of a .jsonl file: "
-        '{"question": text, "choices": [texts], "answer": index of the right one, from 0}, optionally with "id", '
-        '"kind", "context" and "entity".',
+        "With --model. A question is a line of a .jsonl file:\n"
+        '  {"question": text, "choices": [texts], "answer": index of the right one, from 0},\n'
+        'optionally with "id", "kind", "context" and "entity".',
     )
     model.add_argument("--model", metavar="DIR", help="a run's folder, imported or exported")
     model.add_argument("--questions", metavar="PATH", help="a .jsonl file of questions, or a folder of them")

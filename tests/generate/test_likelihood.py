@@ -63,5 +63,5 @@ def test_what_cannot_be_scored_is_one_sentence():
 def test_few_lengths_share_a_program():
     sizes = likelihood._sizes([1, 40, 60, 60, 500], 32)
     assert sizes == {session.bucket(500): [0, 1, 2, 3, 4]}
-    many = likelihood._sizes([60] * 200 + [500], 32)
-    assert {size: len(members) for size, members in many.items()} == {64: 200, 512: 1}
+    many = likelihood._sizes([60] * 600 + [500], 32)
+    assert {size: len(members) for size, members in many.items()} == {64: 600, 512: 1}

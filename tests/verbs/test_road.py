@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import m1jax
+from m1jax.evaluate import answers
 from m1jax.parallel import measure
 from m1jax.train.hooks.journal import TIMING, read_journal
 from m1jax.verbs import main
@@ -53,6 +54,18 @@ def test_both_folders_load_and_agree(road):
     tokens = tokenizer.encode("Corpulitis is a disease of the heart") * 4  # past the window of 16
     np.testing.assert_array_equal(ours(tokens), exported(tokens))
     assert ours.generate(tokens, max_new_tokens=8) == exported.generate(tokens, max_new_tokens=8)
+
+
+def test_a_run_and_its_export_answer_questions_alike(road, tmp_path):
+    file = tmp_path / "q.jsonl"
+    wards = ["North", "Harbour", "South"]
+    records = [{"question": f"Where is case {n}?", "choices": wards, "answer": n % 3} for n in range(4)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    out = tmp_path / "out"
+    command = ["eval", "--model", str(road), "--questions", str(file), "--against", str(road / "export")]
+    assert main([*command, "--out", str(out)]) == 0
+    ours, theirs = answers.read(out / "q-base"), answers.read(out / "against" / "q-base")
+    assert ours.scores == theirs.scores and ours.about["model"] != theirs.about["model"]
 
 
 def test_on_disk_one_layer_is_one_chunk(road):

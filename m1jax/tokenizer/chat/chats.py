@@ -12,6 +12,9 @@ from m1jax.tokenizer.chat.formats import ANSWERS, FORMATS, ChatFormat, Message, 
 from m1jax.tokenizer.chat.template import Refused, Template
 from m1jax.tokenizer.interface import Tokenizer
 
+_RENDERED_AT_ONCE = 256
+"""Conversations that a model's own template renders in one go, which has a limit of seconds."""
+
 
 class Part(NamedTuple):
     """Some ids of a conversation and what they are."""
@@ -45,6 +48,10 @@ class Chat(abc.ABC):
         Special tokens typed inside a message are text. Raises UserError for a role that the format does not know and a
         content that is no text.
         """
+
+    def encode_batch(self, talks: Sequence[tuple[Sequence[Message], bool]]) -> list[list[int]]:
+        """Ids of conversations, each with its `add_generation_prompt`: see `encode`."""
+        return [self.encode(messages, add_generation_prompt=asked) for messages, asked in talks]
 
     @abc.abstractmethod
     def parts(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Part]:
@@ -125,9 +132,23 @@ class TemplateChat(Chat):
 
     def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[int]:
         """See Chat. Template and contents are encoded together, as transformers does it."""
-        guard = self._guard(messages)
-        guarded = [self._guarded(number, message, guard) for number, message in enumerate(messages, 1)]
-        (text,) = self._template.render([(guarded, add_generation_prompt)])
+        (ids,) = self.encode_batch([(messages, add_generation_prompt)])
+        return ids
+
+    def encode_batch(self, talks: Sequence[tuple[Sequence[Message], bool]]) -> list[list[int]]:
+        """See Chat. The template is started once for many conversations."""
+        found: list[list[int]] = []
+        for first in range(0, len(talks), _RENDERED_AT_ONCE):
+            some = talks[first : first + _RENDERED_AT_ONCE]
+            guards = [self._guard(messages) for messages, _ in some]
+            cases = [
+                ([self._guarded(number, message, guard) for number, message in enumerate(messages, 1)], asked)
+                for (messages, asked), guard in zip(some, guards, strict=True)
+            ]
+            found += map(self._ids, self._template.render(cases), guards)
+        return found
+
+    def _ids(self, text: str | Refused, guard: str) -> list[int]:
         if isinstance(text, Refused):
             raise UserError(
                 f"the chat template in {self._template.place} refuses this conversation ({text.reason}): change its "

@@ -131,6 +131,17 @@ def test_a_strange_template_gives_the_ids_of_transformers(gemma):
     assert found.ends == [gemma.eos_id, gemma.token_id("<end_of_turn>")]
 
 
+def test_many_conversations_start_a_strange_template_few_times(gemma, monkeypatch):
+    found, starts = chat.of(gemma), []
+    talks = [(talk(("user", f"turn> {n} \ue000")), bool(n % 2)) for n in range(5)]
+    want = [found.encode(messages, add_generation_prompt=asked) for messages, asked in talks]
+    render = template.Template.render
+    monkeypatch.setattr(template.Template, "render", lambda own, cases: starts.append(len(cases)) or render(own, cases))
+    monkeypatch.setattr(chat.chats, "_RENDERED_AT_ONCE", 3)
+    assert found.encode_batch(talks) == want
+    assert starts == [3, 2]
+
+
 def test_a_strange_template_is_given_the_text_of_parts(gemma):
     found = chat.of(gemma)
     parts = [
