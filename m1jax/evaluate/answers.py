@@ -87,9 +87,9 @@ def metric(form: str, items: Sequence[Item]) -> str:
     """The metric that counts for items of one kind.
 
     An assistant has read the choices, so that few words decide and length matters little. A text that is continued
-    favours short choices, so those are compared by byte, unless every question has the same ones (yes, no).
+    favours short choices, so those are compared by byte, unless the questions share them (yes, no).
     """
-    return "likelihood" if form == "chat" or choice.constant(items) is not None else "likelihood per byte"
+    return "likelihood" if form == "chat" or choice.labels(items) else "likelihood per byte"
 
 
 def by_kind(own: Answers, against: Answers | None = None) -> list[Line]:

@@ -98,6 +98,11 @@ def chance(items: Sequence[Item]) -> float:
     return sum(1 / len(item.choices) for item in items) / len(items)
 
 
+def labels(items: Sequence[Item]) -> bool:
+    """Whether the choices of every item are those of another one too: yes and no, in one language or several."""
+    return min(Counter(frozenset(item.choices) for item in items).values()) > 1
+
+
 def constant(items: Sequence[Item]) -> float | None:
     """Accuracy of always giving the most frequent answer, None where the items do not share their choices."""
     if len(items) < 2 or len({frozenset(item.choices) for item in items}) > 1:

@@ -14,6 +14,8 @@ from m1jax.evaluate.asking import Spoken
 from m1jax.show.answers import shown
 from m1jax.show.evaluation import Report
 
+_AS = {"base": "text", "chat": "chat"}
+
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
@@ -23,14 +25,14 @@ def _share(share: Share | None) -> str:
     if share is None:
         return "–"
     low, high = share.interval
-    return f"{_percent(share.accuracy)} ({_percent(low)} – {_percent(high)})"
+    return f"{_percent(share.accuracy)} ({_percent(low)}, {_percent(high)})"
 
 
 def _difference(line: Line) -> str:
     if line.difference is None:
         return "–"
     low, high = line.difference.interval
-    return f"{100 * line.difference.difference:+.1f} ({100 * low:+.1f} – {100 * high:+.1f})"
+    return f"{100 * line.difference.difference:+.1f} ({100 * low:+.1f}, {100 * high:+.1f})"
 
 
 def lines(found: Sequence[Line], about: Mapping[str, Any], against: Mapping[str, Any] | None) -> Report:
@@ -46,10 +48,14 @@ def lines(found: Sequence[Line], about: Mapping[str, Any], against: Mapping[str,
     )
     table.add_column("kind", overflow="fold")
     constant = any(line.constant is not None for line in found)
-    headings = ["questions", "chance", "longest", *(["one answer"] if constant else []), "accuracy", "other metric"]
-    headings += [escape(_name(against)), "difference"] if against else []
-    for heading in headings:
+    for heading in ["n", "chance", "longest", *(["one answer"] if constant else [])]:
         table.add_column(heading, justify="right")
+    table.add_column("accuracy", justify="right", no_wrap=True)
+    table.add_column("other", justify="right")
+    if against:
+        other = "" if against["form"] == about["form"] else f", as {_AS[against['form']]}"
+        for heading in (escape(_name(against) + other), "difference"):
+            table.add_column(heading, justify="right", no_wrap=True)
     for line in found:
         cells = [f"{line.own.total:,}", _percent(line.chance), _percent(line.longest)]
         cells += [_percent(line.constant)] if constant else []

@@ -57,6 +57,13 @@ def test_a_text_that_goes_on_is_compared_by_byte_unless_all_share_their_choices(
     assert doubt.own.accuracy == 1
 
 
+def test_choices_that_questions_share_are_labels():
+    doubts = [item(str(n), *(("yes", "no") if n % 2 else ("是", "否"))) for n in range(4)]
+    assert answers.metric("base", doubts) == "likelihood"
+    assert answers.metric("base", doubts[:3]) == "likelihood per byte"
+    assert answers.metric("chat", doubts[:3]) == "likelihood"
+
+
 def test_two_models_are_compared_on_the_questions_that_both_answered():
     worse = tuple(tuple(reversed(scores)) for scores in SCORES)
     other = result(items=ITEMS[:3][::-1], scores=worse[:3][::-1])

@@ -23,15 +23,17 @@ def test_a_line_has_what_blind_answers_reach_and_the_other_model():
     rows = [" ".join(line.replace("│", " ").split()) for line in text_of(made.table).splitlines()]
     assert "tuned: wards, asked as a chat (ChatML)" in rows[0]
     low, high = lines[2].own.interval
-    shown = f"all 20 50.0 100.0 100.0 75.0 ({100 * low:.1f} – {100 * high:.1f})"
+    shown = f"all 20 50.0 100.0 100.0 75.0 ({100 * low:.1f}, {100 * high:.1f})"
     (whole,) = [row for row in rows if row.startswith("all")]
     assert whole.startswith(shown)
     low, high = lines[2].difference.interval
-    assert whole.endswith(f"+50.0 ({100 * low:+.1f} – {100 * high:+.1f})")
+    assert whole.endswith(f"+50.0 ({100 * low:+.1f}, {100 * high:+.1f})")
     assert any(row.startswith("[sign] 10 ") for row in rows)
     data = json.loads(json.dumps(made.data, allow_nan=False))
     assert (data["all"]["own"]["correct"], data["cause"]["difference"]["only_first"]) == (15, 5)
     alone = questions.lines(answers.by_kind(own), {**own.about, "form": "base"}, None)
+    mixed = questions.lines(lines, own.about, {**other.about, "form": "base"})
+    assert "before, as text" in text_of(mixed.table) and "before, as" not in text_of(made.table)
     assert "difference" not in text_of(alone.table) and "a text that goes on" in text_of(alone.table)
 
 
