@@ -8,8 +8,8 @@ dictionary, whose answers are the entries. Both get the same token ids and targe
 of one length (we by `m1 pack`, TRL by its "bfd"), that many rows to a step. AdamW and clipping are alike; with
 bfloat16 both keep parameters and moments in float32. Each side is a process with all cores; steps take turns; the first
 is left out (it compiles) and medians are taken. What is counted are targets (tokens of answers) and tokens that are not
-padding. Memory is the peak of each process's resident set, from its start (loading and compilation included), and of
-the last step alone.
+padding. Memory is the peak of each process's resident set: from its start, loading and compilation included, and after
+the first step.
 
 Before that, the first losses are compared on the conversations of one of our batches, and the targets that TRL would
 make of the messages by its own tokenisation are counted.
@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peaks import Peaks
-from table import machine, row, show, write
+from table import count_again, machine, peak, row, show, write
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = {"batch": "TRL, a batch as one row", "rows": "TRL, row by row"}
@@ -180,14 +179,18 @@ def compare(folder: Path, data: dict[str, Any], dtype: str, args: argparse.Names
             sides[name] = start(peer, {**common, "row_by_row": name == "rows"})
             check = answer(sides[name])
         taken: dict[str, list[list[float]]] = {name: [] for name in sides}
-        for _ in range(args.steps + 1):
+        memory: dict[str, list[float]] = {name: [] for name in sides}
+        for number in range(args.steps + 1):
             for name, process in sides.items():
                 taken[name].append(answer(process, "step"))
+                memory[name].append(peak(process.pid))
+                if not number:
+                    count_again(process.pid)
     finally:
         for process in sides.values():
             process.kill()
     agree(data, dtype, taken["m1jax"][0], check)
-    return table(dtype, taken, args), check["versions"]
+    return table(dtype, taken, memory, args), check["versions"]
 
 
 def agree(data: dict[str, Any], dtype: str, ours: Sequence[float], check: dict[str, Any]) -> None:
@@ -202,7 +205,9 @@ def agree(data: dict[str, Any], dtype: str, ours: Sequence[float], check: dict[s
         raise SystemExit(f"the sides do not compute the same: {ours[:2]} and {check}, {data['check_targets']} targets")
 
 
-def table(dtype: str, taken: dict[str, list[list[float]]], args: argparse.Namespace) -> list[Any]:
+def table(
+    dtype: str, taken: dict[str, list[list[float]]], memory: dict[str, list[float]], args: argparse.Namespace
+) -> list[Any]:
     """Rows of results."""
 
     def rate(name: str, column: int) -> float:
@@ -213,8 +218,8 @@ def table(dtype: str, taken: dict[str, list[list[float]]], args: argparse.Namesp
         about = f"{dtype}, {args.rows} rows of {args.length}" + (", checkpointing" if args.checkpointing else "")
         for column, what in ((1, "targets"), (2, "tokens")):
             rows.append(row(f"SFT {what}/{about}", rate("m1jax", column), rate(name, column), PEERS[name], f"{what}/s"))
-        for column, what in ((4, "peak memory"), (5, "peak memory of a step")):
-            peaks = [taken[side][-1][column] / 2**30 for side in ("m1jax", name)]
+        for what, first in (("peak memory", 0), ("peak memory after the first step", 1)):
+            peaks = [max(memory[side][first:]) for side in ("m1jax", name)]
             rows.append(row(f"SFT {what}/{about}", *peaks, PEERS[name], "GiB", less_is_better=True))
     return rows
 
@@ -241,10 +246,10 @@ def answer(process: Any, word: str = "") -> Any:
 
 def serve(cell: dict[str, Any]) -> None:
     """Our side: says that it is ready, then takes a step for every line and answers what it came to."""
-    step, memory = open_step(cell), Peaks()
+    step = open_step(cell)
     print(json.dumps("ready"), flush=True)
     for number, _ in enumerate(iter(sys.stdin.readline, "")):
-        print(json.dumps([*step(number), *memory.read()]), flush=True)
+        print(json.dumps(step(number)), flush=True)
 
 
 def saved(folder: str) -> Iterator[Batch]:

@@ -1,7 +1,7 @@
 """The peer of sft.py: transformers with TRL's SFTTrainer. It runs in an environment of its own, without m1jax.
 
 It is started by sft.py, and speaks with it in lines of JSON: first the check and the versions, then, for each line that
-it reads, [loss, targets, tokens, seconds] of one optimiser step, and its peak memory at the end.
+it reads, [loss, targets, tokens, seconds] of one optimiser step.
 """
 
 import json
@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peaks import Peaks
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -99,7 +98,6 @@ class Turns(TrainerCallback):
 
     def __init__(self, trainer: SFTTrainer, say: Any) -> None:
         self._say, self._loss, self._targets, self._tokens = say, 0.0, 0, 0
-        self._memory = Peaks()
         inner = trainer.compute_loss
 
         def counted(model: Any, inputs: dict[str, Any], *args: Any, **rest: Any) -> Any:
@@ -121,7 +119,7 @@ class Turns(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """The parameters have moved."""
         seconds = time.perf_counter() - self._begun
-        self._say([self._loss, self._targets, self._tokens, seconds, *self._memory.read()])
+        self._say([self._loss, self._targets, self._tokens, seconds])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every benchmark prints and writes: the machine, a table, and rows of JSON."""
+"""What every benchmark prints and writes: the machine, memory, a table, and rows of JSON."""
 
 import json
 import os
@@ -25,6 +25,17 @@ def machine(packages: Iterable[str] = ()) -> str:
     versions = [f"{name} {metadata.version(name)}" for name in packages]
     processor = ", ".join(sorted(models)) or platform.processor() or platform.machine()
     return "; ".join([f"{processor}, {os.cpu_count()} cores", f"Python {platform.python_version()}", *versions])
+
+
+def peak(pid: int) -> float:
+    """The most that a process has had resident, GiB, since its start or `count_again`; Linux only."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
+
+
+def count_again(pid: int) -> None:
+    """Lets the peak of a process begin again from what it has resident now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def show(rows: Sequence[Row]) -> None:

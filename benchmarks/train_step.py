@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from table import machine, row, show, write
+from table import machine, peak, row, show, write
 
 PEERS = {"eager": "PyTorch eager", "compile": "PyTorch torch.compile"}
 BEFORE = "before"
@@ -112,12 +112,6 @@ def compare(size: str, dtype: str, length: int, args: argparse.Namespace) -> lis
             row(f"peak memory/{of}", memory["m1jax"], memory[side], names[side], "GiB", less_is_better=True),
         )
     ]
-
-
-def peak(pid: int) -> float:
-    """The most that a process has had resident, GiB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 def profile(size: str, dtype: str, length: int, args: argparse.Namespace) -> None:

@@ -76,6 +76,8 @@ def test_text_stands_before_and_behind_the_first_question_and_fills_the_length(t
         own.append(text[last:start])
         last = end
     assert "".join([*own, text[last:]]) == asked
+    # Empty lines stand between it and the text, and between documents.
+    assert f"\n\n{asked}\n\n" in f"\n\n{text}\n\n" and "\n\n\n" not in text
     # Nothing else of the conversation has changed.
     others = [(m["role"], m["content"]) for i, m in enumerate(found.messages) if i != found.first_question]
     assert others == [turn for turn in turns if turn[1] != asked] and found.weights == talk.weights
