@@ -86,7 +86,8 @@ def measured(trainer: SFTTrainer) -> tuple[float, int, int]:
     with torch.no_grad():
         for batch in trainer.get_train_dataloader():
             count = int((batch["labels"] != -100).sum())
-            with trainer.compute_loss_context_manager():
+            # As training computes: its trainer would have wrapped the model.
+            with torch.autocast("cpu", torch.bfloat16, enabled=trainer.args.bf16):
                 loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(count))
             total, targets = total + float(loss) * count, targets + count
     trainer.model.train()
