@@ -53,7 +53,7 @@ def arguments(parser: Parser) -> None:
         "--step", type=int, metavar="N", help="checkpoint of step N, 0 the initial model (default: newest)"
     )
     run.add_argument("--heldout-tokens", type=int, default=0, metavar="N", help="at most N tokens a source; 0 is all")
-    run.add_argument("--plain", action="store_true", help="ask questions without seqio (the numbers are the same)")
+    run.add_argument("--seqio", action="store_true", help="ask questions through seqio.Evaluator (the same numbers)")
     model = parser.add_argument_group(
         "of any model",
         "With --model. A question is a line of a .jsonl file:\n"
@@ -71,7 +71,7 @@ def arguments(parser: Parser) -> None:
     model.add_argument("--out", metavar="DIR", help="folder of the results (default: eval in the model's folder)")
 
 
-_OF_RUN = ("step", "heldout_tokens", "plain", "overrides")
+_OF_RUN = ("step", "heldout_tokens", "seqio", "overrides")
 _OF_MODEL = ("questions", "form", "against", "against_form", "samples", "chat_format", "dtype", "out")
 
 
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     if args.limit < 0 or args.samples < 0:
         raise UserError("--limit and --samples are numbers of questions: give 0 or more.")
     if args.config is not None:
-        evaluate(config_of(args), args.step, args.tasks, args.limit, args.heldout_tokens, args.plain, args.json)
+        evaluate(config_of(args), args.step, args.tasks, args.limit, args.heldout_tokens, args.seqio, args.json)
         return
     ask(args)
 
@@ -154,13 +154,13 @@ def evaluate(
     task_names: Sequence[str] | None,
     limit: int,
     heldout_tokens: int,
-    plain: bool,
+    seqio: bool,
     as_json: bool,
 ) -> None:
     """Measures the checkpoint of `step` (None: the newest, 0: the initial model) and writes results.json.
 
     `task_names` are the question sets (None: all), `limit` questions of each (0: all), `heldout_tokens` of each
-    source (0: all); questions go through seqio.Evaluator unless `plain`. A trained model is compared with a unigram and
+    source (0: all); questions go through seqio.Evaluator with `seqio`. A trained model is compared with a unigram and
     a bigram fitted on the tokens it saw, and with itself without attention (its output is zero). Raises UserError for a
     missing corpus, checkpoint, task or seqio.
     """
@@ -179,9 +179,8 @@ def evaluate(
     trained = of_config(config, step)
     tokenizer = tokenizers.of_run(config)
     folder = config.evaluation(trained.step)
-    of = artefact.key(
-        trained.key, made["key"], tokenizer.fingerprint, [task.name for task in chosen], limit, heldout_tokens, plain
-    )
+    asked = [task.name for task in chosen]
+    of = artefact.key(trained.key, made["key"], tokenizer.fingerprint, asked, limit, heldout_tokens, seqio)
     if artefact.is_whole(folder, "evaluation", of):
         console.print(f"{folder} is already complete.")
         if as_json:
@@ -198,7 +197,7 @@ def evaluate(
             console.print(loss.table)
             data["loss"] = loss.data
         if chosen:
-            found = [_ask(config, trained, tokenizer, task, limit, plain, console) for task in chosen]
+            found = [_ask(config, trained, tokenizer, task, limit, seqio, console) for task in chosen]
             accuracy = evaluation.accuracy(found)
             console.print(accuracy.table)
             data["accuracy"] = accuracy.data
@@ -253,7 +252,7 @@ def _ask(
     tokenizer: "Tokenizer",
     task: "Task",
     limit: int,
-    plain: bool,
+    seqio: bool,
     console: Console,
 ) -> "Result":
     from m1jax.evaluate import choice, forms, items, seqio_adapter, tasks
@@ -264,5 +263,5 @@ def _ask(
         console.print(f"{task.name}: set aside {count} for {reason}", highlight=False)
     some = items.sample(loaded.items, limit or None, config.seed)
     scorer = RowScorer(_scorer(trained), config.data.row_lengths, BATCH_TOKENS)
-    evaluate = choice.evaluate if plain else seqio_adapter.evaluate
+    evaluate = seqio_adapter.evaluate if seqio else choice.evaluate
     return evaluate(task.name, task.metric, some, forms.as_text(some, tokenizer), scorer)

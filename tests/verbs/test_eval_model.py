@@ -133,7 +133,7 @@ def test_bad_requests_are_one_sentence(verb, questions, tmp_path, capsys):
         ([], "there are no questions"),
         (["--questions", tmp_path / "none.jsonl"], "does not exist"),
         (["--tasks", "boolk"], "there is no question set 'boolk'"),
-        (["--questions", questions, "--plain"], "--plain does not go with --model"),
+        (["--questions", questions, "--seqio"], "--seqio does not go with --model"),
         (["--questions", questions, "--samples", "-1"], "give 0 or more"),
         (["--questions", questions, "--config", "quickstart"], "either --config FILE for a run, or --model DIR"),
         (["--questions", questions, "--limit", "2", "--against", tmp_path, "--out", tmp_path / "o"], "neither a run's"),
