@@ -152,6 +152,8 @@ def _show(manifest: Mapping[str, Any], console: Console) -> None:
         "shares most words with the question.",
         highlight=False,
     )
+    if unused := manifest["unused_templates"]:
+        console.print(f"Without a question: templates {', '.join(unused)}.", highlight=False, markup=False)
     if teacher := manifest["settings"]["teacher"]:
         unusable = [f"{count:,} for {reason}" for reason, count in manifest["lessons"]["left_out"].items()]
         left_out = f"; left out: {', '.join(unusable)}" if unusable else ""

@@ -127,7 +127,7 @@ def test_the_hash_seed_of_python_changes_nothing(tmp_path):
     assert len(found) == 1
 
 
-def test_own_templates_and_chosen_kinds_and_sources(tmp_path, fetched):
+def test_own_templates_and_chosen_kinds_and_sources(tmp_path, capsys, fetched):
     own = tmp_path / "own.json"
     template = {"id": "place", "kind": "anatomy", "given": "name", "asked": "parent", "form": "choice", "choices": 3}
     own.write_text(json.dumps([{**template, "questions": ["Where is {given}?"], "sources": ["uberon"]}]))
@@ -135,6 +135,8 @@ def test_own_templates_and_chosen_kinds_and_sources(tmp_path, fetched):
     assert main([*ARGUMENTS, "--templates", str(own), *chosen, "--out", str(tmp_path / "out")]) == 0
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert set(manifest["train"]["kinds"]) == {"anatomy", "code"}
+    assert manifest["unused_templates"] == ["code-choice", "code-text", "title-choice"], "those of icd10cm"
+    assert "Without a question: templates code-choice, code-text, title-choice." in capsys.readouterr().out
     assert set(manifest["entities"]) == {"uberon", "icd10-zh"}
     test = records(tmp_path / "out/test/questions.jsonl")
     assert {len(question["choices"]) for question in test if question["kind"] == "anatomy"} == {3}
@@ -158,6 +160,10 @@ def test_a_package_that_cannot_be_fetched_is_left_out_and_another_result(tmp_pat
         (["--set", "synthesis.kinds=('codes',)"], "config key synthesis.kinds names 'codes', which no template has"),
         (["--set", "synthesis.test_share=0.6"], "config key synthesis.test_share must be below 0.5, got 0.6."),
         (["--set", "synthesis.items_per_kind=0"], "config key synthesis.items_per_kind must be at least 1, got 0."),
+        (
+            ["--set", "synthesis.sources=('uberon',)", "--set", "synthesis.kinds=('code','phenotype')"],
+            "no template finds anything to ask about in uberon: choose other sources or kinds",
+        ),
         (["--templates", "none.json"], "none.json is missing: give a JSON file of templates."),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from m1jax import artefact
+from m1jax.errors import UserError
 from m1jax.text.overlap import normalise
 from m1jax.text.synthesis import order
 from m1jax.text.synthesis.graph import Entity, Graph
@@ -53,18 +54,23 @@ def write(
 ) -> dict[str, Any]:
     """Writes train/<kind>.jsonl, test/questions.jsonl and manifest.json; returns the manifest.
 
-    The bytes depend on the arguments alone, and on what the teacher says where there is one.
+    The bytes depend on the arguments alone, and on what the teacher says where there is one. Raises UserError where
+    nothing can be asked.
     """
     parts = split(graph, settings.test_share, settings.seed)
     maker = Maker(graph, parts, settings.seed)
     train: list[Item] = []
     test: list[Item] = []
-    kinds = dict.fromkeys(template.kind for template in templates)
-    for kind in kinds:
-        if not settings.kinds or kind in settings.kinds:
-            chosen = [template for template in templates if template.kind == kind]
-            train += maker.items(chosen, settings.items_per_kind, held=False)
-            test += maker.items(chosen, settings.test_items_per_kind, held=True)
+    wanted = [template for template in templates if not settings.kinds or template.kind in settings.kinds]
+    for kind in dict.fromkeys(template.kind for template in wanted):
+        chosen = [template for template in wanted if template.kind == kind]
+        train += maker.items(chosen, settings.items_per_kind, held=False)
+        test += maker.items(chosen, settings.test_items_per_kind, held=True)
+    if not train:
+        raise UserError(
+            f"no template finds anything to ask about in {', '.join(graph.of_source)}: choose other sources or kinds "
+            f"with config keys synthesis.sources and synthesis.kinds."
+        )
     (folder / TRAIN).mkdir()
     for kind in dict.fromkeys(item.template.kind for item in train):
         records = (conversation(item, settings.seed) for item in train if item.template.kind == kind)
@@ -74,12 +80,14 @@ def write(
         _lines(folder / TRAIN / f"{LESSONS}.jsonl", (_taught(lesson, settings.teacher) for lesson in taught))
     (folder / TEST).parent.mkdir()
     _lines(folder / TEST, map(question, test))
+    used = {item.template.id for item in train}
     manifest = {
         "settings": {name: value for name, value in dataclasses.asdict(settings).items() if name != "absent"},
         "absent": settings.absent,
         "templates": artefact.key([dataclasses.asdict(template) for template in templates]),
         "entities": _entities(graph, parts.held),
         "train": _counts(train),
+        "unused_templates": [template.id for template in wanted if template.id not in used],
         "lessons": {"items": len(taught), "left_out": dict(sorted(unusable.items()))},
         "test": _counts(test),
         "baselines": {kind: _baselines(items) for kind, items in _by_kind(test).items()},
