@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from m1jax.errors import UserError
-from m1jax.text.fetch import ChecksumMismatchError, FetchError, Package, RegistryUnreachableError, default_cache, fetch
+from m1jax.text.fetch import (
+    ChecksumMismatchError,
+    FetchError,
+    Package,
+    RegistryUnreachableError,
+    default_cache,
+    fetch,
+    fetch_all,
+)
 from m1jax.text.sources import SOURCES, packages
 
 CONTENT = b"an archive"
@@ -140,6 +148,20 @@ def test_a_full_disk_is_not_taken_for_a_registry_out_of_reach(client, tmp_path: 
     with pytest.raises(FetchError, match=r"No space left on device.*free space") as failure:
         fetch(package("debian"), tmp_path / "cache")
     assert not isinstance(failure.value, RegistryUnreachableError)
+
+
+def test_of_several_packages_those_out_of_reach_are_told_and_left_out(client, tmp_path: Path) -> None:
+    client(f'case "$0" in *npm) exit 1;; *) {GOOD};; esac')
+    wanted, told = [package("pypi"), package("npm")], []
+    found = fetch_all(wanted, tmp_path / "cache", told.append, "bring your own")
+    assert {label: path.read_bytes() for label, path in found.items()} == {wanted[0].label: CONTENT}
+    assert told[0].startswith(f"Fetching packages into {tmp_path}")
+    assert told[1].startswith("Left out, with everything that needs it: npm package words 1:2.0 could not be fetched")
+    assert len(told) == 2
+    with pytest.raises(UserError, match=r"no registry can be reached to fetch text from: bring your own\."):
+        fetch_all(wanted[1:], tmp_path / "cache", told.append, "bring your own")
+    with pytest.raises(ChecksumMismatchError):
+        fetch_all([package("npm"), package("pypi", "0" * 64)], tmp_path / "other", told.append, "bring your own")
 
 
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path: Path) -> None:
