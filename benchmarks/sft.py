@@ -49,7 +49,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="timed steps, of which the median is taken")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--attention", default="sdpa", help="of transformers: sdpa or eager")
-    parser.add_argument("--checkpointing", action="store_true", help="both recompute activations, as TRL does unasked")
+    parser.add_argument("--remat", default="none", choices=("none", "dots", "block"), help="our train.remat")
+    parser.add_argument("--checkpointing", action="store_true", help="TRL recomputes activations, its default")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -167,7 +168,8 @@ def compare(folder: Path, data: dict[str, Any], dtype: str, args: argparse.Names
     """Rows of one dtype, ours beside each peer, and the peer's versions."""
     common = {
         "dtype": dtype, "threads": os.cpu_count(), "steps": args.steps + 1, "rows": args.rows, "length": args.length,
-        "rate": RATE, "checkpointing": args.checkpointing, "attention": args.attention, "folder": str(folder),
+        "rate": RATE, "checkpointing": args.checkpointing, "remat": args.remat, "attention": args.attention,
+        "folder": str(folder),
         "model": str(folder / "theirs"), "output": str(folder / "out"),
         **{name: str(folder / f"{name}.jsonl") for name in ("check", "messages", "examples")},
     }  # fmt: skip
@@ -215,7 +217,9 @@ def table(
 
     rows = []
     for name in args.peers:
-        about = f"{dtype}, {args.rows} rows of {args.length}" + (", checkpointing" if args.checkpointing else "")
+        about = f"{dtype}, {args.rows} rows of {args.length}"
+        about += f", remat {args.remat}" if args.remat != "none" else ""
+        about += ", TRL checkpointing" if args.checkpointing else ""
         for column, what in ((1, "targets"), (2, "tokens")):
             rows.append(row(f"SFT {what}/{about}", rate("m1jax", column), rate(name, column), PEERS[name], f"{what}/s"))
         for what, first in (("peak memory", 0), ("peak memory after the first step", 1)):
@@ -276,8 +280,7 @@ def open_step(cell: dict[str, Any]) -> Callable[[int], list[float]]:
 
     model, base = config_json.read(Path(cell["folder"]) / "ours")[:2]
     model = dataclasses.replace(model, compute_dtype=cell["dtype"], param_dtype="float32")
-    remat = "block" if cell["checkpointing"] else "none"
-    keys = [f"train.initial={cell['folder']}/ours", f"train.remat={remat}", "optimizer.clip.policy=global_norm"]
+    keys = [f"train.initial={cell['folder']}/ours", f"train.remat={cell['remat']}", "optimizer.clip.policy=global_norm"]
     keys += [f"stages.0.learning_rate.{end}={cell['rate']}" for end in ("start", "end")]
     config = config_file.load("sft_quickstart", [*keys, "stages.0.learning_rate.warmup_steps=0"])
     config = dataclasses.replace(config, model=model)
