@@ -251,7 +251,7 @@ def initial(config: RunConfig, target: Any) -> Any:
     folder, alone = Path(config.train.initial), adapters.without(target)
     if (folder / config_json.FILE).is_file():
         _check_same(folder, config_json.read(folder)[0], config.model)
-        params = reading.tree(folder, config.model.param_dtype, _placing(alone))[2]
+        params = reading.tree(folder, config.model.param_dtype, _placing(alone, cast=True))[2]
     else:
         source = stored(folder)
         _check_same(folder, source.config, config.model)
@@ -266,12 +266,13 @@ def initial(config: RunConfig, target: Any) -> Any:
     return masks.merge(params, first)
 
 
-def _placing(target: Any) -> Callable[[str, np.ndarray], jax.Array]:
-    """A function that places a leaf as the abstract tree says."""
+def _placing(target: Any, cast: bool = False) -> Callable[[str, np.ndarray], jax.Array]:
+    """A function that places a leaf as the abstract tree says, with `cast` in its dtype too."""
 
     def place(path: str, leaf: np.ndarray) -> jax.Array:
-        sharding = table.find(target, path).sharding
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+        like = table.find(target, path)
+        kind = like.dtype if cast else leaf.dtype
+        return jax.make_array_from_callback(leaf.shape, like.sharding, lambda index: leaf[index].astype(kind))
 
     return place
 

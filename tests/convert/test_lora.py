@@ -149,6 +149,17 @@ def test_a_next_run_begins_with_the_factors_of_its_own_seed(run):
     assert same(adapters.without(found), loading.from_run(folder).params)
 
 
+def test_a_frozen_model_has_its_dtype_from_every_kind_of_folder(run, tmp_path):
+    assert main(["export", "--model", str(run[0]), "--out", str(tmp_path / "hf"), "--dtype", "float32"]) == 0
+    for folder in (run[0], tmp_path / "hf"):
+        config = configured("none", SOME, f"train.initial={folder}", "train.frozen_dtype=bfloat16")
+        mesh = meshes.make(MeshConfig(), jax.devices()[:1])
+        target = Trainer(config, NextToken(config, mesh), mesh).program.params
+        found = loading.initial(config, target)
+        assert same(jax.tree.map(lambda leaf: leaf.dtype, found), jax.tree.map(lambda leaf: leaf.dtype, target))
+        assert found["embed"]["weight"].dtype == "bfloat16"
+
+
 def test_what_is_no_adapter_is_said(run, tmp_path, capsys):
     def refused(words, *said):
         assert main(["export", *map(str, words), "--out", str(tmp_path / "out")]) == 2
