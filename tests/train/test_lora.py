@@ -62,7 +62,14 @@ def stepped(trainer, state, ones, first=0):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Three steps, with a checkpoint after the first; the config, losses and the state before and after."""
-    config = toy.config(f"folder={tmp_path_factory.mktemp('lora')}", "model.num_layers=4", "optimizer.name=muon", *LORA)
+    config = toy.config(
+        f"folder={tmp_path_factory.mktemp('lora')}",
+        "model.num_layers=4",
+        "optimizer.name=muon",
+        "optimizer.eps=1e-2",
+        *LORA,
+    )
+    # So large an eps that Adam does not divide rounding by rounding: the first gradients of A are zeros, as B is.
     mesh = mesh_of()
     with Trainer(config, NextToken(config, mesh), mesh) as trainer:
         state = trainer.restore()
@@ -97,9 +104,7 @@ def test_it_continues_on_other_devices_with_the_same_losses(run):
         assert factors["a"].sharding.shard_shape(factors["a"].shape) == (2, 24, 4)
         assert factors["b"].sharding.shard_shape(factors["b"].shape) == (2, 4, 8)
         found, _ = stepped(trainer, state, batches(3)[1:], 1)
-    # Adam divides by the root of the first gradients of A, which are rounding's own: B begins with zeros.
-    np.testing.assert_allclose(found, losses[1:], rtol=2e-3)
-    np.testing.assert_allclose(np.array(found)[:, 0], np.array(losses)[1:, 0], rtol=2e-5)
+    np.testing.assert_allclose(found, losses[1:], rtol=2e-4)
 
 
 def test_muon_moves_factors_as_adamw_does(run):
