@@ -138,18 +138,7 @@ def test_the_verb_writes_an_adapter_that_peft_loads_onto_the_exported_base(run, 
     assert main(command) == 0 and "already complete" in capsys.readouterr().out
 
 
-def test_a_next_run_begins_with_the_factors_of_its_own_seed(run):
-    folder, _ = run
-    config = configured("none", SOME, f"train.initial={folder}")
-    mesh = meshes.make(MeshConfig(), jax.devices()[:1])
-    with_factors = Trainer(config, NextToken(config, mesh), mesh).program.params
-    found = loading.initial(config, with_factors)
-    first = jax.jit(NextToken(config, mesh).initialise)()
-    assert same(adapters.only(found), adapters.only(first))
-    assert same(adapters.without(found), loading.from_run(folder).params)
-
-
-def test_a_frozen_model_has_its_dtype_from_every_kind_of_folder(run, tmp_path):
+def test_a_next_run_has_factors_of_its_own_seed_beside_a_frozen_model_in_its_dtype(run, tmp_path):
     assert main(["export", "--model", str(run[0]), "--out", str(tmp_path / "hf"), "--dtype", "float32"]) == 0
     for folder in (run[0], tmp_path / "hf"):
         config = configured("none", SOME, f"train.initial={folder}", "train.frozen_dtype=bfloat16")
@@ -158,6 +147,9 @@ def test_a_frozen_model_has_its_dtype_from_every_kind_of_folder(run, tmp_path):
         found = loading.initial(config, target)
         assert same(jax.tree.map(lambda leaf: leaf.dtype, found), jax.tree.map(lambda leaf: leaf.dtype, target))
         assert found["embed"]["weight"].dtype == "bfloat16"
+    assert same(adapters.only(found), adapters.only(jax.jit(NextToken(config, mesh).initialise)()))
+    narrow = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), loading.from_run(run[0]).params)
+    assert same(adapters.without(found), narrow)
 
 
 def test_what_is_no_adapter_is_said(run, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The memory formula: exact where shapes and layout decide, elsewhere within 10% of the compiler."""
 
+import dataclasses
 import json
 
 import jax
@@ -55,6 +56,14 @@ def test_the_14b_is_near_what_the_compiler_said(stage, fsdp, context, compiled):
     config = config_file.load("m1_14b")
     mesh = {"replica": 1, "data": 1, "fsdp": fsdp, "tensor": 1, "context": context}
     assert memory.estimate(config, config.stages[stage], mesh).total / GIB == pytest.approx(compiled, rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "compiled"), [("m1_14b_lora", 14.26), ("m1_14b_sft", 30.84)])
+def test_fine_tuning_the_14b_is_near_what_the_compiler_said(name, compiled):
+    """As docs/plan.md has it: with frozen parameters too."""
+    config = config_file.load(name)
+    mesh = dataclasses.asdict(config.mesh) | {"data": 1}
+    assert memory.estimate(config, config.stages[0], mesh).total / GIB == pytest.approx(compiled, rel=0.1)
 
 
 @pytest.fixture(scope="module")
