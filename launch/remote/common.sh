@@ -41,11 +41,14 @@ fi
 report() {
   local line
   line="m1-host host=$host state=$1 run=${2:-${M1_RUN:-}} attempt=${3:-0} status=${4:-0} ended=${5:-0} at=$(date +%s.%N)"
-  echo "$line" >"$state/report"
+  # Whoever reads meanwhile must find the line before or this one, not an empty file.
+  echo "$line" >"$state/.report.$BASHPID"
+  mv "$state/.report.$BASHPID" "$state/report"
   echo "$line"
   if [ -d "$bucket/$M1_NAME" ]; then
     mkdir -p "$shared/state" "$shared/logs"
-    cp "$state/report" "$shared/state/$host"
+    echo "$line" >"$shared/.report-$host.$BASHPID"
+    mv "$shared/.report-$host.$BASHPID" "$shared/state/$host"
     if [ -f "$M1_ROOT/logs/$host.log" ]; then
       cp "$M1_ROOT/logs/$host.log" "$shared/logs/$host.log"
     fi

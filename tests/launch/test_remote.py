@@ -99,6 +99,17 @@ def test_again_is_started_again_until_it_is_done(make_host):
     assert "--amend" not in host.log()
 
 
+def test_a_report_is_never_read_while_half_of_it_is_there(make_host):
+    host = make_host()
+    (host.bucket / "life").mkdir(parents=True, exist_ok=True)
+    says = f"source {REMOTE}/common.sh; for n in $(seq 100); do report running 7 $n >/dev/null; done"
+    talking = subprocess.Popen(["bash", "-c", says], env=host.environment)
+    until(host.report)
+    while talking.poll() is None:
+        assert host.report()["run"] == "7"
+    assert host.report()["attempt"] == "100"
+
+
 def test_changed_settings_are_accepted_where_the_environment_file_says_so(make_host):
     host = make_host(program='echo "arguments: $*"')
     host.environment["M1_AMEND"] = "yes"
