@@ -43,15 +43,8 @@ if [ ! -x "$m1" ]; then
     search=$code
   else
     venv=$M1_ROOT/venv-$M1_COMMIT
-    found=
-    for candidate in python3.13 python3.12; do
-      # Being on the path is not enough: it must run, and have what makes environments.
-      if "$candidate" -c 'import venv, ensurepip' 2>/dev/null; then
-        found=$candidate
-        break
-      fi
-    done
-    if [ -z "$found" ]; then
+    newest=$code/constraints/newest_python
+    if ! found=$("$newest" 3.13 2>/dev/null || "$newest" 3.12 2>/dev/null); then
       # The images of TPU VMs have an older Python.
       python3 -m pip install --quiet --user uv
       python3 -m uv python install --quiet 3.13

@@ -14,7 +14,7 @@ from m1jax.errors import AGAIN, FAILURE, INTERRUPTED, USER_ERROR, InterruptedRun
 VERBS = {
     "quickstart": ("quickstart", "run every step once on real text, from the corpus to the export"),
     "corpus": ("corpus", "fetch or read text and write documents"),
-    "synthesize": ("synthesize", "make medical questions and answers from ontologies"),
+    "synthesize": ("synthesize", "make questions and answers from ontologies"),
     "tokenizer train": ("tokenizer", "train a byte-level BPE on the corpus, one domain after the other"),
     "tokenizer report": ("tokenizer_report", "measure the tokenizer on held-out text and terms"),
     "pack": ("pack", "pack documents into rows of tokens"),

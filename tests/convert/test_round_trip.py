@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import m1jax
 from m1jax import convert, loading, model
 from m1jax.config import MeshConfig
-from m1jax.convert import model_folder, table
+from m1jax.convert import model_folder, parameters, table
 from m1jax.errors import UserError
 from m1jax.parallel import mesh as meshes
 from m1jax.verbs import main
@@ -113,7 +113,7 @@ def test_an_import_is_restored_onto_a_mesh_where_each_device_holds_its_share(tin
     _, ours, config, _ = tiny
     _, params = model.create(config, 0)
     mesh = meshes.make(MeshConfig(fsdp=4, tensor=2))
-    found = loading.parameters.restore(ours / "parameters", loading.target_of(config, mesh))
+    found = parameters.restore(ours / "parameters", loading.target_of(config, mesh))
     jax.tree.map(np.testing.assert_array_equal, found, params)
     head = found["head"]["weight"]
     assert {shard.data.shape for shard in head.addressable_shards} == {(132, 4)}

@@ -239,6 +239,7 @@ def test_set_up_makes_a_virtual_environment_with_the_constraints(make_host, tmp_
     (package / "backend.py").write_text(BACKEND)
     for version in ("3.12", "3.13"):
         (package / "constraints" / f"{version}.txt").write_text("")
+    (package / "constraints" / "newest_python").symlink_to(ROOT / "constraints" / "newest_python")
     m1 = host.root / f"bin-{COMMIT}" / "m1"
     m1.unlink()
     status, said = host.do("setup.sh")

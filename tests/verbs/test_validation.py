@@ -38,7 +38,7 @@ def test_each_source_is_measured_every_so_many_steps_and_at_the_end(validated):
     assert sources and sources == {name.partition("/")[2] for name in lines[-1] if name.startswith("heldout_loss/")}
     assert measured[18]["heldout_loss"] < measured[8]["heldout_loss"]
     # Two row lengths, and a second measurement at one of them.
-    assert counts["jit(logprobs)"] == len({stage.row_length for stage in config.stages}) == 2
+    assert counts["jit(score)"] == len({stage.row_length for stage in config.stages}) == 2
 
 
 def test_it_measures_what_an_evaluation_of_the_checkpoint_does(validated):
