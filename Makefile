@@ -2,7 +2,7 @@
 VENV ?= .venv
 
 python := $(VENV)/bin/python
-# An environment that exists keeps its Python; a new one gets the newest that m1jax is tested with and that runs here.
+# An environment that exists keeps its Python; a new one gets the newest that m1jax supports and that runs here.
 ifneq ($(wildcard $(python)),)
 override PYTHON := $(python)
 else ifeq ($(origin PYTHON),undefined)
@@ -11,7 +11,7 @@ endif
 version := $(shell $(or $(PYTHON),false) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 constraints := constraints/$(version).txt
 ifeq ($(wildcard $(constraints))$(filter clean,$(MAKECMDGOALS)),)
-$(error $(if $(version),$(PYTHON) is Python $(version): m1jax is tested on Python $(sort $(basename $(notdir $(wildcard constraints/*.txt)))); run make clean and then make without PYTHON,No Python: see above))
+$(error $(if $(version),$(PYTHON) is Python $(version): m1jax supports Python $(sort $(basename $(notdir $(wildcard constraints/*.txt)))); run make clean and then make without PYTHON,No Python: see above))
 endif
 # What an installed extra leaves behind, so that it is installed once.
 installed = $(VENV)/.installed-$(1)

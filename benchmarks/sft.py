@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sides import ask
 from table import count_again, machine, peak, row, show, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -175,16 +176,16 @@ def compare(folder: Path, data: dict[str, Any], dtype: str, args: argparse.Names
     }  # fmt: skip
     sides: dict[str, Any] = {"m1jax": start([sys.executable, __file__, "--side"], common)}
     try:
-        answer(sides["m1jax"])
+        ask(sides["m1jax"])
         for name in args.peers:
             peer = [args.peer_python, str(Path(__file__).with_name("sft_trl.py"))]
             sides[name] = start(peer, {**common, "row_by_row": name == "rows"})
-            check = answer(sides[name])
+            check = ask(sides[name])
         taken: dict[str, list[list[float]]] = {name: [] for name in sides}
         memory: dict[str, list[float]] = {name: [] for name in sides}
         for number in range(args.steps + 1):
             for name, process in sides.items():
-                taken[name].append(answer(process, "step"))
+                taken[name].append(ask(process, "step"))
                 memory[name].append(peak(process.pid))
                 if not number:
                     count_again(process.pid)
@@ -235,17 +236,6 @@ def start(command: Sequence[str], cell: dict[str, Any]) -> Any:
     return subprocess.Popen(
         [*command, json.dumps(cell)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-
-
-def answer(process: Any, word: str = "") -> Any:
-    """A line of JSON from a side, after a word to it."""
-    if word:
-        process.stdin.write(word + "\n")
-        process.stdin.flush()
-    line = process.stdout.readline()
-    if not line:
-        raise SystemExit("a side ended: its error stands above")
-    return json.loads(line)
 
 
 def serve(cell: dict[str, Any]) -> None:

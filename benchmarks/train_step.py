@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sides import ask
 from table import machine, peak, row, show, write
 
 PEERS = {"eager": "PyTorch eager", "compile": "PyTorch torch.compile"}
@@ -166,17 +167,6 @@ def earlier(before: tuple[str, str], cell: str) -> Any:
     shutil.copy(folder.parent / "tokens.npy", folder)
     checkout, python = (Path(path).absolute() for path in before)
     return start("m1jax", json.dumps(told | {"folder": str(folder)}), checkout, str(python))
-
-
-def ask(process: Any, word: str = "") -> Any:
-    """A line of JSON from a side, after a word to it."""
-    if word:
-        process.stdin.write(word + "\n")
-        process.stdin.flush()
-    line = process.stdout.readline()
-    if not line:
-        raise SystemExit("a side ended: its error stands above")
-    return json.loads(line)
 
 
 def serve(side: str, cell: dict[str, Any]) -> None:

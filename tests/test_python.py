@@ -41,7 +41,7 @@ def test_without_any_it_says_what_to_install(tmp_path):
     found = newest(pythons(tmp_path, "python3.11"), "3.99")
     assert found.returncode == 2
     assert not found.stdout
-    assert "tested on Python 3.14 3.13 3.12" in found.stderr
+    assert "supports Python 3.14 3.13 3.12" in found.stderr
 
 
 def test_make_refuses_a_python_that_is_not_tested(tmp_path):
@@ -49,7 +49,7 @@ def test_make_refuses_a_python_that_is_not_tested(tmp_path):
     command = ["make", "-n", "test", f"VENV={tmp_path / 'environment'}", "PYTHON=python3.11"]
     found = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert found.returncode == 2
-    assert "python3.11 is Python 3.11: m1jax is tested on Python 3.12 3.13 3.14" in found.stderr
+    assert "python3.11 is Python 3.11: m1jax supports Python 3.12 3.13 3.14" in found.stderr
     assert not (tmp_path / "environment").exists()
 
 

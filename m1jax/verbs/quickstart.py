@@ -16,6 +16,7 @@ from rich.rule import Rule
 from m1jax import artefact
 from m1jax.config import RunConfig
 from m1jax.config import file as config_file
+from m1jax.errors import UserError
 from m1jax.show import console as consoles
 from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_text, example
 from m1jax.verbs.command import main
@@ -84,6 +85,14 @@ def fine_tuning(config: str, overrides: Sequence[str], sft: str, folder: str) ->
     ]
 
 
+def _check_fine_tuning(asked: RunConfig, sft: str) -> None:
+    """Raises UserError, before anything runs, where the second config cannot go on from the first one's model."""
+    if config_file.load(sft).model != asked.model:
+        raise UserError(
+            f"{sft} has another model than the run that it would fine-tune: give both configs the same `model`."
+        )
+
+
 def adapted(config: RunConfig, sources: Mapping[str, str]) -> RunConfig:
     """The config with mixtures of what this corpus has; `sources` maps source to domain.
 
@@ -114,6 +123,8 @@ def walk(config: str, overrides: Sequence[str], text: str | None, sft: str | Non
         return main(arguments)
 
     asked = config_file.load(config, overrides)
+    if sft:
+        _check_fine_tuning(asked, sft)
     given = [part for override in overrides for part in ("--set", override)]
     status = verb(["corpus", "--config", config, *given, *(["--text", text] if text else [])])
     if status:

@@ -2,6 +2,7 @@ import pytest
 
 from m1jax import artefact
 from m1jax.config import file as config_file
+from m1jax.errors import UserError
 from m1jax.verbs import quickstart
 from m1jax.verbs.quickstart import ADAPTED, adapted
 
@@ -69,3 +70,13 @@ def test_fine_tuning_starts_from_the_model_and_is_compared_with_it(tmp_path, mon
     assert tuned[0] == "sft" and config.train.initial == folder and config.model == QUICKSTART.model
     assert tuned[-1].startswith(f"{questions}/") and asked[asked.index("--questions") + 1].startswith(f"{questions}/")
     assert asked[asked.index("--model") + 1] == config.folder and asked[asked.index("--against") + 1] == folder
+
+
+@pytest.mark.parametrize(
+    ("sft", "overrides", "words"),
+    [("nowhere.py", [], "nowhere.py"), ("sft_quickstart", ["model.hidden=96"], "another model than the run")],
+)
+def test_a_fine_tuning_that_cannot_follow_is_refused_before_anything_runs(sft, overrides, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(quickstart, "main", lambda arguments: pytest.fail(f"m1 {arguments[0]} was run"))
+    with pytest.raises(UserError, match=words):
+        quickstart.walk("quickstart", [f"folder={tmp_path}", *overrides], None, sft)
