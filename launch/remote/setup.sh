@@ -48,7 +48,7 @@ if [ ! -x "$m1" ]; then
       # The images of TPU VMs have an older Python.
       python3 -m pip install --quiet --user uv
       python3 -m uv python install --quiet 3.13
-      found=$(python3 -m uv python find 3.13) || fail "no Python 3.13 or 3.12 is here, and uv could not bring one."
+      found=$(python3 -m uv python find --managed-python 3.13) || fail "no Python 3.13 or 3.12 is here, and uv could not bring one."
     fi
     "$found" -m venv "$venv" || fail "$venv could not be made."
     version=$("$found" -c 'import sys; print("%d.%d" % sys.version_info[:2])')

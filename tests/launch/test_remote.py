@@ -242,6 +242,8 @@ def test_set_up_makes_a_virtual_environment_with_the_constraints(make_host, tmp_
     (package / "constraints" / "newest_python").symlink_to(ROOT / "constraints" / "newest_python")
     m1 = host.root / f"bin-{COMMIT}" / "m1"
     m1.unlink()
+    # The interpreter of these tests is the image's: what else this machine has (shims of pyenv) is not a host's.
+    host.environment["PATH"] = f"{sys.base_prefix}/bin:{host.environment['PATH']}"
     status, said = host.do("setup.sh")
     assert status == 0, said
     assert "state=ready" in said
