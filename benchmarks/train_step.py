@@ -1,8 +1,10 @@
 """How fast is a training step on this machine's CPU, beside the same model and step written plainly in PyTorch?
 
 Each side is a process with as many threads as there are cores; all start from the same parameters and tokens, their
-first losses must agree, and their steps take turns, so that what else the machine does strikes all alike. Tokens a
-second are of the median step; compilation and one step are left out. Memory is the most that a side's process had
+first losses must agree, and their steps take turns, so that what else the machine does strikes all alike. All have
+their memory in large pages, as `m1` takes it (m1jax/verbs/program.py): PyTorch gains by it too. Tokens a second are of
+the median step; compilation is left out, and the first step of each turn: after a pause of ten seconds a step took a
+fifth longer here, because the machine had taken freed memory back. Memory is the most that a side's process had
 resident, compilation included. Rows hold one document each. An earlier checkout of m1jax, with a Python of its own, can
 be a side too.
 
@@ -51,7 +53,8 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 4096])
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a step")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps, of which the median is taken")
+    parser.add_argument("--turns", type=int, default=2, help="turns of each side")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of a turn; the median is of all turns")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--before", nargs=2, metavar=("CHECKOUT", "PYTHON"), help="an earlier m1jax beside ours")
     parser.add_argument("--profile", action="store_true", help="our step alone, its seconds by kind of operation")
@@ -89,11 +92,11 @@ def compare(size: str, dtype: str, length: int, args: argparse.Namespace) -> lis
                 ask(processes[-1])
             seconds: dict[str, list[float]] = {side: [] for side in sides}
             losses: dict[str, list[float]] = {side: [] for side in sides}
-            for _ in range(args.steps + 1):
+            for _ in range(args.turns):
                 for side, process in zip(sides, processes, strict=True):
-                    loss, taken = ask(process, "step")
-                    losses[side].append(loss)
-                    seconds[side].append(taken)
+                    answers = [ask(process, "step") for _ in range(args.steps + 1)]
+                    losses[side] += [loss for loss, _ in answers]
+                    seconds[side] += [taken for _, taken in answers[1:]]
             memory = {side: peak(process.pid) for side, process in zip(sides, processes, strict=True)}
         finally:
             for process in processes:
@@ -101,7 +104,7 @@ def compare(size: str, dtype: str, length: int, args: argparse.Namespace) -> lis
     for side in sides:
         if abs(losses[side][0] - losses["m1jax"][0]) > AGREE[dtype] * losses["m1jax"][0]:
             raise SystemExit(f"{side} computes another loss: {losses[side]} against {losses['m1jax']}")
-    speed = {side: args.tokens / statistics.median(taken[1:]) for side, taken in seconds.items()}
+    speed = {side: args.tokens / statistics.median(taken) for side, taken in seconds.items()}
     print(f"{size} {dtype} {length}: {speed}, {memory}", file=sys.stderr)
     of = f"{size}, {dtype}, rows of {length}"
     names = PEERS | {BEFORE: "m1jax before"}
@@ -154,6 +157,7 @@ def start(side: str, cell: str, checkout: Path = Path(__file__).parents[1], pyth
     """A side's process."""
     threads = str(os.cpu_count())
     environment = os.environ | {"OMP_NUM_THREADS": threads, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment |= {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     environment["PYTHONPATH"] = str(checkout)
     command = [python, str(checkout / "benchmarks" / "train_step.py"), "--side", side, "--cell", cell]
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

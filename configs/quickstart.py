@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
             },
             "hardware": {"topology": "cpu"},
             "optimizer": {"eps": 1e-8},
-            "train": {"log_every": 20, "checkpoint_every": 100, "keep_checkpoints": 2},
+            "train": {"log_every": 20, "checkpoint_every": 100, "keep_checkpoints": 2, "remat": "dots"},
             "stages": (
                 {
                     "name": "general",
