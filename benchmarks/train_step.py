@@ -221,6 +221,7 @@ def open_m1jax(side: str, cell: dict[str, Any]) -> Callable[[], float]:
             *(f"model.{name}={value}" for name, value in settings.items()),
             *(f"stages.{i}.learning_rate.{end}={RATE}" for i in range(3) for end in ("start", "end")),
             "stages.0.learning_rate.warmup_steps=0",
+            "train.unroll=8",
         ],
     )
     mesh = meshes.make(config.mesh)

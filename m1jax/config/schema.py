@@ -12,6 +12,7 @@ from typing import Any
 from m1jax.config.domains import VocabPartConfig as VocabPartConfig
 from m1jax.config.folders import RunFolders
 from m1jax.config.long_context import LongContextConfig as LongContextConfig
+from m1jax.config.preference import PreferenceConfig as PreferenceConfig
 from m1jax.config.stages import LearningRateConfig as LearningRateConfig
 from m1jax.config.stages import RampConfig as RampConfig
 from m1jax.config.stages import StageConfig as StageConfig
@@ -221,6 +222,9 @@ class TrainConfig:
     """What the loss is the mean of: a batch's targets, or its conversations, each the mean of its own targets."""
     remat: str = _bounded(choices=("none", "dots", "block", "offload"), default="none")
     """What the backward pass keeps: everything, the products, block inputs, or those in the host's memory."""
+    unroll: int = _bounded(0, default=4)
+    """Most periods of layers that are compiled one by one, not as a loop. On a CPU more of them train faster (5% at 46M
+    parameters), and compile longer."""
     accumulation: int = _bounded(1, default=1)
     """Parts of a batch that pass one after the other before the optimiser moves; the gradient is the same."""
     validate_every: int = _bounded(0, default=0)
@@ -264,6 +268,7 @@ class RunConfig(RunFolders):
     stages: tuple[StageConfig, ...]
     objective: str = "next_token"
     """What is minimised: a name of m1jax.objectives."""
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     mesh: MeshConfig = MeshConfig()
     hardware: HardwareConfig = HardwareConfig()
     train: TrainConfig = TrainConfig()

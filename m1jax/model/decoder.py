@@ -48,9 +48,10 @@ Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 HIDDEN = ("batch", "sequence", None)
 """Logical axes of hidden states."""
 
-# A scan of up to this many periods is unrolled: it compiles as fast and trains a sixth faster on CPUs, because nothing
-# is stacked for the backward pass.
-_UNROLLED = 8
+UNROLLED = 4
+"""A scan of up to this many periods is unrolled: it compiles as fast and trains a sixth faster on CPUs, because nothing
+is stacked for the backward pass.
+"""
 
 
 def unconstrained(x: Array, axes: tuple[str | None, ...]) -> Array:
@@ -153,6 +154,7 @@ class Decoder(nnx.Module):
         *,
         rope_base: float | Array,
         remat: str = "none",
+        unroll: int = UNROLLED,
     ) -> Array:
         """Hidden states after the final norm, (B, S, E) in the compute dtype.
 
@@ -163,12 +165,15 @@ class Decoder(nnx.Module):
             positions: (B, S) int32, by default counted from the start of each document.
             rope_base: base of the rotary positions, a float or a traced scalar.
             remat: what the backward pass keeps, a name of `m1jax.model.remat`.
+            unroll: most periods that are compiled one by one; more of them are a loop.
         """
         if positions is None:
             one = jnp.ones(tokens.shape, jnp.int32)
             positions = document_positions(one if segment_ids is None else segment_ids)
         embedded_BSE = self.constrain(self.embedded(tokens), HIDDEN)
-        return self.run(embedded_BSE, kernels.Rows(positions=positions, segment_ids=segment_ids), rope_base, remat)
+        return self.run(
+            embedded_BSE, kernels.Rows(positions=positions, segment_ids=segment_ids), rope_base, remat, unroll
+        )
 
     def extend(
         self, tokens: Array, cache: Cache, *, rope_base: float | Array, real: Array | None = None
@@ -208,11 +213,25 @@ class Decoder(nnx.Module):
         normalize = self.config.normalize_head
         return heads.log_likelihood(hidden_BSE, self._output_weight, targets_BS, chunk=chunk, normalize=normalize)
 
+    def compare(
+        self, hidden_BSE: Array, reference: "Decoder", reference_BSE: Array, targets_BS: Array, *, chunk: int
+    ) -> heads.Compared:
+        """This model beside a reference and its hidden states; see `m1jax.model.head.compare`."""
+        weights = self._output_weight, reference_BSE, reference._output_weight
+        return heads.compare(hidden_BSE, *weights, targets_BS, chunk=chunk, normalize=self.config.normalize_head)
+
     @property
     def _output_weight(self) -> Array:
         return (self.embed if self.config.tie_embeddings else self.head).weight[...]
 
-    def run(self, x_BSE: Array, rows: kernels.Rows, rope_base: float | Array, remat: str = "none") -> Array:
+    def run(
+        self,
+        x_BSE: Array,
+        rows: kernels.Rows,
+        rope_base: float | Array,
+        remat: str = "none",
+        unroll: int = UNROLLED,
+    ) -> Array:
         """All blocks and the final norm over embeddings (B, S, E)."""
 
         def apply(block: Block, x: Array, looped: bool = False) -> Array:
@@ -227,7 +246,7 @@ class Decoder(nnx.Module):
             x_BSE = apply(block, x_BSE)
         if self.periods:
             graphdef, stacked = nnx.split(self.periods)
-            few = self.repeats <= _UNROLLED
+            few = self.repeats <= unroll
 
             def period(x: Array, state: Any) -> tuple[Array, None]:
                 for block in _in_order(nnx.merge(graphdef, state)):

@@ -71,16 +71,24 @@ class NextToken(Objective):
         weights, denominator = batch["weights"], jnp.sum(batch["weights"])
         if train.loss_mean == "conversations":
             weights, denominator = of_conversations(weights, batch["segment_ids"])
-        decoder = nnx.merge(self._graphdef, adapters.scaled(params, self._config.model, train.lora))
+        decoder = self.decoder(params)
         hidden = decoder.hidden(
             batch["tokens"],
             batch["segment_ids"],
             batch["positions"],
             rope_base=stage.rope_base,
             remat=train.remat,
+            unroll=train.unroll,
         )
         loss = decoder.cross_entropy(hidden, batch["targets"], weights, chunk=train.loss_chunk)
         return Terms(Ratio(loss.loss, denominator), {"log_z": Ratio(loss.log_z, denominator)})
+
+    def decoder(self, params: dict[str, Any]) -> model.Decoder:
+        """The model of these parameters."""
+        merged: model.Decoder = nnx.merge(
+            self._graphdef, adapters.scaled(params, self._config.model, self._config.train.lora)
+        )
+        return merged
 
     def kind_of(self, path: tuple[Any, ...]) -> str:
         """The layer's kind, or the name at the root of the tree."""
