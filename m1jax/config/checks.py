@@ -39,6 +39,8 @@ def check_run(config: RunConfig, only: str | None = None) -> None:
             raise UserError(f"config key optimizer.{name} must be below 1, got {getattr(config.optimizer, name)}.")
     if config.train.average_decay >= 1:
         raise UserError(f"config key train.average_decay must be below 1, got {config.train.average_decay}.")
+    if not config.preference.beta:
+        raise UserError("config key preference.beta must be above 0: the loss would not depend on the model.")
     check_lora(config.model, config.train.lora)
     matched(config.model, config.train.trained)
     for tracker in config.train.trackers:

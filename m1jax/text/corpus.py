@@ -22,7 +22,7 @@ from m1jax.text.documents import DOCUMENT_SCHEMA, REJECTED_SCHEMA, Document, Rej
 from m1jax.text.folder import read_folder
 from m1jax.text.overlap import NgramIndex
 from m1jax.text.records import source_name
-from m1jax.text.set_aside import screen, text_hash
+from m1jax.text.set_aside import screen, text_hash, units
 from m1jax.text.sources import Source
 from m1jax.tokenizer import Tokenizer
 
@@ -117,21 +117,20 @@ def write_corpus(
         aside = files.enter_context(Table(folder / "rejected.parquet", REJECTED_SCHEMA))
         splits: dict[str, _Split] = {}
         domain_of: dict[str, str] = {}
-        for item in screen(documents, evaluation, domains=domains):
-            if isinstance(item, Document):
-                item = _of_one_domain(item, domain_of)
-            known = item.source in reports or len(reports) < _MOST_SOURCES or isinstance(item, Document)
-            report = reports.setdefault(item.source if known else _OTHER_SOURCES, SourceReport())
-            if isinstance(item, Rejected):
-                aside.write(item, len(item.text))
-                rejected[item.reason] += 1
+        for unit in units(screen(documents, evaluation, domains=domains)):
+            if isinstance(unit, Rejected):
+                known = unit.source in reports or len(reports) < _MOST_SOURCES
+                report = reports.setdefault(unit.source if known else _OTHER_SOURCES, SourceReport())
+                aside.write(unit, len(unit.text))
+                rejected[unit.reason] += 1
                 report.rejected += 1
                 continue
-            if item.source not in splits:
-                splits[item.source] = files.enter_context(
-                    _Split(folder, item.source, report, heldout_share, heldout_bytes)
-                )
-            splits[item.source].add(item)
+            unit = tuple(_of_one_domain(document, domain_of) for document in unit)
+            source = unit[0].source
+            report = reports.setdefault(source, SourceReport())
+            if source not in splits:
+                splits[source] = files.enter_context(_Split(folder, source, report, heldout_share, heldout_bytes))
+            splits[source].add(unit)
             if len(splits) > _MOST_SOURCES:
                 some = ", ".join(repr(name) for name in list(splits)[:3])
                 raise UserError(
@@ -179,7 +178,8 @@ def licences(folder: Path, sources: Sequence[Source]) -> None:
 class _Split(contextlib.AbstractContextManager["_Split"]):
     """One source's documents, parted into those to train on and those held out, in one pass.
 
-    A heap holds the documents of the smallest identifier hashes; whatever it cannot keep goes to training at once.
+    A heap holds the documents of the smallest identifier hashes; whatever it cannot keep goes to training at once. The
+    documents of a pair stay together, by the identifier of the first.
     """
 
     def __init__(self, folder: Path, source: str, report: SourceReport, share: float, most_bytes: int) -> None:
@@ -187,18 +187,18 @@ class _Split(contextlib.AbstractContextManager["_Split"]):
         self._threshold = int(share * 2**64)
         self._most_bytes = most_bytes if share > 0 else 0
         self._training = Table(folder / "documents" / self._name, DOCUMENT_SCHEMA)
-        self._heap: list[tuple[int, int, Document]] = []
+        self._heap: list[tuple[int, int, tuple[Document, ...]]] = []
         self._arrived = 0
 
-    def add(self, document: Document) -> None:
-        size = len(document.text.encode())
+    def add(self, unit: tuple[Document, ...]) -> None:
         report = self._report
-        for values, value in ((report.languages, document.language), (report.domains, document.domain)):
-            if value not in values:
-                values.append(value)
-        heapq.heappush(self._heap, (-text_hash(document.id), self._arrived, document))
-        report.heldout_documents += 1
-        report.heldout_bytes += size
+        for document in unit:
+            for values, value in ((report.languages, document.language), (report.domains, document.domain)):
+                if value not in values:
+                    values.append(value)
+        heapq.heappush(self._heap, (-text_hash(unit[0].id), self._arrived, unit))
+        report.heldout_documents += len(unit)
+        report.heldout_bytes += _size(unit)
         self._arrived += 1
         fewest = 1 if self._threshold > 0 else 0
         while len(self._heap) > fewest and (
@@ -207,14 +207,14 @@ class _Split(contextlib.AbstractContextManager["_Split"]):
             self._release()
 
     def _release(self) -> None:
-        """Moves the document of the largest hash to training."""
-        document = heapq.heappop(self._heap)[2]
-        size = len(document.text.encode())
-        self._report.heldout_documents -= 1
-        self._report.heldout_bytes -= size
-        self._report.documents += 1
-        self._report.bytes += size
-        self._training.write(document, size)
+        """Moves the documents of the largest hash to training."""
+        unit = heapq.heappop(self._heap)[2]
+        self._report.heldout_documents -= len(unit)
+        self._report.heldout_bytes -= _size(unit)
+        self._report.documents += len(unit)
+        self._report.bytes += _size(unit)
+        for document in unit:
+            self._training.write(document, _size([document]))
 
     def __exit__(self, failure: type[BaseException] | None, *details: object) -> None:
         if failure is None and self._heap and self._report.documents == 0:
@@ -222,5 +222,11 @@ class _Split(contextlib.AbstractContextManager["_Split"]):
         self._training.__exit__(failure, *details)
         if failure is None and self._heap:
             with Table(self._folder / "heldout" / self._name, DOCUMENT_SCHEMA) as heldout:
-                for _, _, document in sorted(self._heap, key=lambda entry: entry[1]):
-                    heldout.write(document, len(document.text))
+                for _, _, unit in sorted(self._heap, key=lambda entry: entry[1]):
+                    for document in unit:
+                        heldout.write(document, len(document.text))
+
+
+def _size(documents: Iterable[Document]) -> int:
+    """Bytes of UTF-8."""
+    return sum(len(document.text.encode()) for document in documents)

@@ -24,6 +24,8 @@ BATCH_ARRAYS = ("tokens", "targets", "weights", "segment_ids", "positions")
 """The arrays that every batch has; no column of documents has one of these names."""
 PAIR = "pair"
 """The column of documents that belong together: those of a shard with an equal value are packed into one row."""
+SIDE = "side"
+"""The column of the two documents of a pair that says which one was preferred: 1, and 0 for the other."""
 WHOLE = "whole"
 """The column, of any value, of documents that are never cut: each is packed into one row."""
 

@@ -7,12 +7,13 @@ turn, or EOS. What precedes an answer, as `<C_A>`, has weight 0, and so has ever
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from m1jax.text.conversations import Conversation
-from m1jax.text.documents import WHOLE, Document, Part, Rejected
+from m1jax.text.documents import PAIR, SIDE, WHOLE, Document, Part, Rejected
+from m1jax.text.preference_records import Preference
 from m1jax.text.set_aside import set_aside
 from m1jax.tokenizer import Tokenizer
 from m1jax.tokenizer.chat import FormatChat
@@ -47,10 +48,55 @@ class Renderer:
             else:
                 yield from self._documents(item)
 
+    def pairs(self, items: Iterable[Preference | Rejected]) -> Iterator[Document | Rejected]:
+        """The two documents of each preference, side by side, in order; what is Rejected already stays so.
+
+        Neither side is ever cut: a preference of which one is too long, or has a role that the chat format does not
+        know, is Rejected.
+        """
+        number = 0
+        for item in items:
+            if isinstance(item, Rejected):
+                yield item
+                continue
+            both = self._side(item.chosen), self._side(item.rejected)
+            if fault := next((found for found in both if isinstance(found, str)), None):
+                yield self._rejected(item.chosen, 0, fault)
+                continue
+            for side, conversation, parts in zip((1, 0), (item.chosen, item.rejected), both, strict=True):
+                assert not isinstance(parts, str)
+                yield self._document(conversation, parts, {PAIR: number, SIDE: side})
+            number += 1
+
+    def _side(self, conversation: Conversation) -> list[Part] | str:
+        """The parts of a whole conversation, or why there are none."""
+        if fault := self._unknown(conversation):
+            return fault
+        size, parts = self._longest(conversation, [len(conversation.messages)])
+        return parts if size else f"a side of a pair is longer than a row of {self._row_length} tokens"
+
+    def _unknown(self, conversation: Conversation) -> str | None:
+        """Which role the chat format does not know."""
+        roles = [message["role"] for message in conversation.messages]
+        unknown = next((role for role in roles if role not in self._chat.format.turns), None)
+        return unknown and f"the chat format {self._chat.format.name} has no role {unknown}"
+
+    def _document(self, conversation: Conversation, parts: Sequence[Part], columns: Mapping[str, int]) -> Document:
+        return Document.of_parts(
+            conversation.id,
+            parts,
+            conversation.source,
+            conversation.language,
+            conversation.domain,
+            difficulty=conversation.difficulty,
+            columns=columns,
+            shard=conversation.shard,
+            record_id=conversation.record_id,
+        )
+
     def _documents(self, conversation: Conversation) -> Iterator[Document | Rejected]:
-        turns = self._chat.format.turns
-        if unknown := [message["role"] for message in conversation.messages if message["role"] not in turns]:
-            yield self._rejected(conversation, 0, f"the chat format {self._chat.format.name} has no role {unknown[0]}")
+        if fault := self._unknown(conversation):
+            yield self._rejected(conversation, 0, fault)
             return
         learned = [i for i, weight in enumerate(conversation.weights) if weight]
         answers = [i + 1 for i, message in enumerate(conversation.messages) if message["role"] == ANSWERS]
@@ -59,17 +105,7 @@ class Renderer:
             reason = f"the first answer that is learned ends beyond a row of {self._row_length} tokens"
             yield self._rejected(conversation, 0, reason)
             return
-        yield Document.of_parts(
-            conversation.id,
-            parts,
-            conversation.source,
-            conversation.language,
-            conversation.domain,
-            difficulty=conversation.difficulty,
-            columns={WHOLE: 1},
-            shard=conversation.shard,
-            record_id=conversation.record_id,
-        )
+        yield self._document(conversation, parts, {WHOLE: 1})
         if size < answers[-1]:
             reason = f"the end of a conversation, cut at a turn to fit a row of {self._row_length} tokens"
             yield self._rejected(conversation, size, reason)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m1jax.config.domains import is_name
-from m1jax.text.documents import BATCH_ARRAYS, PAIR, Document, Rejected
+from m1jax.text.documents import BATCH_ARRAYS, PAIR, SIDE, Document, Rejected
 from m1jax.text.overlap import NgramIndex
 from m1jax.text.records import BLANK, LARGEST
 
@@ -57,6 +57,40 @@ def screen(
         for item in batch:
             reason = next(told) if isinstance(item, Document) else None
             yield set_aside(item, reason) if isinstance(item, Document) and reason else item
+
+
+def units(items: Items) -> Iterator[tuple[Document, ...] | Rejected]:
+    """The items, the documents of a pair together where they come side by side.
+
+    Of a pair with sides that has lost one, the other is set aside too: there is nothing to compare it with.
+    """
+    held: list[Document] = []
+    for item in items:
+        if isinstance(item, Rejected):
+            yield item
+            continue
+        if held and _pair(held[0]) != _pair(item):
+            yield from _unit(held)
+            held = []
+        held.append(item)
+        if _pair(item) is None:
+            yield from _unit(held)
+            held = []
+    yield from _unit(held)
+
+
+def _pair(document: Document) -> tuple[str, str, int | float] | None:
+    """What the documents of a pair share; None for a document by itself."""
+    found = document.columns.get(PAIR)
+    return None if found is None else (document.source, document.shard, found)
+
+
+def _unit(documents: Sequence[Document]) -> Iterator[tuple[Document, ...] | Rejected]:
+    alone = len(documents) == 1 and SIDE in documents[0].columns
+    if alone:
+        yield set_aside(documents[0], "the other side of its pair was set aside")
+    elif documents:
+        yield tuple(documents)
 
 
 def batches(items: Items) -> Iterator[list[Document | Rejected]]:

@@ -111,6 +111,7 @@ def make(
         manifest = dataset.write(folder, graph, chosen, settings, client.ask if client else None)
     _show(manifest, console)
     console.print(f"Conversations: {out}/{dataset.TRAIN} (for `m1 sft --conversations`).", highlight=False)
+    console.print(f"Preferences: {out}/{dataset.PREFERENCES} (for `m1 prefer --preferences`).", highlight=False)
     console.print(f"Test questions: {out}/{dataset.TEST}. Licences: {out}/{dataset.MANIFEST}.", highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""A folder of questions: conversations to train on, test questions about held-out entities, and a manifest."""
+"""A folder of questions: conversations and preferences to train on, test questions about held-out entities."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from m1jax.text.synthesis.split import split
 from m1jax.text.synthesis.teacher import Lesson, Teacher, lessons
 from m1jax.text.synthesis.templates import LESSONS, Template
 
-TRAIN, TEST, MANIFEST = "train", "test/questions.jsonl", "manifest.json"
+TRAIN, PREFERENCES, TEST, MANIFEST = "train", "preferences", "test/questions.jsonl", "manifest.json"
 _ONTOLOGY = {ontology.name: ontology for ontology in ONTOLOGIES}
 _VERBATIM = (
     "quoted verbatim with this citation, whole or not at all; no mentions are extracted from their text, and no "
@@ -52,7 +52,7 @@ class Settings:
 def write(
     folder: Path, graph: Graph, templates: Sequence[Template], settings: Settings, teacher: Teacher | None = None
 ) -> dict[str, Any]:
-    """Writes train/<kind>.jsonl, test/questions.jsonl and manifest.json; returns the manifest.
+    """Writes train/ and preferences/<kind>.jsonl, test/questions.jsonl and manifest.json; returns the manifest.
 
     The bytes depend on the arguments alone, and on what the teacher says where there is one. Raises UserError where
     nothing can be asked.
@@ -72,9 +72,11 @@ def write(
             f"with config keys synthesis.sources and synthesis.kinds."
         )
     (folder / TRAIN).mkdir()
-    for kind in dict.fromkeys(item.template.kind for item in train):
-        records = (conversation(item, settings.seed) for item in train if item.template.kind == kind)
-        _lines(folder / TRAIN / f"{kind}.jsonl", records)
+    (folder / PREFERENCES).mkdir()
+    for kind, items in _by_kind(train).items():
+        _lines(folder / TRAIN / f"{kind}.jsonl", (conversation(item, settings.seed) for item in items))
+        if pairs := [pair for item in items if (pair := preference(item, settings.seed))]:
+            _lines(folder / PREFERENCES / f"{kind}.jsonl", pairs)
     taught, unusable = lessons(graph, parts, teacher, settings.lessons, settings.seed) if teacher else ([], Counter())
     if teacher:
         _lines(folder / TRAIN / f"{LESSONS}.jsonl", (_taught(lesson, settings.teacher) for lesson in taught))
@@ -117,6 +119,24 @@ def conversation(item: Item, seed: int) -> dict[str, Any]:
         asked += "".join(f"\n- {choice}" for choice in item.choices)
     messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
     return {**_origin(item), "template": item.template.id, "messages": messages}
+
+
+def preference(item: Item, seed: int) -> dict[str, Any] | None:
+    """An item with choices as a record that `m1 prefer` reads; None where its answer does not name its choice.
+
+    The right answer was preferred to the same sentence with another choice in it, so that only knowledge tells them
+    apart.
+    """
+    if len(item.choices) < 2 or item.choices[item.answer] not in item.reply:
+        return None
+    record = conversation(item, seed)
+    asked, reply = record.pop("messages")
+    others = [i for i in range(len(item.choices)) if i != item.answer]
+    wrong = others[order.number(seed, item.id, "rejected") % len(others)]
+    rejected = item.reply.replace(item.choices[item.answer], item.choices[wrong])
+    if reply["content"] != item.reply:  # with letters
+        rejected = f"{chr(65 + wrong)}. {rejected}"
+    return {**record, "messages": [asked], "chosen": reply["content"], "rejected": rejected}
 
 
 def question(item: Item) -> dict[str, Any]:

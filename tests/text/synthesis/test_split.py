@@ -32,7 +32,8 @@ def records(path):
 def made(folder, entities, how=SETTINGS):
     folder.mkdir()
     manifest = dataset.write(folder, Graph(entities), templates.shipped(), how)
-    train = [record for path in sorted((folder / "train").iterdir()) for record in records(path)]
+    files = [path for part in ("train", "preferences") for path in sorted((folder / part).iterdir())]
+    train = [record for path in files for record in records(path)]
     return train, records(folder / "test/questions.jsonl"), manifest
 
 
@@ -62,6 +63,7 @@ def check_nothing_leaks(entities, train, test):
     together = same(entities)
     held = {name for question in test for name in together[question["entity"]]}
     texts = [plain(message["content"]) for record in train for message in record["messages"]]
+    texts += [plain(record[side]) for record in train if "chosen" in record for side in ("chosen", "rejected")]
     everything = " | ".join(texts)
     for name in held:
         entity = by_id[name]
@@ -78,6 +80,23 @@ def test_no_name_of_a_held_out_entity_is_in_any_training_text(tmp_path_factory, 
     assert len(train) > 300
     assert len(test) > 60
     check_nothing_leaks(entities, train, test)
+
+
+@settings(max_examples=5, deadline=None, phases=[Phase.generate])
+@given(seed=st.integers(0, 10**6))
+def test_a_preference_names_a_wrong_choice_in_the_words_of_the_right_one(tmp_path_factory, seed):
+    records, _, _ = made(tmp_path_factory.mktemp("made") / "x", invented.entities(seed))
+    conversations = {record["id"]: record["messages"] for record in records if "chosen" not in record}
+    pairs = [record for record in records if "chosen" in record]
+    assert len(pairs) > 100
+    for record in pairs:
+        asked, answer = conversations[record["id"]]
+        assert record["messages"] == [asked] and record["chosen"] == answer["content"] != record["rejected"]
+        listed = re.findall(r"^(?:- |([A-Z])\. )(.+)$", asked["content"], re.MULTILINE)
+        if listed:
+            forms = [f"{letter}. {text}" if letter else text for letter, text in listed]
+            named = [[form for form in forms if form in record[side]] for side in ("chosen", "rejected")]
+            assert all(named) and named[0] != named[1], record
 
 
 @settings(max_examples=8, deadline=None, phases=[Phase.generate])
