@@ -29,6 +29,17 @@ class Loss(NamedTuple):
     """Of the log-sum-exp of the logits."""
 
 
+class Compared(NamedTuple):
+    """Of every token, each (B, S) float32, in nats."""
+
+    log_p: Array
+    """Log p(target) of the model."""
+    reference_log_p: Array
+    """Log p(target) of the reference."""
+    divergence: Array
+    """KL(reference || model) of the whole next-token distribution."""
+
+
 def normalize_rows(weight_VE: Array) -> Array:
     """NormHead: rows divided by their Euclidean norm, in float32; differentiable (reference code).
 
@@ -62,6 +73,39 @@ def log_likelihood(
 
     parts, join = _cut(chunk, hidden_BSE, targets_BS)
     return join(jax.lax.map(lambda part: one(*part), parts))
+
+
+def compare(
+    hidden_BSE: Array,
+    weight_VE: Array,
+    reference_BSE: Array,
+    reference_VE: Array,
+    targets_BS: Array,
+    *,
+    chunk: int,
+    normalize: bool = True,
+) -> Compared:
+    """The log-likelihoods of a model and a reference, and the divergence between them: sum_v q (log q - log p).
+
+    Differentiable with respect to the model's hidden states and weight. `chunk` as in `log_likelihood`: the logits of a
+    chunk exist for both at once, and are formed again for the gradient.
+    """
+    factor, other = (
+        _factor(weight, normalize).astype(hidden_BSE.dtype)
+        for weight in (weight_VE, jax.lax.stop_gradient(reference_VE))
+    )
+
+    @jax.checkpoint
+    def one(hidden_BCE: Array, reference_BCE: Array, targets_BC: Array) -> Compared:
+        log_p_BC, _, logits_BCV, total_BC = _log_likelihood(hidden_BCE, factor, targets_BC)
+        log_q_BC, _, reference_BCV, reference_total_BC = _log_likelihood(reference_BCE, other, targets_BC)
+        log_q_BCV = reference_BCV - reference_total_BC[..., None]
+        log_p_BCV = logits_BCV - total_BC[..., None]
+        divergence_BC = jnp.sum(jnp.exp(log_q_BCV) * (log_q_BCV - log_p_BCV), axis=-1)
+        return Compared(log_p_BC, log_q_BC, divergence_BC)
+
+    parts, join = _cut(chunk, hidden_BSE, jax.lax.stop_gradient(reference_BSE), targets_BS)
+    return Compared(*map(join, jax.lax.map(lambda part: one(*part), parts)))
 
 
 def cross_entropy(

@@ -5,7 +5,7 @@ Legend: B rows of a batch, S tokens of a row.
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -112,6 +112,13 @@ class Objective(abc.ABC):
         """True where the optimiser moves the parameter at `path` (its keys joined by "/"); by default always."""
         del path
         return True
+
+    def begin(self, read: Callable[[Any], Any], target: Any) -> Any:
+        """All parameters of a run that begins with a model which exists, as the abstract tree `target` has them.
+
+        `read` gives that model's, for an abstract tree of them; by default they are all there is.
+        """
+        return read(target)
 
     def prepare(self, params: dict[str, Any], batch: Batch) -> Batch:
         """The batch with columns that depend on all of it, such as statistics, before it is cut into micro-batches."""

@@ -34,6 +34,13 @@ def add_conversations(parser: "Parser | argparse._MutuallyExclusiveGroup") -> No
     )
 
 
+def add_preferences(parser: "Parser | argparse._MutuallyExclusiveGroup") -> None:
+    """Adds --preferences."""
+    parser.add_argument(
+        "--preferences", metavar="DIR", help="folder of .jsonl or .parquet files of preferences: see docs/alignment.md"
+    )
+
+
 def add_json(parser: Parser, instead_of: str = "tables") -> None:
     """Adds --json."""
     parser.add_argument("--json", action="store_true", help=f"print JSON instead of {instead_of}")

@@ -24,14 +24,25 @@ from m1jax.text.documents import Document, Rejected
 from m1jax.text.fetch import Package, default_cache, fetch_all
 from m1jax.text.folder import files_of
 from m1jax.text.overlap import NgramIndex
+from m1jax.text.preference_records import read_preferences
 from m1jax.text.records import folder_name
 from m1jax.text.rendering import Renderer
 from m1jax.text.set_aside import screen
 from m1jax.text.sources import SOURCES, Source, evaluation_files, packages
 from m1jax.text.surroundings import Surrounded, Surroundings, read_text
+from m1jax.tokenizer import Tokenizer
 from m1jax.tokenizer import chat as chats
 from m1jax.train.run.holder import check_free
-from m1jax.verbs.arguments import CONFIG, Parser, add_config, add_conversations, add_text, config_of, example
+from m1jax.verbs.arguments import (
+    CONFIG,
+    Parser,
+    add_config,
+    add_conversations,
+    add_preferences,
+    add_text,
+    config_of,
+    example,
+)
 
 FORMAT = 3
 """Of a corpus: one of an earlier format is made again."""
@@ -47,6 +58,7 @@ def arguments(parser: Parser) -> None:
     given = parser.add_mutually_exclusive_group()
     add_text(given)
     add_conversations(given)
+    add_preferences(given)
     parser.add_argument(
         "--language", default="en", help="language of your own files where a record does not say (default: en)"
     )
@@ -57,6 +69,8 @@ def run(args: argparse.Namespace) -> None:
     config = config_of(args)
     if args.conversations is not None:
         make_of_conversations(config, args.conversations, args.language)
+    elif args.preferences is not None:
+        make_of_preferences(config, args.preferences, args.language)
     else:
         make(config, args.text, args.language)
 
@@ -101,14 +115,7 @@ def make_of_conversations(config: RunConfig, conversations: str, language: str =
     """
     console = consoles.make()
     data = config.data
-    tokenizer = tokenizers.of_run(config)
-    chat = chats.of(tokenizer, data.chat_format or None)
-    if not isinstance(chat, chats.FormatChat):
-        raise UserError(
-            f"the model's chat format is {chat.origin}, so what an answer is cannot be known: name a format with "
-            f"config key data.chat_format ({', '.join(known.name for known in chats.FORMATS)})."
-        )
-    console.print(f"Chat format: {chat.origin}.", highlight=False, soft_wrap=True)
+    tokenizer, chat = _chat(config, console)
     row_length = min(data.row_lengths)
     renderer = Renderer(chat, tokenizer, row_length)
     given = Path(conversations)
@@ -130,8 +137,7 @@ def make_of_conversations(config: RunConfig, conversations: str, language: str =
 
     settings = [language, data.answers, tokenizer.fingerprint, str(chat.format), row_length]
     settings += [long.share, long.length, _state_of(Path(long.text))] if long.text else []
-    written = {"tokenizer": tokenizer.fingerprint, "chat_format": chat.format.fingerprint}
-    _of_folder(config, given, settings, read, console, written)
+    _of_folder(config, given, settings, read, console, _written(tokenizer, chat))
     if counts.readings:
         console.print(
             f"Long context: {counts.conversations:,} conversations stand among text of {long.text}, {counts.tokens:,} "
@@ -140,6 +146,43 @@ def make_of_conversations(config: RunConfig, conversations: str, language: str =
             highlight=False,
             soft_wrap=True,
         )
+
+
+def make_of_preferences(config: RunConfig, preferences: str, language: str = "en") -> None:
+    """Writes the run's corpus from a folder of preferences: two documents each, as the model's chat format has them.
+
+    Raises UserError where the folder holds no usable preference, or it is not known what an answer is.
+    """
+    console = consoles.make()
+    data = config.data
+    tokenizer, chat = _chat(config, console)
+    row_length = min(data.row_lengths)
+    given = Path(preferences)
+
+    def read(_: NgramIndex | None) -> Iterator[Document | Rejected]:
+        found = read_preferences(given, data.domains, language, fields=data.fields, domain_names=data.domain_names)
+        return Renderer(chat, tokenizer, row_length).pairs(found)
+
+    settings = ["preferences", language, tokenizer.fingerprint, str(chat.format), row_length]
+    _of_folder(config, given, settings, read, console, _written(tokenizer, chat))
+
+
+def _chat(config: RunConfig, console: Console) -> tuple[Tokenizer, chats.FormatChat]:
+    """The run's tokenizer and chat format; raises UserError where it is not known what an answer is in it."""
+    tokenizer = tokenizers.of_run(config)
+    chat = chats.of(tokenizer, config.data.chat_format or None)
+    if not isinstance(chat, chats.FormatChat):
+        raise UserError(
+            f"the model's chat format is {chat.origin}, so what an answer is cannot be known: name a format with "
+            f"config key data.chat_format ({', '.join(known.name for known in chats.FORMATS)})."
+        )
+    console.print(f"Chat format: {chat.origin}.", highlight=False, soft_wrap=True)
+    return tokenizer, chat
+
+
+def _written(tokenizer: Tokenizer, chat: chats.FormatChat) -> Mapping[str, str]:
+    """What the stamp of a corpus says of the ids in it."""
+    return {"tokenizer": tokenizer.fingerprint, "chat_format": chat.format.fingerprint}
 
 
 def _of_folder(

@@ -5,118 +5,18 @@ printed before it runs. Each of them recognises its own complete result, so the 
 """
 
 import argparse
-import os
-import shlex
-from collections.abc import Sequence
-from pathlib import Path
 
-from rich.console import Console
-
-from m1jax import artefact
-from m1jax import tokenizer as tokenizers
-from m1jax.config import RunConfig
-from m1jax.errors import UserError
-from m1jax.show import console as consoles
-from m1jax.tokenizer import chat as chats
-from m1jax.tokenizer.chat import jinja, template
-from m1jax.train.run.holder import check_free
-from m1jax.verbs.arguments import Parser, add_config, add_conversations, config_of, example
-from m1jax.verbs.command import main
-
-_SHOWN = 1000
-"""Characters of a conversation that the example shows."""
+from m1jax.verbs import tuning
+from m1jax.verbs.arguments import Parser, add_conversations, example
 
 
 def arguments(parser: Parser) -> None:
     """Adds the verb's arguments."""
     example(parser, "m1 sft --config configs/sft_quickstart.py --conversations my_conversations/")
-    add_config(parser)
     add_conversations(parser)
-    parser.add_argument(
-        "--language", default="en", help="language of the conversations where a record does not say (default: en)"
-    )
-    parser.add_argument(
-        "--prepare",
-        action="store_true",
-        help="write and show the rows only; then train with `m1 train`, on several hosts too",
-    )
-    parser.add_argument(
-        "--amend",
-        action="store_true",
-        help="accept settings and stages that changed since the checkpoint, and record them",
-    )
+    tuning.arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb: returns the first status of a command that is not 0, else 0."""
-    if args.prepare:
-        # On a TPU pod one host prepares by itself: the others, for which its devices would wait, are not there yet.
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    console = consoles.make()
-    config = config_of(args)
-    _check(config, args.conversations)
-    _copy_tokenizer(config, console)
-    given = ["--config", args.config, *(part for override in args.overrides for part in ("--set", override))]
-    given += ["--debug"] if args.debug else []
-    for command in commands(given, args.conversations, args.language, args.prepare, args.amend):
-        console.print(f"[bold]$ m1 {shlex.join(command)}[/]", soft_wrap=True)
-        if status := main(command):
-            return status
-    return 0
-
-
-def commands(
-    given: Sequence[str], conversations: str | None, language: str, prepare: bool, amend: bool
-) -> list[list[str]]:
-    """The verbs in order, as arguments of `m1`; `given` are those of each."""
-    read = [["corpus", *given, "--conversations", conversations, "--language", language]] if conversations else []
-    train = [] if prepare else [["train", *given, *(["--amend"] if amend else [])]]
-    return [*read, ["pack", *given], ["curriculum", *given, "--characters", str(_SHOWN)], *train]
-
-
-def _check(config: RunConfig, conversations: str | None) -> None:
-    """Raises UserError where the config is not one of fine-tuning, or there are no conversations."""
-    if not config.train.initial:
-        raise UserError(
-            "config key train.initial is empty: name the folder of the model to fine-tune, a run's, an imported or an "
-            "exported one."
-        )
-    if config.train.validate_every and not config.data.heldout_share:
-        raise UserError(
-            f"config key train.validate_every = {config.train.validate_every} measures held-out conversations, but "
-            f"data.heldout_share is 0: set it above 0, or validate_every to 0."
-        )
-    if conversations is None and artefact.stamp(config.corpus) is None:
-        raise UserError(f"{config.corpus} has no conversations: give their folder with --conversations DIR.")
-
-
-def _copy_tokenizer(config: RunConfig, console: Console) -> None:
-    """Copies the tokenizer of the model that the run begins with, unless data.tokenizer names another.
-
-    A run that has a copy does not need the model again. Where the config names a chat format, the copy has its
-    template, so that the model is later used as it was trained.
-    """
-    initial = Path(config.train.initial)
-    if config.data.tokenizer or (artefact.stamp(config.tokenizer) and not initial.is_dir()):
-        return
-    # They load JAX, which takes seconds: not for `m1 sft --help`.
-    from m1jax import loading
-    from m1jax.convert import config_json, tokenizer_files
-
-    source, ids = loading.tokenizer_files(initial)
-    files = tokenizer_files.of_folder(source) if source else []
-    if source is None or not files:
-        raise UserError(f"config key train.initial: {initial} holds no tokenizer: name one with data.tokenizer.")
-    name = config.data.chat_format
-    of = artefact.key(artefact.state_of(files), dict(ids), name, str(tokenizers.special_ids(config)))
-    if artefact.is_whole(config.tokenizer, "tokenizer", of):
-        return
-    check_free(config.journal, config.tokenizer)
-    with artefact.building(config.tokenizer, "tokenizer", of) as folder:
-        tokenizer_files.write(source, folder, config_json.single(ids))
-        if name:
-            copy = tokenizers.load(folder, tokenizers.special_ids(config))
-            known = chats.FormatChat(chats.named(name), copy).format
-            text = jinja.template(known, list(copy.special_tokens))
-            (folder / template.FILE).write_text(text, encoding="utf-8")
-    console.print(f"Tokenizer of {initial} in {config.tokenizer}.", highlight=False, soft_wrap=True)
+    return tuning.walk(args, "conversations", args.conversations, "next_token")

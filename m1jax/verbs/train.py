@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from m1jax.parallel.processes import Processes
     from m1jax.train.checkpoint.folder import Meta
     from m1jax.train.hooks.hook import Hook
+    from m1jax.train.objective import Objective
 
 STARTS = "starts.jsonl"
 
@@ -136,7 +137,7 @@ def _train(
     )
     if not measure.has_peak(mesh.devices.flat[0]):
         say(f"The peak FLOP/s of {mesh.devices.flat[0].device_kind} is not in m1jax/hardware.py: MFU is n/a.")
-    hooks = [*everywhere, *state_hooks(config.train), *_validation(config, mesh)]
+    hooks = [*everywhere, *state_hooks(config.train), *_validation(config, mesh, objective)]
     if first_process:
         hooks += [*_trackers(config, console), *more]
     with Trainer(
@@ -145,7 +146,9 @@ def _train(
         mesh,
         hooks=hooks,
         curriculum=curriculum.record(),
-        initial=functools.partial(loading.initial, config) if config.train.initial else None,
+        initial=functools.partial(objective.begin, functools.partial(loading.initial, config))
+        if config.train.initial
+        else None,
         say=say,
     ) as trainer:
         amended: list[str] = []
@@ -175,15 +178,19 @@ def _train(
         say(goodput.measure(config.journal / STARTS, lines, time.time()).sentence)
 
 
-def _validation(config: RunConfig, mesh: "Mesh") -> list["Hook"]:
-    """Held-out loss and bits per byte by source, where the config asks for it."""
+def _validation(config: RunConfig, mesh: "Mesh", objective: "Objective") -> list["Hook"]:
+    """Held-out loss and bits per byte by source, or what is reported of pairs, where the config asks for it."""
     if not config.train.validate_every:
         return []
     from m1jax import tokenizer as tokenizers
-    from m1jax.evaluate import heldout
+    from m1jax.evaluate import heldout, heldout_pairs
     from m1jax.train.hooks.validation import Validation
 
     tokenizer = tokenizers.of_run(config)
+    if objective.piece_columns:
+        length = max(stage.row_length for stage in config.stages)
+        rows = heldout_pairs.rows_of(config.corpus, tokenizer, length, config.train.validate_tokens)
+        return [Validation(config, heldout_pairs.measure(config, mesh, objective, rows))]
     documents = heldout.encoded(config.corpus, tokenizer, min(config.data.row_lengths))
     return [Validation(config, heldout.measure(config, mesh, documents, tokenizer))]
 

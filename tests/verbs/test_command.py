@@ -13,7 +13,19 @@ from m1jax.verbs import command, main
 from tests.verbs.conftest import TINY
 
 NAMES = (
-    *("quickstart", "corpus", "synthesize", "tokenizer", "pack", "curriculum", "train", "sft", "eval", "needle"),
+    *(
+        "quickstart",
+        "corpus",
+        "synthesize",
+        "tokenizer",
+        "pack",
+        "curriculum",
+        "train",
+        "sft",
+        "prefer",
+        "eval",
+        "needle",
+    ),
     *("report", "plan", "generate", "chat", "import", "export", "doctor"),
 )
 HEAVY = ("jax", "tensorflow", "torch", "seqio", "grain")
@@ -75,7 +87,13 @@ def test_the_help_of_a_verb_shows_an_example_and_its_arguments(capsys, words):
 
 def test_the_file_of_every_verb_is_in_the_table():
     files = {path.stem for path in pathlib.Path(command.__file__).parent.glob("*.py")}
-    assert {module for module, _ in command.VERBS.values()} == files - {"__init__", "arguments", "command"}
+    assert {module for module, _ in command.VERBS.values()} == files - {
+        "__init__",
+        "arguments",
+        "command",
+        "program",
+        "tuning",
+    }
 
 
 def test_the_files_of_verbs_load_no_jax():

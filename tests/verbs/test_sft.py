@@ -18,7 +18,7 @@ from m1jax.tokenizer import chat
 from m1jax.tokenizer.chat import template
 from m1jax.tokenizer.chat.chats import TemplateChat
 from m1jax.train.hooks.journal import read_journal
-from m1jax.verbs import main, sft
+from m1jax.verbs import main, tuning
 from tests.tokenizer.chat import chat_tokenizers as made
 from tests.verbs.test_bad_input import refused
 
@@ -179,6 +179,6 @@ def test_the_copied_tokenizer_has_the_template_of_the_format_that_the_config_nam
     assert isinstance(chat.of(tokenizer), TemplateChat)
     settings = [f"folder={tmp_path / 'run'}", f"train.initial={model}"]
     for name in ("ChatML", "baichuan-m1"):
-        sft._copy_tokenizer(config_file.load(CONFIG, [*settings, f"data.chat_format={name}"]), consoles.make())
+        tuning._copy_tokenizer(config_file.load(CONFIG, [*settings, f"data.chat_format={name}"]), consoles.make())
         found = chat.of(tokenizers.load(tmp_path / "run" / "tokenizer"))
         assert found.format.name.lower() == name.lower()

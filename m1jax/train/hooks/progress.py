@@ -62,6 +62,9 @@ class ProgressBar(Hook):
             )
 
 
+_HELDOUT = "heldout_"
+
+
 def skip_sentence(report: StepReport) -> str:
     """A skipped step in words: norm, mean of the accepted norms, step and rows."""
     first, last = report.rows
@@ -73,7 +76,9 @@ def skip_sentence(report: StepReport) -> str:
 
 def validation_sentence(report: StepReport) -> str:
     """What was measured on held-out text after a step, in words."""
-    return (
-        f"step {report.step} validated: held-out loss {report.values[LOSS]:.3f} nats a token, "
-        f"{report.values[BITS]:.3f} bits per byte"
-    )
+    values = report.values
+    told = f"step {report.step} validated: held-out loss {values[LOSS]:.3f}"
+    if BITS in values:
+        return f"{told} nats a token, {values[BITS]:.3f} bits per byte"
+    others = {name.removeprefix(_HELDOUT): value for name, value in values.items() if name.startswith(_HELDOUT)}
+    return ", ".join([told, *(f"{n.replace('_', ' ')} {v:.3f}" for n, v in others.items() if n != "loss")])
