@@ -20,7 +20,9 @@ def test_norms_and_convolutions_are_not_decayed():
 
 
 def test_steps_are_adamw_written_out():
-    config = config_file.load("quickstart", ["optimizer.weight_decay=0.1", "optimizer.clip.max_norm=1.0"])
+    config = config_file.load(
+        "quickstart", ["optimizer.name=adamw", "optimizer.weight_decay=0.1", "optimizer.clip.max_norm=1.0"]
+    )
     config = dataclasses.replace(config, stages=config.stages[1:2])  # constant learning rate
     rate = config.stages[0].learning_rate.start
     opt = optimizer.make(config)
@@ -41,7 +43,9 @@ def test_steps_are_adamw_written_out():
 
 
 def test_a_factored_second_moment_is_adafactors():
-    run = config_file.load("quickstart", ["optimizer.second_moment=factored", "optimizer.clip.max_norm=0"])
+    run = config_file.load(
+        "quickstart", ["optimizer.name=adamw", "optimizer.second_moment=factored", "optimizer.clip.max_norm=0"]
+    )
     rng = np.random.default_rng(0)
     params = {"w": np.zeros((128, 160), np.float32), "norm": np.zeros(160, np.float32)}
     opt = optimizer.make(run)
