@@ -86,7 +86,7 @@ def _pair(document: Document) -> tuple[str, str, int | float] | None:
 
 
 def _unit(documents: Sequence[Document]) -> Iterator[tuple[Document, ...] | Rejected]:
-    alone = len(documents) == 1 and SIDE in documents[0].columns
+    alone = len(documents) == 1 and {PAIR, SIDE} <= documents[0].columns.keys()
     if alone:
         yield set_aside(documents[0], "the other side of its pair was set aside")
     elif documents:
