@@ -1,4 +1,4 @@
-"""Trains the quickstart's fine-tuned model on preferences (TDPO): see docs/alignment.md.
+"""Trains the fine-tuned model of `make quickstart` on preferences (TDPO): see docs/alignment.md.
 
 For another model, take its `model` and its folder as `train.initial`.
 """
@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.folder = "runs/prefer_quickstart"
     config.objective = "preference"
     config.preference = ConfigDict({"loss": "tdpo2", "beta": 0.1, "alpha": 0.5})
-    config.train.initial = "runs/sft_quickstart"
+    config.train.initial = "runs/quickstart/sft"
     config.train.validate_tokens = 40_000
     (stage,) = config.stages
     stage = stage.to_dict() if isinstance(stage, ConfigDict) else dict(stage)

@@ -109,13 +109,14 @@ def _live_scorer(config: RunConfig, mesh: Mesh) -> Callable[[Any, float], Target
         own = {name: params[name] for name in abstract.shapes}
 
         def target_logprobs(batch: Mapping[str, np.ndarray]) -> np.ndarray:
-            placed = {name: _placed(value, sharding) for name, value in batch.items()}
-            return np.asarray(compiled(own, placed, np.float32(rope_base)))
+            on_devices = {name: placed(value, sharding) for name, value in batch.items()}
+            return np.asarray(compiled(own, on_devices, np.float32(rope_base)))
 
         return target_logprobs
 
     return scorer
 
 
-def _placed(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+def placed(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A whole array, which every process has, laid out over devices."""
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from m1jax import artefact
 from m1jax.config import RunConfig, StageConfig
 from m1jax.errors import UserError
+from m1jax.evaluate.heldout import BATCH_TOKENS, placed
 from m1jax.parallel import rules
 from m1jax.rows.encoding import encode
 from m1jax.rows.expand import expand
@@ -24,9 +25,6 @@ from m1jax.text.set_aside import units
 from m1jax.tokenizer import Tokenizer
 from m1jax.train.hooks.validation import LOSS
 from m1jax.train.objective import Batch, Objective, StageScalars
-
-BATCH_TOKENS = 8192
-"""Tokens measured at once on each group of devices that holds rows of its own."""
 
 
 def rows_of(corpus: Path, tokenizer: Tokenizer, row_length: int, max_tokens: int) -> list[Row]:
@@ -39,7 +37,6 @@ def rows_of(corpus: Path, tokenizer: Tokenizer, row_length: int, max_tokens: int
     found: list[Row] = []
     tokens = 0
     for unit in units(read_documents(folder)) if folder.is_dir() else ():
-        assert not isinstance(unit, tuple) or all(isinstance(document, Document) for document in unit)
         row = _row(unit, tokenizer, row_length) if isinstance(unit, tuple) else None
         if row is not None and (not found or tokens + len(row.tokens) <= max_tokens):
             found.append(row)
@@ -77,9 +74,9 @@ def measure(
     empty = Row(length, nothing, nothing, nothing, nothing, columns=columns)
     compiled = jax.jit(objective.terms, out_shardings=rules.replicated(mesh))
 
-    def placed(batch: Batch) -> Batch:
+    def on_devices(batch: Batch) -> Batch:
         shardings = {n: rules.batch_sharding(mesh, column.axes) for n, column in objective.columns.items()}
-        return {n: _placed(np.asarray(batch[n]), sharding) for n, sharding in shardings.items()}
+        return {n: placed(np.asarray(batch[n]), sharding) for n, sharding in shardings.items()}
 
     def measured(params: Any, stage: StageConfig) -> dict[str, float]:
         sums: dict[str, tuple[float, float]] = {}
@@ -87,14 +84,10 @@ def measure(
             some = [*rows[first : first + size]]
             some += [empty] * (size - len(some))
             batch: Any = expand(some, objective.piece_columns)
-            terms = compiled(params, placed(batch), StageScalars(np.float32(stage.rope_base), np.bool_(False)))
+            terms = compiled(params, on_devices(batch), StageScalars(np.float32(stage.rope_base), np.bool_(False)))
             for name, ratio in {LOSS: terms.loss, **{f"heldout_{n}": r for n, r in terms.reported.items()}}.items():
                 total, count = sums.get(name, (0.0, 0.0))
                 sums[name] = total + float(ratio.sum), count + float(ratio.denominator)
         return {name: total / count for name, (total, count) in sums.items()}
 
     return measured
-
-
-def _placed(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

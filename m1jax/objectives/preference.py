@@ -1,4 +1,4 @@
-"""Learning from preferences: of two answers to a question one was preferred, and a frozen reference is held to.
+"""Learning from preferences: of two answers to a question one was preferred. A frozen reference holds the model.
 
 With the answers w (chosen) and l (rejected) to the question x, over the tokens t of an answer y
 
@@ -13,7 +13,7 @@ and the loss of a batch is the mean over its pairs. β m(y) is the reward that t
 Legend: B rows of a batch, S tokens of a row, P = S + 1 places for the pairs of a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -36,6 +36,7 @@ Array = jax.Array
 
 REFERENCE = "reference"
 """The tree of the reference beside that of the model, where it is one of its own."""
+_COLUMNS: Mapping[str, Column] = {**TOKEN_COLUMNS, PAIR: Column(jnp.int32), SIDE: Column(jnp.int32)}
 
 
 class Preference(Objective):
@@ -45,7 +46,7 @@ class Preference(Objective):
     adapter are trained, the model without them.
     """
 
-    columns = {**TOKEN_COLUMNS, PAIR: Column(jnp.int32), SIDE: Column(jnp.int32)}  # noqa: RUF012
+    columns = _COLUMNS
     piece_columns = (PAIR, SIDE)
 
     def __init__(self, config: RunConfig, mesh: Mesh):
@@ -101,7 +102,7 @@ class Preference(Objective):
         compared = policy.compare(
             policy.hidden(*given, rope_base=stage.rope_base, remat=train.remat, unroll=train.unroll),
             reference,
-            jax.lax.stop_gradient(reference.hidden(*given, rope_base=stage.rope_base)),
+            jax.lax.stop_gradient(reference.hidden(*given, rope_base=stage.rope_base, unroll=train.unroll)),
             batch["targets"],
             chunk=train.loss_chunk,
         )

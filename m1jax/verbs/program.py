@@ -12,7 +12,7 @@ _LARGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def run() -> int:
-    """Runs `m1` and returns its exit status; on Linux the process first becomes itself again, with large pages.
+    """Runs `m1` and returns its exit status; on Linux the program first starts again in its process, with large pages.
 
     Whatever GLIBC_TUNABLES holds already is left as it is: an empty one keeps the kernel's usual pages.
     """
