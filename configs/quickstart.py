@@ -45,7 +45,13 @@ def get_config() -> ConfigDict:
             "hardware": {"topology": "cpu"},
             # 40 norms are full in the first stage, so that the skipping clip can act there.
             "optimizer": {"eps": 1e-8, "name": "muon", "clip": {"history": 40}},
-            "train": {"log_every": 20, "checkpoint_every": 100, "keep_checkpoints": 2, "remat": "dots"},
+            "train": {
+                "log_every": 20,
+                "checkpoint_every": 100,
+                "keep_checkpoints": 2,
+                "remat": "dots",
+                "validate_every": 100,
+            },
             "stages": (
                 {
                     "name": "general",
