@@ -50,7 +50,8 @@ def get_config() -> ConfigDict:
                 "checkpoint_every": 100,
                 "keep_checkpoints": 2,
                 "remat": "dots",
-                "validate_every": 100,
+                "validate_every": 200,
+                "validate_tokens": 2048,
             },
             "stages": (
                 {
@@ -64,7 +65,7 @@ def get_config() -> ConfigDict:
                 },
                 {
                     "name": "medical",
-                    "tokens": 1_550_000,
+                    "tokens": 1_200_000,
                     "row_length": 512,
                     "global_batch": 4,
                     "mixture": MEDICAL,

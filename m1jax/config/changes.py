@@ -7,14 +7,17 @@ from typing import Any
 from m1jax.config.schema import RunConfig, to_dict
 from m1jax.errors import UserError
 
-_LEARNED = ("objective", "preference", "optimizer", "train.average_decay", "train.loss_mean", "train.lora.alpha")
+_LEARNED = (
+    "objective", "preference", "reward", "policy", "optimizer", "train.average_decay", "train.loss_mean",
+    "train.lora.alpha",
+)  # fmt: skip
 """Keys, or groups of keys, of the whole run that decide what is learned."""
 _FIXED = ("train.lora.rank", "train.lora.targets", "train.lora.layers", "train.trained", "train.frozen_dtype")
 """Keys that decide which arrays a checkpoint has."""
 _OF_A_STAGE = ("learning_rate", "rope_base", "skip_steps")
 _NOTED = (
     "mesh", "model.attention", "model.compute_dtype", "train.accumulation", "train.loss_chunk", "train.remat",
-    "train.unroll",     "train.initial",
+    "train.unroll", "train.initial",
 )  # fmt: skip
 """Keys that only change rounding, and the folder of the first parameters, which a run that was started does not read
 again."""

@@ -5,6 +5,7 @@ import dataclasses
 from m1jax.config import seeds
 from m1jax.config.domains import check_keys, check_known, check_names, check_parts
 from m1jax.config.long_context import check_long_context
+from m1jax.config.policy import check_policy
 from m1jax.config.records import check_records
 from m1jax.config.schema import LAYER_KINDS, TRACKERS, DataConfig, ModelConfig, RunConfig, StageConfig
 from m1jax.config.tuning import check_lora, matched
@@ -41,6 +42,8 @@ def check_run(config: RunConfig, only: str | None = None) -> None:
         raise UserError(f"config key train.average_decay must be below 1, got {config.train.average_decay}.")
     if not config.preference.beta:
         raise UserError("config key preference.beta must be above 0: the loss would not depend on the model.")
+    if config.objective == "policy":
+        check_policy(config.policy, config.stages, config.train.checkpoint_every)
     check_lora(config.model, config.train.lora)
     matched(config.model, config.train.trained)
     for tracker in config.train.trackers:

@@ -12,6 +12,8 @@ from typing import Any
 from m1jax.config.domains import VocabPartConfig as VocabPartConfig
 from m1jax.config.folders import RunFolders
 from m1jax.config.long_context import LongContextConfig as LongContextConfig
+from m1jax.config.policy import PolicyConfig as PolicyConfig
+from m1jax.config.policy import RewardConfig as RewardConfig
 from m1jax.config.preference import PreferenceConfig as PreferenceConfig
 from m1jax.config.stages import LearningRateConfig as LearningRateConfig
 from m1jax.config.stages import RampConfig as RampConfig
@@ -269,6 +271,8 @@ class RunConfig(RunFolders):
     objective: str = "next_token"
     """What is minimised: a name of m1jax.objectives."""
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     mesh: MeshConfig = MeshConfig()
     hardware: HardwareConfig = HardwareConfig()
     train: TrainConfig = TrainConfig()

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from m1jax.config import ModelConfig
 from m1jax.errors import UserError
 from m1jax.generate import programs
+from m1jax.generate.batching import Batcher
 from m1jax.generate.beams import beam_search
 from m1jax.generate.likelihood import Likelihoods, end_likelihoods
 from m1jax.generate.sampling import Floats, Integers, Sampling
@@ -71,6 +72,13 @@ class LanguageModel:
         has positions.
         """
         return Session(self._prepared, batch, capacity)
+
+    def batcher(self, slots: int = 16) -> Batcher:
+        """Continuous batching: many continuations in so many slots, several of a prompt, with their log-probabilities.
+
+        The same draws as `generate` only in kind: a continuation's key is that of its number.
+        """
+        return Batcher(self._prepared, slots)
 
     def generate(
         self,

@@ -63,6 +63,10 @@ class Prepared:
         """What a program of the model makes of its other arguments, and the seconds of compiling it just now."""
         return self._timed(program, (self.graphdef, self.mesh, self.parameters, self.rope_base), args)
 
+    def like(self, other: "Prepared") -> "Prepared":
+        """The same, with what another of the same model has compiled already."""
+        return dataclasses.replace(self, _warm=other._warm)
+
     def arrange(self, program: Any, *args: Any) -> tuple[Any, float]:
         """The same for a program that needs no parameters."""
         return self._timed(program, (self.config, self.mesh), args)
@@ -214,6 +218,21 @@ def score_ends(
     return decoder.log_likelihood(hidden, targets, chunk=_SCORED)
 
 
+class Decoded(NamedTuple):
+    """What `decode` returns: the state after the new tokens, and the tokens."""
+
+    state: State
+    tokens: Array
+    """(B, R) int32; of each row the first `counts` are new."""
+    log_p: Array
+    """(B, R) float32, nats: of each token under the model at the row's temperature, or at 1 where that is 0."""
+    counts: Array
+    """(B,) int32."""
+    done: Array
+    """(B,) bool: the rows that were given as done, and those that one of the end tokens ended."""
+    draws: Draws | None
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
 def decode(
     graphdef: Any,
@@ -224,42 +243,71 @@ def decode(
     done: Array,
     step: Array,
     limit: Array,
+    most: Array,
+    leaving: Array,
     eos_ids: Array,
     draws: Draws | None,
-) -> tuple[State, Array, Array, Array, Draws | None]:
-    """Up to `limit` - `step` (at most ROOM) new tokens of each row that is not done.
+) -> Decoded:
+    """Up to `most` (at most ROOM) new tokens of each row that is not done.
 
-    Returns the state, the tokens (B, R), how many of each row count, which rows are done, and the draws to go on
-    with. A token among `eos_ids` ends its row: it counts, but is not put into the cache. `draws` None is greedy.
+    `step` (B,) int32 counts the tokens that each row has generated before and numbers its draws; a row stops at `limit`
+    (B,) of them. A token among `eos_ids` ends its row: it counts, but is not put into the cache. The loop returns early
+    when `leaving` rows have stopped, so that others can take their places. `draws` None is greedy.
     """
     decoder = nnx.merge(graphdef, parameters)
     B = done.shape[0]
-    first = step
+    live_before = ~done & (step < limit)
+
+    def live(counts: Array, done: Array) -> Array:
+        return ~done & (step + counts < limit)
 
     def going(carry: Any) -> Array:
-        step, *_, done, _ = carry
-        return (step < limit) & ~jnp.all(done)
+        at, _, _, _, counts, done, _ = carry
+        alive = live(counts, done)
+        return (at < most) & jnp.any(alive) & (jnp.sum(live_before & ~alive) < leaving)
 
     def one(carry: Any) -> Any:
-        step, state, new, counts, done, seen = carry
+        at, state, new, log_p, counts, done, seen = carry
+        alive = live(counts, done)
         if draws is None:
-            token = jnp.argmax(state.logits, axis=-1).astype(jnp.int32)
+            token, logits = jnp.argmax(state.logits, axis=-1).astype(jnp.int32), state.logits
         else:
-            token = sample(state.logits, seen, draws.keys, step, draws.controls)
-            seen = seen.at[jnp.arange(B), token].max(~done)
-        new = jax.lax.dynamic_update_slice(new, token[:, None], (0, step - first))
-        counts += ~done
-        done |= jnp.any(token[:, None] == eos_ids, axis=1)
+            token = sample(state.logits, seen, draws.keys, step + counts, draws.controls)
+            seen = seen.at[jnp.arange(B), token].max(alive)
+            logits = state.logits / jnp.where(draws.controls.temperature > 0, draws.controls.temperature, 1.0)[:, None]
+        chosen = jnp.take_along_axis(logits, token[:, None], axis=1) - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+        new = jax.lax.dynamic_update_slice(new, token[:, None], (0, at))
+        log_p = jax.lax.dynamic_update_slice(log_p, chosen, (0, at))
+        counts += alive
+        ended = alive & jnp.any(token[:, None] == eos_ids, axis=1)
+        goes_on = alive & ~ended
         cache = jax.tree.map(kernels.from_bits, state.cache)
-        hidden, cache = decoder.extend(token[:, None], cache, rope_base=rope_base, real=~done[:, None])
-        logits = jnp.where(done[:, None], state.logits, decoder.logits(hidden)[:, 0])
-        state = State(jax.tree.map(kernels.to_bits, cache), logits)
-        return step + 1, laid_out(mesh, state), new, counts, done, seen
+        hidden, cache = decoder.extend(token[:, None], cache, rope_base=rope_base, real=goes_on[:, None])
+        following = jnp.where(goes_on[:, None], decoder.logits(hidden)[:, 0], state.logits)
+        state = State(jax.tree.map(kernels.to_bits, cache), following)
+        return at + 1, laid_out(mesh, state), new, log_p, counts, done | ended, seen
 
     seen: Any = None if draws is None else draws.seen
     # In bits, so that every step writes its keys and values in place.
     state = State(jax.tree.map(kernels.to_bits, state.cache), state.logits)
-    begun = step, state, jnp.zeros((B, ROOM), jnp.int32), jnp.zeros(B, jnp.int32), done, seen
-    _, state, new, counts, done, seen = jax.lax.while_loop(going, one, begun)
+    new, log_p, counts = jnp.zeros((B, ROOM), jnp.int32), jnp.zeros((B, ROOM), jnp.float32), jnp.zeros(B, jnp.int32)
+    begun = jnp.int32(0), state, new, log_p, counts, done, seen
+    _, state, new, log_p, counts, done, seen = jax.lax.while_loop(going, one, begun)
     state = State(jax.tree.map(kernels.from_bits, state.cache), state.logits)
-    return state, new, counts, done, None if draws is None else Draws(seen, draws.keys, draws.controls)
+    return Decoded(state, new, log_p, counts, done, None if draws is None else Draws(seen, draws.keys, draws.controls))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def place(config: ModelConfig, mesh: Mesh | None, state: State, source: State, rows: Array, slots: Array) -> State:
+    """The state with rows (N,) of another in its slots (N,); a slot number beyond the batch places nothing.
+
+    The source may have room for fewer tokens: a token keeps its place in a layer's cache (m1jax.model.cache.grown).
+    """
+    del config
+
+    def put(leaf: Array, other: Array) -> Array:
+        index = (slots, *(slice(0, size) for size in other.shape[1:]))
+        moved = kernels.to_bits(leaf).at[index].set(kernels.to_bits(other)[rows], mode="drop")
+        return kernels.from_bits(moved) if leaf.dtype == jnp.bfloat16 else moved
+
+    return laid_out(mesh, jax.tree.map(put, state, source))

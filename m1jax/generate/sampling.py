@@ -93,8 +93,8 @@ def row_keys(seed: int, batch: int) -> Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(seeds.key(seed), jnp.arange(batch))
 
 
-def sample(logits_BV: Array, seen_BV: Array, keys_B: Array, step: Array | int, controls: Controls) -> Array:
-    """The next token of each row, (B,) int32: token number `step` of a generation under each row's key.
+def sample(logits_BV: Array, seen_BV: Array, keys_B: Array, step_B: Array, controls: Controls) -> Array:
+    """The next token of each row, (B,) int32: token number `step_B` (int32) of a generation under the row's key.
 
     `seen_BV` bool marks the tokens that each row holds. A row's draw depends on its logits, key and settings alone.
     """
@@ -102,7 +102,7 @@ def sample(logits_BV: Array, seen_BV: Array, keys_B: Array, step: Array | int, c
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def draw() -> Array:
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, step)
+        keys = jax.vmap(jax.random.fold_in)(keys_B, step_B)
         return jax.vmap(jax.random.categorical)(keys, filtered(logits, controls)).astype(jnp.int32)
 
     drawn = jax.lax.cond(jnp.any(controls.temperature > 0), draw, lambda: likeliest)

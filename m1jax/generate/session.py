@@ -229,17 +229,21 @@ class Generation:
         if longest + count > session.capacity:
             session.make_room(longest + max(count, min(self._limit - self._step, max(longest, _ROOM_AHEAD))))
         compiling, started = session.timing.compile_seconds, time.perf_counter()
-        session.state, tokens, counts, done, self._draws = session.timed(
+        batch = len(self._done)
+        decoded = session.timed(
             session.prepared.run,
             programs.decode,
             session.state,
             self._done,
-            np.int32(self._step),
-            np.int32(self._step + count),
+            np.full(batch, self._step, np.int32),
+            np.full(batch, self._step + count, np.int32),
+            np.int32(count),
+            np.int32(batch),
             self._eos,
             self._draws,
         )
-        tokens, counts, done = jax.device_get((tokens, counts, done))
+        session.state, self._draws = decoded.state, decoded.draws
+        tokens, counts, done = jax.device_get((decoded.tokens, decoded.counts, decoded.done))
         seconds = time.perf_counter() - started - (session.timing.compile_seconds - compiling)
         self._step += count
         self._done = done | self._done

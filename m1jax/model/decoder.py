@@ -213,6 +213,11 @@ class Decoder(nnx.Module):
         normalize = self.config.normalize_head
         return heads.log_likelihood(hidden_BSE, self._output_weight, targets_BS, chunk=chunk, normalize=normalize)
 
+    def describe(self, hidden_BSE: Array, targets_BS: Array, *, chunk: int, temperature: float) -> heads.Described:
+        """Log p(target) and entropy; arguments: see `m1jax.model.head.describe`."""
+        settings: Any = {"chunk": chunk, "temperature": temperature, "normalize": self.config.normalize_head}
+        return heads.describe(hidden_BSE, self._output_weight, targets_BS, **settings)
+
     def compare(
         self, hidden_BSE: Array, reference: "Decoder", reference_BSE: Array, targets_BS: Array, *, chunk: int
     ) -> heads.Compared:

@@ -40,6 +40,15 @@ class Compared(NamedTuple):
     """KL(reference || model) of the whole next-token distribution."""
 
 
+class Described(NamedTuple):
+    """Of every token, each (B, S) float32, in nats."""
+
+    log_p: Array
+    """Log p(target)."""
+    entropy: Array
+    """Of the whole next-token distribution."""
+
+
 def normalize_rows(weight_VE: Array) -> Array:
     """NormHead: rows divided by their Euclidean norm, in float32; differentiable (reference code).
 
@@ -73,6 +82,29 @@ def log_likelihood(
 
     parts, join = _cut(chunk, hidden_BSE, targets_BS)
     return join(jax.lax.map(lambda part: one(*part), parts))
+
+
+def describe(
+    hidden_BSE: Array,
+    weight_VE: Array,
+    targets_BS: Array,
+    *,
+    chunk: int,
+    temperature: float = 1.0,
+    normalize: bool = True,
+) -> Described:
+    """Log p(target) and the entropy of softmax(logits / temperature), differentiable; `chunk`: see `log_likelihood`."""
+    factor = _factor(weight_VE, normalize).astype(hidden_BSE.dtype)
+
+    @jax.checkpoint
+    def one(hidden_BCE: Array, targets_BC: Array) -> Described:
+        logits_BCV = _logits(hidden_BCE, factor) / temperature
+        log_p_BCV = jax.nn.log_softmax(logits_BCV, axis=-1)
+        log_p_BC = jnp.take_along_axis(log_p_BCV, targets_BC[..., None], axis=-1)[..., 0]
+        return Described(log_p_BC, -jnp.sum(jnp.exp(log_p_BCV) * log_p_BCV, axis=-1))
+
+    parts, join = _cut(chunk, hidden_BSE, targets_BS)
+    return Described(*map(join, jax.lax.map(lambda part: one(*part), parts)))
 
 
 def compare(

@@ -8,12 +8,16 @@ from jax.sharding import Mesh
 from m1jax.config import RunConfig
 from m1jax.errors import UserError
 from m1jax.objectives.next_token import NextToken
+from m1jax.objectives.policy import Policy
 from m1jax.objectives.preference import Preference
+from m1jax.objectives.reward import Reward
 from m1jax.train.objective import Objective
 
 OBJECTIVES: dict[str, Callable[[RunConfig, Mesh], Objective]] = {
     "next_token": NextToken,
     "preference": Preference,
+    "reward": Reward,
+    "policy": Policy,
 }
 """The objective of a run and a mesh, by the name that the config key `objective` gives."""
 

@@ -70,6 +70,8 @@ def arguments(config: ModelConfig, mesh: Mesh, rows: int, capacity: int) -> tupl
         scalars((), jnp.float32),
         state,
         scalars((rows,), jnp.bool_),
+        scalars((rows,), jnp.int32),
+        scalars((rows,), jnp.int32),
         scalars((), jnp.int32),
         scalars((), jnp.int32),
         scalars((1,), jnp.int32),

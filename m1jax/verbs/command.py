@@ -22,6 +22,7 @@ VERBS = {
     "train": ("train", "train a run, or continue it"),
     "sft": ("sft", "fine-tune a model on conversations, or continue it"),
     "prefer": ("prefer", "train a model on preferences between two answers, or continue it"),
+    "rl": ("rl", "train a model by rewards for its own answers (ELO, PPO), or continue it"),
     "eval": ("eval", "measure bits per byte and answer accuracy"),
     "needle": ("needle", "ask a chat model for a fact hidden in long text, by length and depth"),
     "report": ("report", "print a run's summary and plot its loss"),

@@ -19,4 +19,4 @@ def arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb: returns the first status of a command that is not 0, else 0."""
-    return tuning.walk(args, "conversations", args.conversations, "next_token")
+    return tuning.walk(args, "conversations", args.conversations, ("next_token",))

@@ -122,6 +122,8 @@ def _train(
     from m1jax.train.run import goodput, history
     from m1jax.train.trainer import Trainer
 
+    if config.objective == "policy":
+        raise UserError("config key objective = 'policy' learns from its own answers, not from rows: run `m1 rl`.")
     first_process = jax.process_index() == 0
     say = functools.partial(console.print, highlight=False, soft_wrap=True)
     mesh = meshes.make(config.mesh)

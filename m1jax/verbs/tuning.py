@@ -39,18 +39,18 @@ def arguments(parser: Parser) -> None:
     )
 
 
-def walk(args: argparse.Namespace, what: str, given: str | None, objective: str) -> int:
+def walk(args: argparse.Namespace, what: str, given: str | None, objective: Sequence[str]) -> int:
     """Runs the verbs from the records in the folder `given`, which are `what`, to the trained model.
 
-    `objective` is that which the config must have. Returns the first status of a command that is not 0, else 0.
+    `objective` are those of which the config must have one. Returns the first status of a command that is not 0.
     """
     if args.prepare:
         # On a TPU pod one host prepares by itself: the others, for which its devices would wait, are not there yet.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     console = consoles.make()
     config = config_of(args)
-    _check(config, what, given, objective)
-    _copy_tokenizer(config, console)
+    check(config, what, given, objective)
+    copy_tokenizer(config, console)
     shared = ["--config", args.config, *(part for override in args.overrides for part in ("--set", override))]
     shared += ["--debug"] if args.debug else []
     read = ["corpus", *shared, f"--{what}", given, "--language", args.language] if given else []
@@ -67,14 +67,14 @@ def commands(shared: Sequence[str], read: list[str], prepare: bool, amend: bool)
     return [*([read] if read else []), ["pack", *shared], ["curriculum", *shared, "--characters", str(_SHOWN)], *train]
 
 
-def _check(config: RunConfig, what: str, given: str | None, objective: str) -> None:
-    """Raises UserError where the config is not one of tuning by this objective, or there are no records."""
-    if config.objective != objective:
-        verbs = {"next_token": "m1 sft", "preference": "m1 prefer"}
+def check(config: RunConfig, what: str, given: str | None, objective: Sequence[str]) -> None:
+    """Raises UserError where the config is not one of tuning by these objectives, or there are no records."""
+    if config.objective not in objective:
+        verbs = {"next_token": "m1 sft", "preference": "m1 prefer", "reward": "m1 prefer", "policy": "m1 rl"}
         other = verbs.get(config.objective, "m1 train")
         raise UserError(
-            f"config key objective = {config.objective!r} is not for this verb, which needs {objective!r}: run "
-            f"`{other}`, or change the key."
+            f"config key objective = {config.objective!r} is not for this verb, which needs {' or '.join(objective)}: "
+            f"run `{other}`, or change the key."
         )
     if not config.train.initial:
         raise UserError(
@@ -90,7 +90,7 @@ def _check(config: RunConfig, what: str, given: str | None, objective: str) -> N
         raise UserError(f"{config.corpus} has no {what}: give their folder with --{what} DIR.")
 
 
-def _copy_tokenizer(config: RunConfig, console: Console) -> None:
+def copy_tokenizer(config: RunConfig, console: Console) -> None:
     """Copies the tokenizer of the model that the run begins with, unless data.tokenizer names another.
 
     A run that has a copy does not need the model again. Where the config names a chat format, the copy has its

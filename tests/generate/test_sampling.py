@@ -100,7 +100,9 @@ def test_each_filter_keeps_what_its_definition_says_with_ties(rows, k, p, min_p)
 def draws(count, settings, seed=1):
     logits = jnp.tile(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05])), (count, 1))
     seen = jnp.zeros(logits.shape, bool)
-    return np.asarray(jax.jit(sample)(logits, seen, row_keys(seed, count), 0, Sampling(**settings).controls(count)))
+    return np.asarray(
+        jax.jit(sample)(logits, seen, row_keys(seed, count), np.zeros(count, int), Sampling(**settings).controls(count))
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_rows_have_settings_and_draws_of_their_own():
 def test_a_penalty_acts_without_temperature_too():
     logits = jnp.array([[2.0, 1.5, -1.0], [-0.1, -0.15, -0.2]])
     seen = jnp.array([[True, False, False], [True, False, False]])
-    found = sample(logits, seen, row_keys(0, 2), 0, Sampling(repetition_penalty=2.0).controls(2))
+    found = sample(logits, seen, row_keys(0, 2), np.zeros(2, int), Sampling(repetition_penalty=2.0).controls(2))
     assert found.tolist() == [1, 1]
 
 
@@ -159,6 +161,6 @@ def test_bfloat16_logits_are_drawn_from_in_float32():
     logits = jnp.zeros((2, 50), jnp.bfloat16)
     seen = jnp.zeros(logits.shape, bool)
     controls = Sampling(temperature=1.0, top_k=9, top_p=0.9, min_p=0.1).controls(2)
-    program = jax.make_jaxpr(sample)(logits, seen, row_keys(0, 2), 0, controls)
+    program = jax.make_jaxpr(sample)(logits, seen, row_keys(0, 2), np.zeros(2, int), controls)
     narrow = [line for line in str(program).splitlines() if "bf16" in line and " = " in line]
     assert len(narrow) <= 1 and all("convert_element_type[new_dtype=float32" in line for line in narrow), narrow

@@ -8,7 +8,9 @@ from flax import nnx
 
 from m1jax import model
 from m1jax.config import file as config_file
-from m1jax.objectives.preference import REFERENCE, Preference, places
+from m1jax.objectives.pairs import places
+from m1jax.objectives.preference import Preference
+from m1jax.objectives.reference import REFERENCE
 from m1jax.parallel import mesh as meshes
 from m1jax.train.objective import StageScalars
 from tests.parallel import toy

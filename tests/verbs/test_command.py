@@ -23,6 +23,7 @@ NAMES = (
         "train",
         "sft",
         "prefer",
+        "rl",
         "eval",
         "needle",
     ),

@@ -1,0 +1,257 @@
+"""How fast are prefill and greedy decoding of SmolLM2-135M-Instruct on this machine's CPU, beside what people use?
+
+The weights are those of tests/convert/smollm2.py: a Llama as a Baichuan-M1 for m1jax, as itself for transformers,
+vLLM's CPU build and llama.cpp (a GGUF file in the same dtype). Each program is a process with as many threads as there
+are cores; their turns alternate, and medians are taken. Prefill is the whole context in one batch with nothing kept
+from an earlier turn; decoding is greedy, 32 tokens, at batch 1 and 8 (llama.cpp's bindings: at 1 only). Compilation and
+each side's first turn are left out.
+
+    python -m venv vllm_venv    # docs/generation.md says what to install in it
+    python benchmarks/decode_smollm2.py --vllm vllm_venv/bin/python --json decode_smollm2.json
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sides import ask
+from table import machine, row, show, write
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = {"m1jax": "m1jax", "torch": "transformers", "vllm": "vLLM (CPU)", "llama": "llama.cpp"}
+NEW, WORDS = 32, 30_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--vllm", metavar="PYTHON", help="of an environment with vLLM's CPU build")
+    parser.add_argument("--llama", metavar="PYTHON", help="of an environment with llama-cpp-python")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--contexts", nargs="+", type=int, default=[512, 4096])
+    parser.add_argument("--turns", type=int, default=4, help="of each side; the first is left out")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        serve(json.loads(args.side))
+        return
+    pythons = {"m1jax": sys.executable, "torch": sys.executable, "vllm": args.vllm, "llama": args.llama}
+    rows: list[Any] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_models(folder, args.dtypes, llama=bool(args.llama))
+        for dtype in args.dtypes:
+            rows += compare(folder, dtype, {side: python for side, python in pythons.items() if python}, args)
+    print(f"{machine(['jax', 'torch', 'transformers'])}; load {os.getloadavg()[0]:.1f}\n")
+    show(rows)
+    if args.json:
+        write(rows, args.json)
+
+
+def write_models(folder: Path, dtypes: Sequence[str], llama: bool) -> None:
+    """The same weights for each program: `ours`, `theirs` and DTYPE.gguf."""
+    sys.path.insert(0, str(ROOT))
+    from tests.convert import smollm2
+
+    gguf = smollm2.extract(folder)
+    for name in ("ours", "theirs"):
+        (folder / name).mkdir()
+        smollm2.write_tokenizer(gguf, folder / name)
+    smollm2.convert(gguf, folder / "ours")
+    smollm2.llama(gguf).save_pretrained(folder / "theirs")
+    for dtype in dtypes if llama else []:
+        write_gguf(gguf, folder / f"{dtype}.gguf", dtype)
+
+
+def write_gguf(source: Path, target: Path, dtype: str) -> None:
+    """A GGUF file with dequantised matrices in a dtype; vectors stay float32, as llama.cpp wants them."""
+    import gguf
+    from gguf.quants import dequantize, quantize
+
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, "llama")
+    for name, entry in reader.fields.items():
+        if not name.startswith("GGUF.") and name not in ("general.architecture", "general.file_type"):
+            kind, *inner = entry.types
+            writer.add_key_value(name, entry.contents(), kind, inner[0] if inner else None)
+    for tensor in reader.tensors:
+        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        if dtype == "bfloat16" and values.ndim > 1:
+            kind = gguf.GGMLQuantizationType.BF16
+            writer.add_tensor(tensor.name, quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(tensor.name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def compare(folder: Path, dtype: str, pythons: dict[str, str], args: argparse.Namespace) -> list[Any]:
+    """Rows of one dtype: ours beside each peer."""
+    longest = max(args.contexts) + NEW
+    cell = {"folder": str(folder), "dtype": dtype, "positions": longest, "batch": max(args.batches)}
+    found: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
+    processes: dict[str, Any] = {}
+    try:
+        for side, python in pythons.items():
+            processes[side] = start(python, {**cell, "side": side})
+            ask(processes[side])
+        for turn in range(args.turns):
+            for batch in args.batches:
+                for context in args.contexts:
+                    for side, process in processes.items():
+                        if side != "llama" or batch == 1:
+                            taken = ask(process, f"{batch} {context} {turn}")
+                            found.setdefault((side, batch, context), []).append(taken)
+    finally:
+        for process in processes.values():
+            process.kill()
+
+    def rate(side: str, batch: int, context: int, decode: bool) -> float:
+        seconds = statistics.median(taken[decode] for taken in found[side, batch, context][1:])
+        return batch * (NEW if decode else context) / seconds
+
+    return [
+        row(
+            f"{'decode' if decode else 'prefill'}/{dtype}, batch {batch}, context {context}",
+            rate("m1jax", batch, context, decode),
+            rate(side, batch, context, decode),
+            NAMES[side],
+            "token/s",
+        )
+        for side in list(pythons)[1:]
+        for batch in args.batches
+        for context in args.contexts
+        if (side, batch, context) in found
+        for decode in (False, True)
+    ]
+
+
+def start(python: str, cell: dict[str, Any]) -> Any:
+    """A side's process."""
+    threads = str(os.cpu_count())
+    environment = os.environ | {
+        "OMP_NUM_THREADS": threads, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "4",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    }  # fmt: skip
+    command = [python, __file__, "--side", json.dumps(cell)]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def serve(cell: dict[str, Any]) -> None:
+    """A side: says that it is ready, then answers "batch context turn" with seconds of prefill and of decoding."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not come between
+    run = {"m1jax": open_m1jax, "torch": open_torch, "vllm": open_vllm, "llama": open_llama}[cell["side"]](cell)
+
+    def say(what: Any) -> None:
+        answers.write(json.dumps(what) + "\n")
+        answers.flush()
+
+    say("ready")
+    for line in iter(sys.stdin.readline, ""):
+        batch, context, turn = map(int, line.split())
+        tokens = np.random.default_rng([turn, context]).integers(100, WORDS, (batch, context))
+        say(run(tokens))
+
+
+def open_m1jax(cell: dict[str, Any]) -> Any:
+    """Ours."""
+    import m1jax
+
+    model, _ = m1jax.load(Path(cell["folder"]) / "ours", dtype=cell["dtype"])
+
+    def run(tokens: np.ndarray) -> tuple[float, float]:
+        session = model.session(len(tokens), tokens.shape[1])
+        session.extend(tokens.tolist())
+        session.generate(NEW)
+        return session.timing.prefill_seconds, session.timing.decode_seconds
+
+    return run
+
+
+def open_torch(cell: dict[str, Any]) -> Any:
+    """The Llama of transformers with its own cache."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    dtype = getattr(torch, cell["dtype"])
+    model = AutoModelForCausalLM.from_pretrained(Path(cell["folder"]) / "theirs", dtype=dtype).eval()
+
+    @torch.inference_mode()
+    def run(tokens: np.ndarray) -> tuple[float, float]:
+        begun = time.perf_counter()
+        out = model(torch.from_numpy(tokens), use_cache=True, logits_to_keep=1)
+        token = out.logits[:, -1:].argmax(-1)
+        prefilled = time.perf_counter()
+        for _ in range(NEW):
+            out = model(token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+            token = out.logits[:, -1:].argmax(-1)
+        return prefilled - begun, time.perf_counter() - prefilled
+
+    return run
+
+
+def open_vllm(cell: dict[str, Any]) -> Any:
+    """vLLM: the time to one token is its prefill, what 32 more tokens add is its decoding."""
+    from vllm import LLM, SamplingParams
+
+    model = LLM(
+        str(Path(cell["folder"]) / "theirs"),
+        dtype=cell["dtype"],
+        max_model_len=cell["positions"] + 1,
+        max_num_seqs=cell["batch"],
+        enable_prefix_caching=False,
+    )
+
+    def seconds(tokens: np.ndarray, new: int) -> float:
+        prompts: Any = [{"prompt_token_ids": ids} for ids in tokens.tolist()]
+        settings = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False)
+        begun = time.perf_counter()
+        model.generate(prompts, settings, use_tqdm=False)
+        return time.perf_counter() - begun
+
+    def run(tokens: np.ndarray) -> tuple[float, float]:
+        prefill = seconds(tokens, 1)
+        return prefill, seconds(tokens, 1 + NEW) - prefill
+
+    return run
+
+
+def open_llama(cell: dict[str, Any]) -> Any:
+    """llama.cpp through llama-cpp-python, one sequence."""
+    from llama_cpp import Llama
+
+    threads = os.cpu_count() or 1
+    model = Llama(
+        str(Path(cell["folder"]) / f"{cell['dtype']}.gguf"),
+        n_ctx=cell["positions"], n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False,
+    )  # fmt: skip
+
+    def run(tokens: np.ndarray) -> tuple[float, float]:
+        model.reset()
+        begun = time.perf_counter()
+        model.eval(tokens[0].tolist())
+        prefilled = time.perf_counter()
+        for _ in range(NEW):
+            model.eval([model.sample(temp=0.0)])
+        return prefilled - begun, time.perf_counter() - prefilled
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

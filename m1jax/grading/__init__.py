@@ -1,0 +1,1 @@
+"""Answers: when two of them are the same."""

@@ -1,0 +1,266 @@
+"""One iteration of policy optimisation: prompts are continued, scored, rewarded, and become the batch of its steps.
+
+Everything is a function of the state, the iteration's number and the run's seed: an iteration that was cut off is made
+again with the same tokens.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from m1jax.config import StageConfig
+from m1jax.config.policy import PolicyConfig
+from m1jax.errors import UserError
+from m1jax.generate import Sampling, programs
+from m1jax.generate.batching import Batcher, Sampled
+from m1jax.model import adapters
+from m1jax.objectives.policy import Policy
+from m1jax.parallel import rules
+from m1jax.rollouts import advantages as estimates
+from m1jax.rollouts import rewards as rewarding
+from m1jax.rollouts import sequences
+from m1jax.rollouts.prompts import Prompt, order
+from m1jax.rollouts.rewards import Case, Reward
+from m1jax.tokenizer import Tokenizer
+from m1jax.train import program as stepping
+from m1jax.train.trainer import Trainer
+
+Array = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """The batch of an iteration, all its rows, and what is reported of it by name."""
+
+    columns: Mapping[str, Array]
+    values: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """A prompt's continuation, its text and its reward."""
+
+    prompt: Prompt
+    sampled: Sampled
+    text: str
+    reward: float
+
+
+class _Scored(NamedTuple):
+    """`m1jax.objectives.policy.Scored` on the host."""
+
+    log_p: Array
+    reference_log_p: Array
+    values: Array
+
+
+class Collector:
+    """Makes iterations of a run with the parameters of a trainer's state.
+
+    `ends` are the tokens that end a continuation, `rewards` those of `policy.rewards` by name.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        tokenizer: Tokenizer,
+        ends: Sequence[int],
+        prompts: Sequence[Prompt],
+        rewards: Mapping[str, Reward],
+    ):
+        """Compiles nothing yet."""
+        assert isinstance(trainer.objective, Policy)
+        self._trainer, self._config, self._objective = trainer, trainer.config, trainer.objective
+        self._policy: PolicyConfig = trainer.config.policy
+        self._tokenizer, self._ends, self._prompts, self._rewards = tokenizer, list(ends), prompts, rewards
+        self._between = tuple(tokenizer.encode(self._policy.elo_separator, continues=True))
+        self._batcher: Batcher | None = None
+        self._score = jax.jit(self._objective.score)
+
+    def collect(self, params: Any, iteration: int, stage: StageConfig) -> Collected:
+        """The batch of an iteration (from 0); `params` are all parameters before it.
+
+        Raises UserError where a reward is no finite number, and where the sampler's log-probabilities are further from
+        the trainer's than `policy.max_mismatch`.
+        """
+        policy, config = self._policy, self._config
+        begun = time.perf_counter()
+        chosen = list(order(len(self._prompts), config.seed, iteration * policy.prompts, policy.prompts))
+        asked = [self._prompts[i] for i in chosen]
+        sampling = Sampling(temperature=policy.temperature, top_p=policy.top_p)
+        answered = self._answered(params, stage, asked, policy.samples, sampling, self._seed(iteration))
+        elo = policy.method(stage.name) == "elo"
+        made = self._rows(answered, elo, stage, stage.global_batch * policy.minibatches)
+        sampled_seconds = time.perf_counter() - begun
+        scored = self._scored(params, made, stage)
+        mismatch = self._mismatch(made, scored, answered)
+        rewards = self._rewarded(answered, made, scored, elo)
+        above = made.of(scored.log_p - scored.reference_log_p)
+        penalties = [policy.kl_weight * d if policy.kl == "k1_reward" else 0 * d for d in above]
+        found = self._advantages(policy.method(stage.name), rewards, penalties, made.of(scored.values))
+        columns: dict[str, Array] = {
+            **made.columns,
+            "advantages": made.spread(found.advantages),
+            "returns": made.spread(found.returns),
+            "old_log_p": scored.log_p,
+            "old_values": scored.values,
+            "reference_log_p": scored.reference_log_p,
+        }
+        if elo:
+            columns["advantages"] *= policy.elo_terms != "answer"
+            columns["answers"] *= np.float32(policy.elo_terms != "score")
+        else:
+            columns["answers"] *= 0
+        tokens = sum(len(one.sampled.tokens) for one in answered)
+        values = {
+            "reward": float(rewards.mean()),
+            "reward_deviation": float(rewards.std()),
+            "rollout_kl": float(np.concatenate(above).mean()),
+            "length": tokens / len(answered),
+            "ended": float(np.mean([one.sampled.finish_reason == "eos" for one in answered])),
+            "mismatch": mismatch,
+            "rollout_seconds": sampled_seconds,
+            "rollout_tokens_per_second": tokens / sampled_seconds,
+        }
+        return Collected({name: columns[name] for name in self._objective.columns}, values)
+
+    def heldout(self, params: Any, stage: StageConfig, prompts: Sequence[Prompt]) -> list[Answered]:
+        """The likeliest continuation of each prompt, with its reward (of elo: log π of the answer behind it)."""
+        answered = self._answered(params, stage, prompts, 1, Sampling(), 0)
+        if self._policy.method(stage.name) != "elo":
+            return [
+                dataclasses.replace(one, reward=float(reward))
+                for one, reward in zip(answered, self._total(answered), strict=True)
+            ]
+        size = stage.global_batch * self._policy.minibatches
+        per_row = self._policy.prompts * self._policy.samples // size
+        found: list[Answered] = []
+        for first in range(0, len(answered), size * per_row):
+            some = answered[first : first + size * per_row]
+            made = self._rows([*some, *[some[-1]] * (size * per_row - len(some))], True, stage, size)
+            scored = self._scored(params, made, stage)
+            found += [
+                dataclasses.replace(one, reward=float(log_p.sum()))
+                for one, log_p in zip(some, made.of(scored.log_p, answers=True), strict=False)
+            ]
+        return found
+
+    def _answered(
+        self,
+        params: Any,
+        stage: StageConfig,
+        prompts: Sequence[Prompt],
+        samples: int,
+        sampling: Sampling,
+        seed: int,
+    ) -> list[Answered]:
+        batcher = self._sampler(params, stage)
+        ids = [prompt.ids for prompt in prompts]
+        found = batcher.run(
+            ids,
+            samples,
+            max_new_tokens=self._policy.max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+            eos_id=self._ends,
+        )
+        return [
+            Answered(prompt, one, self._text(prompt, one), 0.0)
+            for prompt, some in zip(prompts, found, strict=True)
+            for one in some
+        ]
+
+    def _sampler(self, params: Any, stage: StageConfig) -> Batcher:
+        """The batcher on these parameters: they are laid out for it on the devices, and nothing is compiled again."""
+        config = self._config
+        own = {name: params[name] for name in self._objective.model_shapes}
+        if config.train.lora.rank:
+            own = adapters.merged(own, config.model, config.train.lora)
+        mesh = self._trainer.mesh if self._trainer.mesh.size > 1 else None
+        prepared = programs.prepare(config.model, stage.rope_base, own, mesh)
+        if self._batcher is None:
+            self._batcher = Batcher(prepared, self._policy.slots)
+        else:
+            self._batcher.swap(prepared)
+        return self._batcher
+
+    def _text(self, prompt: Prompt, one: Sampled) -> str:
+        tokens = one.tokens[:-1] if one.finish_reason == "eos" else one.tokens
+        return self._tokenizer.decode(tokens, before=list(prompt.ids))
+
+    def _rows(self, answered: Sequence[Answered], elo: bool, stage: StageConfig, count: int) -> sequences.Rows:
+        return sequences.rows(
+            [
+                sequences.Continuation(
+                    one.prompt.ids,
+                    one.sampled.tokens,
+                    self._between if elo else (),
+                    one.prompt.answer_ids if elo else (),
+                )
+                for one in answered
+            ],
+            count,
+            stage.row_length,
+        )
+
+    def _scored(self, params: Any, made: sequences.Rows, stage: StageConfig) -> _Scored:
+        batch = {
+            name: self._placed(name, made.columns[name]) for name in ("tokens", "targets", "segment_ids", "positions")
+        }
+        found = self._score(params, batch, stepping.stage_scalars(stage))
+        return _Scored(*(np.asarray(x) for x in jax.device_get(found)))
+
+    def _placed(self, name: str, value: Array) -> jax.Array:
+        column = self._objective.columns[name]
+        return jax.device_put(value, rules.batch_sharding(self._trainer.mesh, column.axes))
+
+    def placed(self, columns: Mapping[str, Array]) -> dict[str, jax.Array]:
+        """Rows of a batch on the devices."""
+        return {name: self._placed(name, value) for name, value in columns.items()}
+
+    def _mismatch(self, made: sequences.Rows, scored: _Scored, answered: Sequence[Answered]) -> float:
+        own = np.concatenate([one.sampled.log_p for one in answered])
+        found = float(np.abs(own - np.concatenate(made.of(scored.log_p))).mean())
+        if not found <= self._policy.max_mismatch:
+            raise UserError(
+                f"sampler and trainer differ by {found:.3g} nats a token, more than policy.max_mismatch = "
+                f"{self._policy.max_mismatch}: compute in float32 (model.compute_dtype), or raise the bound."
+            )
+        return found
+
+    def _rewarded(self, answered: Sequence[Answered], made: sequences.Rows, scored: _Scored, elo: bool) -> Array:
+        """(N,) float32: of elo the log-probability of the answer behind the thought, nats."""
+        if elo:
+            return np.array([log_p.sum() for log_p in made.of(scored.log_p, answers=True)], np.float32)
+        return self._total(answered)
+
+    def _total(self, answered: Sequence[Answered]) -> Array:
+        cases = [
+            Case(one.prompt.text, one.text, one.prompt.reference, one.prompt.ids, one.sampled.tokens)
+            for one in answered
+        ]
+        return rewarding.total(self._rewards, self._policy.rewards, cases)
+
+    def _advantages(
+        self, method: str, rewards: Array, penalties: Sequence[Array], values: Sequence[Array]
+    ) -> estimates.Estimated:
+        """By token; the penalty of each token is taken off the reward."""
+        policy = self._policy
+        if method == "ppo":
+            each = [-np.asarray(penalty, np.float64) for penalty in penalties]
+            for of_tokens, reward in zip(each, rewards, strict=True):
+                of_tokens[-1] += reward
+            found = estimates.gae(each, values, policy.gamma, policy.gae_lambda)
+            return found._replace(advantages=estimates.whitened(found.advantages)) if policy.whiten else found
+        whole = rewards - np.array([penalty.sum() for penalty in penalties])
+        of = estimates.within_group if method == "group" else estimates.leave_one_out
+        spread = [np.full(len(v), a) for v, a in zip(values, of(whole, policy.samples), strict=True)]
+        # The critic learns nothing where it is not asked.
+        return estimates.Estimated(spread, [np.asarray(v) for v in values])
+
+    def _seed(self, iteration: int) -> int:
+        return int(np.random.SeedSequence([self._config.seed, iteration]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,94 @@
+"""A reward model as a reward: the number that a run of the objective `reward` gives a prompt with its response.
+
+Legend: B rows of a batch, S tokens of a row.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from m1jax import tokenizer as tokenizers
+from m1jax.config import RunConfig
+from m1jax.config import file as config_file
+from m1jax.errors import UserError
+from m1jax.objectives.reward import Reward
+from m1jax.parallel import mesh as meshes
+from m1jax.parallel import rules
+from m1jax.rollouts import sequences
+from m1jax.rollouts.rewards import Case
+from m1jax.tokenizer import Tokenizer
+from m1jax.train import program
+from m1jax.train.checkpoint.folder import existing
+
+_BATCH = 8
+_STEP = 64
+"""Rows are as long as a multiple of this, so that few lengths are compiled."""
+
+
+def opened(folder: Path, tokenizer: Tokenizer) -> Callable[[Sequence[Case]], list[float]]:
+    """The newest checkpoint of a run of `m1 prefer --objective reward`, as a function of cases to numbers.
+
+    Raises UserError where the folder holds no such run, or one of another tokenizer.
+    """
+    checkpoints = existing(folder / "checkpoints")
+    try:
+        step = checkpoints.latest_step()
+        config = config_file.from_dict(checkpoints.meta(step).run)
+        if config.objective != "reward":
+            raise UserError(
+                f"{folder} was trained with the objective {config.objective!r}, so it gives no reward: train one with "
+                f"`m1 prefer --objective reward`."
+            )
+        inside = folder / "tokenizer"
+        own = tokenizers.load(inside) if inside.is_dir() else tokenizers.of_run(config)
+        if own.fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"the reward model in {folder} has another tokenizer ({own.fingerprint}) than this run "
+                f"({tokenizer.fingerprint}): train it from the same model."
+            )
+        mesh = meshes.make(config.mesh, jax.devices()[:1])
+        objective = Reward(config, mesh)
+        shardings = rules.parameter_shardings(mesh, objective.shapes, objective.axes)
+        target = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            objective.shapes,
+            shardings,
+        )
+        params = checkpoints.restore_params(target, step)
+    finally:
+        checkpoints.close()
+    return _Scorer(config, objective, params, tokenizer.eos_id)
+
+
+class _Scorer:
+    def __init__(self, config: RunConfig, objective: Reward, params: Any, eos_id: int):
+        self._params, self._eos = params, eos_id
+        self._positions = config.model.max_positions
+        self._scalars = program.stage_scalars(config.stages[-1])
+        self._scores = jax.jit(objective.scores)
+
+    def __call__(self, cases: Sequence[Case]) -> list[float]:
+        found: list[float] = []
+        for first in range(0, len(cases), _BATCH):
+            some = cases[first : first + _BATCH]
+            texts = [self._text(case) for case in some]
+            longest = max(len(text) for text in texts)
+            if longest > self._positions:
+                raise UserError(
+                    f"the reward model reads at most {self._positions} tokens, a prompt with its response has "
+                    f"{longest}: lower policy.max_new_tokens."
+                )
+            padded = [*texts, *[texts[-1]] * (_BATCH - len(texts))]
+            length = min(-(-longest // _STEP) * _STEP, self._positions)
+            made = sequences.rows([sequences.Continuation(text, ()) for text in padded], _BATCH, length)
+            scores = np.asarray(self._scores(self._params, made.columns, self._scalars))
+            found += [float(scores[row, len(text) - 1]) for row, text in enumerate(texts)]
+        return found
+
+    def _text(self, case: Case) -> list[int]:
+        """Prompt, response and EOS, which is where a text of the reward model's training ends."""
+        ids = [*case.prompt_ids, *case.response_ids]
+        return ids if ids[-1] == self._eos else [*ids, self._eos]
