@@ -138,7 +138,7 @@ def compare(folder: Path, dtype: str, pythons: dict[str, str], args: argparse.Na
     ]
 
 
-def start(python: str, cell: dict[str, Any]) -> Any:
+def start(python: str, cell: dict[str, Any], script: str = __file__) -> Any:
     """A side's process."""
     threads = str(os.cpu_count())
     environment = os.environ | {
@@ -147,7 +147,7 @@ def start(python: str, cell: dict[str, Any]) -> Any:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "4",
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     }  # fmt: skip
-    command = [python, __file__, "--side", json.dumps(cell)]
+    command = [python, script, "--side", json.dumps(cell)]
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 

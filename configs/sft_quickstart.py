@@ -35,11 +35,11 @@ def get_config() -> ConfigDict:
             "stages": (
                 {
                     "name": "sft",
-                    "tokens": 400_000,
+                    "tokens": 1_000_000,
                     "row_length": 512,
                     "global_batch": 4,
                     "mixture": {"domain:text": 1.0},
-                    "learning_rate": {"start": 2e-3, "end": 2e-4, "shape": "cosine", "warmup_steps": 5},
+                    "learning_rate": {"start": 1e-3, "end": 1e-4, "shape": "cosine", "warmup_steps": 5},
                     "rope_base": base.stages[-1]["rope_base"],
                     "skip_steps": False,
                 },

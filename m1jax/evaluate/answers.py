@@ -11,7 +11,7 @@ from typing import Any
 
 from m1jax import artefact
 from m1jax.errors import UserError
-from m1jax.evaluate import choice, statistics
+from m1jax.evaluate import choice, forms, statistics
 from m1jax.evaluate.forms import Asked
 from m1jax.evaluate.items import Item, SetAside
 
@@ -86,10 +86,10 @@ def fitting(
 def metric(form: str, items: Sequence[Item]) -> str:
     """The metric that counts for items of one kind.
 
-    An assistant has read the choices, so that few words decide and length matters little. A text that is continued
-    favours short choices, so those are compared by byte, unless the questions share them (yes, no).
+    An assistant that has read the choices decides by few words, and length matters little. What continues a question
+    alone favours short choices, so those are compared by byte, unless the questions share them (yes, no).
     """
-    return "likelihood" if form == "chat" or choice.labels(items) else "likelihood per byte"
+    return "likelihood" if form == forms.CHAT or choice.labels(items) else "likelihood per byte"
 
 
 def by_kind(own: Answers, against: Answers | None = None) -> list[Line]:

@@ -80,7 +80,9 @@ class Subject:
 
     def read(self, items: Sequence[Item], form: str) -> list[forms.Asked]:
         """The items as the model reads them."""
-        return forms.as_chat(items, self.chat) if form == "chat" else forms.as_text(items, self.tokenizer)
+        if form == forms.BASE:
+            return forms.as_text(items, self.tokenizer)
+        return forms.as_chat(items, self.chat, form)
 
 
 def sets(path: str | None, names: Sequence[str], limit: int) -> list[QuestionSet]:
@@ -130,7 +132,7 @@ def answered(subject: Subject, one: QuestionSet, form: str, place: Path, tell: T
             "set": one.name,
             "model": str(subject.folder),
             "form": form,
-            "chat": subject.chat.origin.partition(",")[0] if form == "chat" else None,
+            "chat": subject.chat.origin.partition(",")[0] if form != forms.BASE else None,
             "set_aside": [asdict(fault) for fault in (*one.loaded.set_aside, *too_long)],
             "tokens": tokens,
             "seconds": round(seconds, 1),

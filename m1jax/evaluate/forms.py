@@ -8,8 +8,9 @@ from typing import Protocol
 from m1jax.evaluate.items import Item
 from m1jax.tokenizer.chat import Chat, Message
 
-FORMS = ("base", "chat")
-"""Names of the forms: a base model continues a text, an assistant answers."""
+BASE, CHAT, CHAT_CLOZE = FORMS = ("base", "chat", "chat-cloze")
+"""Names of the forms: a base model continues a text; an assistant chooses among choices that it has read, or answers
+without having read them (a small model cannot yet choose: Gu et al., arXiv 2406.08446)."""
 
 
 class Encoder(Protocol):
@@ -69,20 +70,21 @@ def continued(texts: Sequence[str], choices: Sequence[Sequence[str]], tokenizer:
     return found
 
 
-def messages(item: Item) -> list[Message]:
-    """The user's turn: context, question, and the choices, one a line."""
-    question = "\n".join([item.question, *(f"- {choice}" for choice in item.choices)])
+def messages(item: Item, form: str = CHAT) -> list[Message]:
+    """The user's turn: context, question and, in the form `chat`, the choices, one a line."""
+    question = "\n".join([item.question, *(f"- {choice}" for choice in item.choices if form == CHAT)])
     return [{"role": "user", "content": f"{item.context}\n\n{question}" if item.context else question}]
 
 
-def as_chat(items: Sequence[Item], chat: Chat) -> list[Asked]:
-    """Items in a chat format: a choice is the text of the assistant's answer, without the mark that ends it.
+def as_chat(items: Sequence[Item], chat: Chat, form: str = CHAT) -> list[Asked]:
+    """Items in a chat format, in one of the two forms of a chat.
 
-    The ids are those of `m1 chat` and of rows for fine-tuning.
+    A choice is the text of the assistant's answer, without the mark that ends it. The ids are those of `m1 chat` and of
+    rows for fine-tuning.
     """
     talks: list[tuple[list[Message], bool]] = []
     for item in items:
-        asked = messages(item)
+        asked = messages(item, form)
         talks.append((asked, True))
         talks += [([*asked, {"role": "assistant", "content": choice}], False) for choice in item.choices]
     encoded = iter(chat.encode_batch(talks))

@@ -147,7 +147,8 @@ class _Samples:
         config = trainer.config
         self._config, self._collector, self._say = config, collector, say
         self._every = config.train.validate_every
-        self._prompts = prompts[: config.policy.heldout_prompts] if self._every else []
+        some = np.random.default_rng(config.seed).permutation(len(prompts))[: config.policy.heldout_prompts]
+        self._prompts = [prompts[i] for i in sorted(some.tolist())] if self._every else []
         self._path = config.journal / SAMPLES
         self._last = first
         if self._path.exists():

@@ -14,7 +14,7 @@ from m1jax.evaluate.asking import Spoken
 from m1jax.show.answers import shown
 from m1jax.show.evaluation import Report
 
-_AS = {"base": "text", "chat": "chat"}
+_AS = {"base": "text", "chat": "chat", "chat-cloze": "chat without the choices"}
 
 
 def _percent(value: float | None) -> str:
@@ -40,7 +40,7 @@ def lines(found: Sequence[Line], about: Mapping[str, Any], against: Mapping[str,
 
     `about` are those of both results (`m1jax.evaluate.answers.Answers`).
     """
-    how = f"asked as a chat ({about['chat']})" if about["form"] == "chat" else "asked as a text that goes on"
+    how = f"asked as a {_AS[about['form']]} ({about['chat']})" if about["chat"] else "asked as a text that goes on"
     table = Table(
         title=escape(f"{_name(about)}: {about['set']}, {how}"),
         caption="Percent, with 95% intervals.",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # they load JAX, which takes seconds: the functions that meas
     from m1jax.loading import Trained
     from m1jax.tokenizer import Tokenizer
 
-FORMS = ("base", "chat")
+FORMS = ("base", "chat", "chat-cloze")
 """As m1jax.evaluate.forms has them."""
 ALL_TOKENS = 1 << 40
 BATCH_TOKENS = 8192
@@ -62,7 +62,12 @@ def arguments(parser: Parser) -> None:
     )
     model.add_argument("--model", metavar="DIR", help="a run's folder, imported or exported")
     model.add_argument("--questions", metavar="PATH", help="a .jsonl file of questions, or a folder of them")
-    model.add_argument("--form", choices=FORMS, help="a text that goes on (base, default), or a chat as in `m1 chat`")
+    model.add_argument(
+        "--form",
+        choices=FORMS,
+        help="a text that goes on (base, default); or a chat as in `m1 chat`, whose question lists the choices (chat) "
+        "or does not (chat-cloze)",
+    )
     model.add_argument("--against", metavar="PATH", help="compare with another model, or with an earlier result")
     model.add_argument("--against-form", choices=FORMS, help="form for the other model (default: the same)")
     model.add_argument("--samples", type=int, default=0, metavar="N", help="show N greedy answers, in the chat form")

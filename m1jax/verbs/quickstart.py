@@ -77,7 +77,8 @@ def fine_tuning(config: str, overrides: Sequence[str], sft: str, folder: str) ->
     questions, tuned = f"{folder}/synthesis", f"{folder}/sft"
     given = ["--config", config, *(part for override in overrides for part in ("--set", override))]
     other = ["--config", sft, "--set", f"folder={tuned}", "--set", f"train.initial={folder}"]
-    against = ["--form", "chat", "--against", folder, "--against-form", "base"]
+    # So small a model cannot choose from a list; it can tell likely answers from unlikely ones.
+    against = ["--form", "chat-cloze", "--against", folder, "--against-form", "base"]
     return [
         ["synthesize", *given, "--out", questions],
         ["sft", *other, "--conversations", f"{questions}/train"],

@@ -101,6 +101,9 @@ def test_a_chat_has_the_ids_of_a_conversation_and_scores_the_text_of_the_answer(
     assert list(asked.prompt) == talk.encode(turns[:1], add_generation_prompt=True)
     (bare,) = forms.as_chat([Item("a", "Which organ?", ("the heart", "the liver"), 0)], talk)
     assert tokenizer.decode(bare.prompt).endswith("Which organ?\n- the heart\n- the liver")
+    (cloze,) = forms.as_chat([item], talk, "chat-cloze")
+    turns = [{"role": "user", "content": "It pumps blood.\n\nWhich organ?"}, turns[1]]
+    assert [*cloze.prompt, *cloze.ends[1], tokenizer.eos_id] == talk.encode(turns)
 
 
 def test_a_text_reads_the_context_first():
