@@ -9,7 +9,7 @@ from pathlib import Path
 
 CAPACITIES = ("on-demand", "spot", "reserved")
 PLATFORMS = ("tpu-vm", "gke")
-VERBS = ("train", "sft")
+VERBS = ("train", "sft", "prefer")
 
 
 class LaunchError(Exception):
@@ -240,8 +240,8 @@ def _checked(path: str, found: Mapping[str, str]) -> Settings:
     for name in ("M1_INITIAL", "M1_CONVERSATIONS"):
         if found[name] and (found[name].startswith("/") or ".." in found[name].split("/") or "://" in found[name]):
             raise refuse(name, f"the name of a folder inside gs://BUCKET/{found['M1_NAME']}")
-    if found["M1_CONVERSATIONS"] and found["M1_VERB"] != "sft":
-        raise LaunchError(f"{path}: M1_CONVERSATIONS is read by sft only: set M1_VERB=sft.")
+    if found["M1_CONVERSATIONS"] and found["M1_VERB"] == "train":
+        raise LaunchError(f"{path}: M1_CONVERSATIONS is read by sft and prefer only: set M1_VERB=sft, or prefer.")
     for name in ("M1_INTERNAL_IPS", "M1_AMEND"):
         if found[name] not in ("yes", "no"):
             raise refuse(name, "yes or no")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a host: runs `m1 train` until it ends, starting it again where its status says "again" (75: interrupted after
 # saving, or another rank died). Any other status ends the run here, and on the other hosts as soon as they see it.
-# With M1_VERB=sft host 0-0 runs `m1 sft --prepare` first, and the others wait until it has.
+# With M1_VERB=sft (or prefer) host 0-0 runs `m1 sft --prepare` first, and the others wait until it has.
 # Usage: supervise.sh RUN, RUN being the number that m1launch gave to this start. Ends with the status of `m1 train`.
 if [ "${1:---help}" = --help ]; then
   sed -n '2,5s/^# //p' "$0"
@@ -52,13 +52,14 @@ run_m1() {
   echo "== $(date -u +%FT%TZ) host $host, attempt $attempt: ended with status $status" >>"$log"
 }
 
-# prepare: makes rows of the conversations on the first host, once for each start; the others wait. Its result is in
+# prepare: makes rows of the conversations or preferences on the first host, once for each start; the others wait. Its result is in
 # `status`: "again" where waiting was ended.
 prepare() {
-  local prepared=$shared/prepared folder=$bucket/$M1_NAME/${M1_CONVERSATIONS:-}
+  local prepared=$shared/prepared folder=$bucket/$M1_NAME/${M1_CONVERSATIONS:-} what=conversations
+  [ "$M1_VERB" = prefer ] && what=preferences
   until [ "$(cat "$prepared" 2>/dev/null)" = "$run" ]; do
     if [ "$host" = 0-0 ]; then
-      run_m1 sft "${arguments[@]}" --prepare ${M1_CONVERSATIONS:+--conversations "$folder"}
+      run_m1 "$M1_VERB" "${arguments[@]}" --prepare ${M1_CONVERSATIONS:+--$what "$folder"}
       [ "$status" -eq 0 ] && echo "$run" >"$prepared"
       return
     fi
@@ -103,7 +104,7 @@ while :; do
   heartbeat &
   beat=$!
   status=0
-  [ "${M1_VERB:-train}" = sft ] && prepare
+  [ "${M1_VERB:-train}" != train ] && prepare
   [ "$status" -eq 0 ] && run_m1 train "${arguments[@]}"
   rm -f "$state/training"
   kill "$beat" 2>/dev/null

@@ -141,6 +141,15 @@ def test_one_host_prepares_the_conversations_before_all_train(make_host):
     assert first.do("supervise.sh", "8")[0] == 0 and first.log().count("--prepare\n") == 2
 
 
+def test_preferences_are_prepared_as_conversations_are(make_host):
+    host = of_sft(make_host(program='echo "$1 $*"'))
+    host.environment["M1_VERB"] = "prefer"
+    assert host.do("supervise.sh", "7")[0] == 0
+    lines = [line for line in host.log().splitlines() if not line.startswith("==")]
+    assert [line.split()[0] for line in lines] == ["prefer", "train"]
+    assert lines[0].endswith(f"--prepare --preferences {host.bucket / 'life'}/my talks")
+
+
 def test_conversations_that_cannot_be_used_end_the_run_everywhere(make_host):
     first, second = of_sft(make_host("0-0", endings=(2,))), of_sft(make_host("0-1", endings=(0,)))
     waiting = second.start("supervise.sh", "7")

@@ -137,7 +137,7 @@ def revision():
         ({"M1_CAPACITY": "cheap"}, "on-demand or spot or reserved"),
         ({"M1_SET": "mesh.fsdp"}, "KEY=VALUE words"),
         ({"M1_AMEND": "true"}, "yes or no"),
-        ({"M1_VERB": "tune"}, "train or sft"),
+        ({"M1_VERB": "tune"}, "train or sft or prefer"),
         ({"M1_INITIAL": "gs://b/model"}, "the name of a folder inside gs://BUCKET/life"),
         ({"M1_VERB": "sft", "M1_CONVERSATIONS": "../talks"}, "the name of a folder inside gs://BUCKET/life"),
         ({"M1_CONVERSATIONS": "talks"}, "set M1_VERB=sft"),
