@@ -29,6 +29,8 @@ class PolicyConfig:
     samples of a prompt). A stage that is not named: ppo."""
     prompts: int = bounded(1, default=8)
     """Prompts of an iteration."""
+    only: tuple[str, ...] = ()
+    """Which conversations are asked, as patterns of file names such as "extraction*"; empty: all."""
     samples: int = bounded(1, default=4)
     """Continuations of each prompt."""
     minibatches: int = bounded(1, default=1)

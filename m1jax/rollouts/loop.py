@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from m1jax.config import StageConfig
 from m1jax.errors import InterruptedRunError, UserError
-from m1jax.rollouts.iteration import Answered, Collected, Collector
+from m1jax.rollouts.iteration import Collected, Collector
 from m1jax.rollouts.prompts import Prompt
 from m1jax.train.report import StepReport
 from m1jax.train.run import records
@@ -152,33 +153,50 @@ class _Samples:
         self._path = config.journal / SAMPLES
         self._last = first
         if self._path.exists():
-            kept = [line for line in records.read(self._path) if line["step"] <= first]
+            kept = [line for line in records.read(self._path) if first and line["step"] <= first]
             self._path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), "utf-8")
 
     def measure(self, state: TrainState, done: int) -> dict[str, float]:
-        """Mean reward, its standard error and the mean length, where this step is one of them; else nothing."""
+        """Mean reward, its standard error and the mean length, where this step is one of them; else nothing.
+
+        Where a stage ends and another begins both are measured: their rewards are not of one kind.
+        """
         due = done == self._config.total_steps or done // max(self._every, 1) > self._last // max(self._every, 1)
-        if not self._prompts or (done and not due):
+        timeline = self._config.timeline
+        begins = done in timeline.first_steps[:-1]
+        if not self._prompts or not (due or begins):
             return {}
         self._last = done
-        stage = self._config.timeline.stage(max(done - 1, 0))
-        answered = self._collector.heldout(state.all_params, stage, self._prompts)
-        rewards = np.array([one.reward for one in answered])
-        found = {
-            "heldout_reward": float(rewards.mean()),
-            "heldout_reward_error": float(rewards.std(ddof=1) / math.sqrt(len(rewards))) if len(rewards) > 1 else 0.0,
-            "heldout_length": float(np.mean([len(one.sampled.tokens) for one in answered])),
-        }
-        self._write(done, stage.name, found, answered)
-        self._say(
-            f"after step {done}: held-out reward {found['heldout_reward']:.3f} (standard error "
-            f"{found['heldout_reward_error']:.3f}, {len(answered)} prompts), {found['heldout_length']:.1f} tokens"
-        )
+        found = self._of_stage(state, done, timeline.stage(done - 1)) if done else {}
+        if begins:
+            self._of_stage(state, done, timeline.stage(done))
         return found
 
-    def _write(self, done: int, stage: str, found: dict[str, float], answered: Sequence[Answered]) -> None:
+    def _of_stage(self, state: TrainState, done: int, stage: StageConfig) -> dict[str, float]:
+        answered = self._collector.heldout(state.all_params, stage, self._prompts)
+        rewards = np.array([one.reward for one in answered])
+        mean, error = _mean(rewards)
+        length = float(np.mean([len(one.sampled.tokens) for one in answered]))
+        found = {"heldout_reward": mean, "heldout_reward_error": error, "heldout_length": length}
+        before = next((line for line in records.read(self._path) if line["stage"] == stage.name), None)
+        gained = ""
+        if before is not None:
+            gain = found["heldout_gain"], found["heldout_gain_error"] = _mean(rewards - np.array(before["rewards"]))
+            gained = f"; since step {before['step']} {gain[0]:+.3f} ({gain[1]:.3f}), prompt by prompt"
         shown = [
             {"prompt": one.prompt.text, "reference": one.prompt.reference, "response": one.text, "reward": one.reward}
             for one in answered[: self._config.policy.shown]
         ]
-        records.append(self._path, {"step": done, "stage": stage, **found, "samples": shown})
+        line = {"step": done, "stage": stage.name, **found, "samples": shown, "rewards": rewards.tolist()}
+        records.append(self._path, line)
+        self._say(
+            f"after step {done}, stage {stage.name}: held-out reward {mean:.3f} (standard error {error:.3f}, "
+            f"{len(answered)} prompts){gained}; {length:.1f} tokens"
+        )
+        return found
+
+
+def _mean(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard error."""
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+    return float(values.mean()), error

@@ -1,6 +1,7 @@
 """Prompts of policy optimisation: the conversations of a corpus, up to their last answer."""
 
-from collections.abc import Iterator
+import fnmatch
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +26,21 @@ class Prompt:
     """The answer and what ends it."""
 
 
-def of_folder(folder: Path, corpus: Path, tokenizer: Tokenizer, room: int, answer_room: int) -> list[Prompt]:
+def of_folder(
+    folder: Path, corpus: Path, tokenizer: Tokenizer, room: int, answer_room: int, only: Sequence[str] = ()
+) -> list[Prompt]:
     """The prompts of a folder of a corpus's documents that have at most `room` tokens, in order.
 
-    `answer_room` bounds prompt and answer together. Raises UserError where no prompt fits, or the conversations were
-    written with another tokenizer.
+    `answer_room` bounds prompt and answer together; `only` are patterns of file names, of which a conversation's must
+    fit one. Raises UserError where no prompt fits, or the conversations were written with another tokenizer.
     """
     check_ids(corpus, artefact.stamp(corpus) or {}, tokenizer)
-    found = [prompt for document in read_documents(folder) if (prompt := of_document(document, tokenizer.eos_id))]
+    found = [
+        prompt
+        for document in read_documents(folder)
+        if not only or any(fnmatch.fnmatchcase(document.id.rpartition("#")[0], pattern) for pattern in only)
+        if (prompt := of_document(document, tokenizer.eos_id))
+    ]
     fitting = [
         prompt
         for prompt in found
@@ -41,7 +49,7 @@ def of_folder(folder: Path, corpus: Path, tokenizer: Tokenizer, room: int, answe
     if not fitting:
         raise UserError(
             f"{folder} holds {len(found)} conversations, none with a question of at most {room} tokens: lengthen "
-            f"stages.row_length or lower policy.max_new_tokens."
+            f"stages.row_length, lower policy.max_new_tokens, or name others with policy.only."
         )
     return fitting
 

@@ -157,7 +157,7 @@ def _prompts(config: RunConfig, tokenizer: "Tokenizer") -> tuple[list[Any], list
         shares.append((room, room - between if elo else config.model.max_positions))
     room, answers = min(one for one, _ in shares), min(other for _, other in shares)
     found = [
-        prompts.of_folder(folder, config.corpus, tokenizer, room, answers)
+        prompts.of_folder(folder, config.corpus, tokenizer, room, answers, policy.only)
         for folder in (config.corpus / "documents", config.corpus / "heldout")
         if folder.is_dir() and (folder.name == "documents" or config.train.validate_every)
     ]

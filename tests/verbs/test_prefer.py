@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from m1jax import loading
+from m1jax.errors import UserError
+from m1jax.rollouts import reward_model
+from m1jax.rollouts.rewards import Case
 from m1jax.train.hooks.journal import read_journal
 from m1jax.verbs import main
 from tests.verbs.test_bad_input import refused
@@ -97,6 +100,38 @@ def test_an_adapter_learns_without_a_second_model(tuned, road, tmp_path, capsys)
     names = [path.name for path in (folder / "checkpoints" / "6" / "state").rglob("*reference*")]
     assert not names
     loading.load(folder)
+
+
+@pytest.fixture(scope="module")
+def judge(tuned, road, tmp_path_factory):
+    """A reward model of the same pairs."""
+    folder = shutil.copytree(tuned[0], tmp_path_factory.mktemp("judge") / "run")
+    for name in ("checkpoints", "train"):
+        shutil.rmtree(folder / name)
+    assert main(command(folder, "--objective", "reward", train__initial=road)) == 0
+    return folder
+
+
+def test_a_reward_model_tells_chosen_from_rejected(judge):
+    lines = read_journal(judge / "train" / "metrics.jsonl")
+    assert lines[0]["loss"] == pytest.approx(np.log(2)) and lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1]["heldout_accuracy"] > 0.9
+    tokenizer = loading.load(judge)[1]
+    score = reward_model.opened(judge, tokenizer)
+    asked = tokenizer.encode("Is it 3?")
+    said = [Case("", "", "", asked, tokenizer.encode(text)) for text in ("yes 3", "no, 3 it is not")]
+    found = score(said)
+    assert len(found) == 2 and np.isfinite(found).all()
+    assert score(said[::-1]) == pytest.approx(found[::-1], abs=1e-5)
+    # A text that has its EOS already is read as it is.
+    ended = [case._replace(response_ids=[*case.response_ids, tokenizer.eos_id]) for case in said]
+    assert score(ended) == pytest.approx(found, abs=1e-5)
+
+
+def test_a_model_of_another_objective_gives_no_reward(tuned, judge):
+    tokenizer = loading.load(judge)[1]
+    with pytest.raises(UserError, match="objective 'preference', so it gives no reward"):
+        reward_model.opened(tuned[0], tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -65,12 +65,15 @@ def test_each_step_says_what_it_came_to(tuned):
 def test_held_out_prompts_are_answered_and_kept(tuned):
     folder, _ = tuned
     lines = records.read(folder / "train" / "samples.jsonl")
-    assert [line["step"] for line in lines] == [0, 4, 8, 12, 16]
-    assert lines[2]["heldout_reward"] > lines[0]["heldout_reward"]
+    assert [(line["step"], line["stage"]) for line in lines] == [
+        *((step, "elo") for step in (0, 4, 8)), *((step, "ppo") for step in (8, 12, 16))
+    ]  # fmt: skip
+    assert lines[2]["heldout_gain"] == pytest.approx(lines[2]["heldout_reward"] - lines[0]["heldout_reward"], abs=1e-6)
+    assert lines[2]["heldout_gain"] > 2 * lines[2]["heldout_gain_error"] and "heldout_gain" not in lines[3]
     for line in lines:
         assert len(line["samples"]) == 2 and line["samples"][0]["reference"] == "yes"
     measured = {line["step"]: line["heldout_reward"] for line in metrics(folder) if "heldout_reward" in line}
-    assert measured == {line["step"]: line["heldout_reward"] for line in lines[1:]}
+    assert measured == {line["step"]: line["heldout_reward"] for line in (*lines[1:3], *lines[4:])}
 
 
 def test_a_run_goes_on_exactly_without_its_first_model(tuned, tmp_path, capsys):
