@@ -52,46 +52,48 @@ FLOORS = (
     Floor(
         "what every room may use", "#e6e6e6", 0.35,
         (
-            Room(1, "errors", "a sentence", 0.25, 0.80), Room(2, "hardware", "chips", 1.105, 0.93),
-            Room(3, "disk", "is it full?", 2.09, 0.78), Room(4, "artefact", "all or nothing", 2.925, 0.99),
-            Room(5, "config", "a run", 3.97, 0.80), Room(6, "client", "asks models", 4.825, 0.92),
+            Room(1, "errors", "a sentence", 0.25, 0.74), Room(2, "hardware", "chips", 1.03, 0.80),
+            Room(3, "disk", "is it full?", 1.87, 0.72), Room(4, "artefact", "complete?", 2.63, 0.80),
+            Room(5, "config", "a run", 3.47, 0.66), Room(6, "client", "models", 4.17, 0.72),
+            Room(7, "grading", "is it right?", 4.93, 0.82),
         ),
     ),
     Floor(
         "arithmetic of the model", "#fde3c3", 1.50,
         (
-            Room(7, "kernels", "attention", 0.25, 1.25), Room(8, "model", "decoder, loss", 1.60, 1.30),
-            Room(9, "parallel", "mesh, shardings", 3.00, 1.45), Room(10, "optim", "AdamW, clip", 4.55, 1.20),
+            Room(8, "kernels", "attention", 0.25, 1.25), Room(9, "model", "decoder, loss", 1.60, 1.30),
+            Room(10, "parallel", "mesh, shardings", 3.00, 1.45), Room(11, "optim", "AdamW, clip", 4.55, 1.20),
         ),
     ),
     Floor(
         "text becomes tokens", "#cfe3f5", 2.70,
-        (Room(12, "text", "sources, documents", 1.25, 1.75), Room(11, "tokenizer", "text ↔ ids", 4.10, 1.65)),
+        (Room(13, "text", "sources, documents", 1.25, 1.75), Room(12, "tokenizer", "text ↔ ids", 4.10, 1.65)),
     ),
     Floor(
         "tokens become batches", "#cfe3f5", 3.95,
-        (Room(14, "curriculum", "which row is next", 0.25, 1.75), Room(13, "rows", "packing, stores", 4.10, 1.65)),
+        (Room(15, "curriculum", "which row is next", 0.25, 1.75), Room(14, "rows", "packing, stores", 4.10, 1.65)),
         side="left",
     ),
     Floor(
         "batches become a state", "#cfe3f5", 5.20,
         (
-            Room(15, "train", "step, hooks, checkpoints", 0.25, 2.15),
-            Room(16, "objectives", "what is minimised", 4.10, 1.65),
+            Room(16, "train", "step, hooks, checkpoints", 0.25, 2.15),
+            Room(17, "objectives", "what is minimised", 4.10, 1.65),
         ),
     ),
     Floor(
         "what a state is for", "#d5ecd2", 6.45,
         (
-            Room(17, "generate", "sampling, chat", 0.25, 1.35), Room(18, "evaluate", "bits, questions", 1.68, 1.40),
-            Room(19, "convert", "for PyTorch", 3.16, 1.25), Room(20, "plan", "cost of a step", 4.49, 1.26),
+            Room(18, "generate", "samples", 0.25, 1.02), Room(19, "rollouts", "rewards", 1.35, 1.02),
+            Room(20, "evaluate", "bits, answers", 2.45, 1.10), Room(21, "convert", "for PyTorch", 3.63, 1.02),
+            Room(22, "plan", "cost of a step", 4.73, 1.02),
         ),
     ),
     Floor(
         "how it is used", "#e6dbf2", 7.60,
         (
-            Room(21, "loading", "m1jax.load", 0.25, 1.45), Room(22, "show", "tables, plots", 1.85, 1.45),
-            Room(23, "verbs", "one file for each m1 verb", 3.45, 2.30),
+            Room(23, "loading", "m1jax.load", 0.25, 1.45), Room(24, "show", "tables, plots", 1.85, 1.45),
+            Room(25, "verbs", "one file for each m1 verb", 3.45, 2.30),
         ),
     ),
 )  # fmt: skip
@@ -102,7 +104,7 @@ def arrows() -> list[Arrow]:
     text, rows, train, uses = (FLOORS[i].low for i in (2, 3, 4, 5))
     half, above = HIGH / 2, HIGH / 2 + 0.14
     fork = uses - 0.24
-    to_uses = tuple(((0.92, train + HIGH), (0.92, fork), (x, fork), (x, uses)) for x in (0.92, 2.38, 3.78))
+    to_uses = tuple(((0.92, train + HIGH), (0.92, fork), (x, fork), (x, uses)) for x in (0.76, 3.00, 4.14))
     return [
         Arrow("raw text", (0.22, text + above), (((0.25, text + half), (1.25, text + half)),), "left"),
         Arrow("Document", (3.55, text + above), (((3.00, text + half), (4.10, text + half)),)),

@@ -74,7 +74,7 @@ class PolicyConfig:
     """Largest mean difference (nats a token) between the log-probabilities of sampler and trainer; above it the run
     stops."""
     heldout_prompts: int = bounded(0, default=64)
-    """Held-out prompts whose answers are scored with `train.validate_every`."""
+    """Held-out prompts whose answers (`samples` to each) are scored with `train.validate_every`."""
     shown: int = bounded(0, default=2)
     """Held-out prompts, always the same, whose answers are written to samples.jsonl."""
 

@@ -47,7 +47,14 @@ class Answered:
     prompt: Prompt
     sampled: Sampled
     text: str
-    reward: float
+    reward: float = 0.0
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """What each reward of `policy.rewards` gave."""
+
+
+def means(answered: Sequence[Answered]) -> dict[str, float]:
+    """The mean of each reward of `policy.rewards`, by "reward/" and its name."""
+    return {f"reward/{name}": float(np.mean([one.parts[name] for one in answered])) for name in answered[0].parts}
 
 
 class _Scored(NamedTuple):
@@ -78,6 +85,7 @@ class Collector:
         self._policy: PolicyConfig = trainer.config.policy
         self._tokenizer, self._ends, self._prompts, self._rewards = tokenizer, list(ends), prompts, rewards
         self._between = tuple(tokenizer.encode(self._policy.elo_separator, continues=True))
+        self._sampling = Sampling(temperature=self._policy.temperature, top_p=self._policy.top_p)
         self._batcher: Batcher | None = None
         self._score = jax.jit(self._objective.score)
 
@@ -91,14 +99,14 @@ class Collector:
         begun = time.perf_counter()
         chosen = list(order(len(self._prompts), config.seed, iteration * policy.prompts, policy.prompts))
         asked = [self._prompts[i] for i in chosen]
-        sampling = Sampling(temperature=policy.temperature, top_p=policy.top_p)
-        answered = self._answered(params, stage, asked, policy.samples, sampling, self._seed(iteration))
+        answered = self._answered(params, stage, asked, policy.samples, self._sampling, self._seed(iteration))
         elo = policy.method(stage.name) == "elo"
         made = self._rows(answered, elo, stage, stage.global_batch * policy.minibatches)
         sampled_seconds = time.perf_counter() - begun
         scored = self._scored(params, made, stage)
         mismatch = self._mismatch(made, scored, answered)
-        rewards = self._rewarded(answered, made, scored, elo)
+        answered = self._judged(answered)
+        rewards = self._rewards_of(answered, made, scored, elo)
         above = made.of(scored.log_p - scored.reference_log_p)
         penalties = [policy.kl_weight * d if policy.kl == "k1_reward" else 0 * d for d in above]
         found = self._advantages(policy.method(stage.name), rewards, penalties, made.of(scored.values))
@@ -119,6 +127,7 @@ class Collector:
         values = {
             "reward": float(rewards.mean()),
             "reward_deviation": float(rewards.std()),
+            **means(answered),
             "rollout_kl": float(np.concatenate(above).mean()),
             "length": tokens / len(answered),
             "ended": float(np.mean([one.sampled.finish_reason == "eos" for one in answered])),
@@ -129,13 +138,13 @@ class Collector:
         return Collected({name: columns[name] for name in self._objective.columns}, values)
 
     def heldout(self, params: Any, stage: StageConfig, prompts: Sequence[Prompt]) -> list[Answered]:
-        """The likeliest continuation of each prompt, with its reward (of elo: log π of the answer behind it)."""
-        answered = self._answered(params, stage, prompts, 1, Sampling(), 0)
+        """`policy.samples` continuations of each prompt with their rewards (of elo: log π of the answer behind each).
+
+        They are sampled as in training, with the same keys every time.
+        """
+        answered = self._judged(self._answered(params, stage, prompts, self._policy.samples, self._sampling, 0))
         if self._policy.method(stage.name) != "elo":
-            return [
-                dataclasses.replace(one, reward=float(reward))
-                for one, reward in zip(answered, self._total(answered), strict=True)
-            ]
+            return answered
         size = stage.global_batch * self._policy.minibatches
         per_row = self._policy.prompts * self._policy.samples // size
         found: list[Answered] = []
@@ -169,7 +178,7 @@ class Collector:
             eos_id=self._ends,
         )
         return [
-            Answered(prompt, one, self._text(prompt, one), 0.0)
+            Answered(prompt, one, self._text(prompt, one))
             for prompt, some in zip(prompts, found, strict=True)
             for one in some
         ]
@@ -232,18 +241,23 @@ class Collector:
             )
         return found
 
-    def _rewarded(self, answered: Sequence[Answered], made: sequences.Rows, scored: _Scored, elo: bool) -> Array:
+    def _rewards_of(self, answered: Sequence[Answered], made: sequences.Rows, scored: _Scored, elo: bool) -> Array:
         """(N,) float32: of elo the log-probability of the answer behind the thought, nats."""
         if elo:
             return np.array([log_p.sum() for log_p in made.of(scored.log_p, answers=True)], np.float32)
-        return self._total(answered)
+        return np.array([one.reward for one in answered], np.float32)
 
-    def _total(self, answered: Sequence[Answered]) -> Array:
+    def _judged(self, answered: Sequence[Answered]) -> list[Answered]:
         cases = [
             Case(one.prompt.text, one.text, one.prompt.reference, one.prompt.ids, one.sampled.tokens)
             for one in answered
         ]
-        return rewarding.total(self._rewards, self._policy.rewards, cases)
+        parts = rewarding.each(self._rewards, cases)
+        rewards = rewarding.total(parts, self._policy.rewards)
+        return [
+            dataclasses.replace(one, reward=float(rewards[i]), parts={name: float(of[i]) for name, of in parts.items()})
+            for i, one in enumerate(answered)
+        ]
 
     def _advantages(
         self, method: str, rewards: Array, penalties: Sequence[Array], values: Sequence[Array]

@@ -16,7 +16,7 @@ import numpy as np
 
 from m1jax.config import StageConfig
 from m1jax.errors import InterruptedRunError, UserError
-from m1jax.rollouts.iteration import Collected, Collector
+from m1jax.rollouts.iteration import Collected, Collector, means
 from m1jax.rollouts.prompts import Prompt
 from m1jax.train.report import StepReport
 from m1jax.train.run import records
@@ -174,10 +174,12 @@ class _Samples:
 
     def _of_stage(self, state: TrainState, done: int, stage: StageConfig) -> dict[str, float]:
         answered = self._collector.heldout(state.all_params, stage, self._prompts)
-        rewards = np.array([one.reward for one in answered])
+        # Answers to one prompt are not independent of each other: the error is that of means by prompt.
+        rewards = np.array([one.reward for one in answered]).reshape(len(self._prompts), -1).mean(axis=1)
         mean, error = _mean(rewards)
         length = float(np.mean([len(one.sampled.tokens) for one in answered]))
         found = {"heldout_reward": mean, "heldout_reward_error": error, "heldout_length": length}
+        found |= {f"heldout_{name}": value for name, value in means(answered).items()}
         before = next((line for line in records.read(self._path) if line["stage"] == stage.name), None)
         gained = ""
         if before is not None:
@@ -185,13 +187,13 @@ class _Samples:
             gained = f"; since step {before['step']} {gain[0]:+.3f} ({gain[1]:.3f}), prompt by prompt"
         shown = [
             {"prompt": one.prompt.text, "reference": one.prompt.reference, "response": one.text, "reward": one.reward}
-            for one in answered[: self._config.policy.shown]
+            for one in answered[:: self._config.policy.samples][: self._config.policy.shown]
         ]
         line = {"step": done, "stage": stage.name, **found, "samples": shown, "rewards": rewards.tolist()}
         records.append(self._path, line)
         self._say(
             f"after step {done}, stage {stage.name}: held-out reward {mean:.3f} (standard error {error:.3f}, "
-            f"{len(answered)} prompts){gained}; {length:.1f} tokens"
+            f"{len(self._prompts)} prompts){gained}; {length:.1f} tokens"
         )
         return found
 

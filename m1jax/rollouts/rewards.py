@@ -3,6 +3,7 @@
 import importlib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
@@ -37,6 +38,13 @@ def exact(prompt: str, response: str, reference: str) -> float:
     return float(same.exact(response, reference))
 
 
+def words(prompt: str, response: str, reference: str) -> float:
+    """The F1 of the words of response and reference, each as often as it occurs (SQuAD, arXiv 1606.05250)."""
+    del prompt
+    own, right = (Counter(same.plain(text).split()) for text in (response, reference))
+    return 2 * sum((own & right).values()) / max(sum(own.values()) + sum(right.values()), 1)
+
+
 def number(prompt: str, response: str, reference: str) -> float:
     """1 where the last number with its unit is the reference's within 1% (m1jax.grading.numbers), else 0."""
     del prompt
@@ -57,7 +65,7 @@ def length(prompt: str, response: str, reference: str) -> float:
     return max(0.0, 1.0 - abs(len(response.strip()) - len(reference.strip())) / max(len(reference.strip()), 1))
 
 
-RULES: Mapping[str, Rule] = {"exact": exact, "number": number, "form": form, "length": length}
+RULES: Mapping[str, Rule] = {"exact": exact, "words": words, "number": number, "form": form, "length": length}
 """Rules by the names that `policy.rewards` gives."""
 
 
@@ -110,15 +118,17 @@ def of_rule(rule: Rule) -> Reward:
     return lambda cases: [rule(case.prompt, case.response, case.reference) for case in cases]
 
 
-def total(rewards: Mapping[str, Reward], weights: Mapping[str, float], cases: Sequence[Case]) -> np.ndarray:
-    """The weighted sum of rewards, float32, one number a case.
+def each(rewards: Mapping[str, Reward], cases: Sequence[Case]) -> dict[str, np.ndarray]:
+    """What every reward gives, float32, one number a case.
 
     Raises UserError, naming the reward and the prompt, for a wrong count and for what is not a finite number.
     """
-    found = np.zeros(len(cases), np.float32)
-    for name, reward in rewards.items():
-        found += np.float32(weights[name]) * checked(name, reward(cases), cases)
-    return found
+    return {name: checked(name, reward(cases), cases) for name, reward in rewards.items()}
+
+
+def total(found: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+    """The weighted sum of what `each` gave, float32; a reward of weight 0 is only reported."""
+    return np.sum([np.float32(weights[name]) * values for name, values in found.items()], axis=0, dtype=np.float32)
 
 
 def checked(name: str, values: Any, cases: Sequence[Case]) -> np.ndarray:

@@ -32,6 +32,7 @@ def arguments(parser: Parser) -> None:
     example(parser, "m1 rl --config configs/rl_quickstart.py --conversations runs/quickstart/synthesis/train")
     add_conversations(parser)
     tuning.arguments(parser)
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the run's rewards, KL and lengths instead of training")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,6 +40,12 @@ def run(args: argparse.Namespace) -> int:
     from m1jax.verbs.arguments import config_of
 
     console, config = consoles.make(), config_of(args)
+    if args.plot:
+        from m1jax.show import rollouts
+
+        rollouts.plot(config, Path(args.plot))
+        console.print(f"Plot in {args.plot}.", highlight=False)
+        return 0
     tuning.check(config, "conversations", args.conversations, ("policy",))
     tuning.copy_tokenizer(config, console)
     if args.conversations:

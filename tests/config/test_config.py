@@ -8,7 +8,9 @@ from m1jax.config import MeshConfig, ModelConfig, domains, to_dict
 from m1jax.config import file as config_file
 from m1jax.errors import UserError
 
-SHIPPED = ("quickstart", "sft_quickstart", "sft_rounds", "m1_1b5", "m1_14b", "m1_14b_sft", "m1_14b_lora")
+SHIPPED = (
+    "quickstart", "sft_quickstart", "rl_quickstart", "sft_rounds", "m1_1b5", "m1_14b", "m1_14b_sft", "m1_14b_lora",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -16,7 +16,7 @@ CASES = [Case("Which?", "Cornea.", "cornea"), Case("Which?", "lens", "cornea")]
 
 
 def total(**weights):
-    return rewards.total({name: rewards.named(name) for name in weights}, weights, CASES)
+    return rewards.total(rewards.each({name: rewards.named(name) for name in weights}, CASES), weights)
 
 
 def test_rewards_are_added_with_their_weights_in_float32():
@@ -28,6 +28,11 @@ def test_rewards_are_added_with_their_weights_in_float32():
 def test_a_response_of_a_form():
     for response, value in [("one line", 1), ("", 0), ("two\nlines", 0), ("no no no no", 0), ("no no no yes", 1)]:
         assert rewards.form("?", response, "") == value
+
+
+def test_words_count_as_often_as_they_occur():
+    for response, value in [("the cornea", 1), ("cornea", 2 / 3), ("the the cornea", 4 / 5), ("", 0), ("lens", 0)]:
+        assert rewards.words("?", response, "The cornea") == pytest.approx(value)
 
 
 def test_a_parent_of_the_entity_counts_half():
@@ -52,7 +57,7 @@ def test_a_parent_of_the_entity_counts_half():
 )
 def test_what_is_no_finite_number_is_refused(given, sentence):
     with pytest.raises(UserError, match=re.escape(sentence)):
-        rewards.total({"own": lambda cases: given}, {"own": 1.0}, CASES)
+        rewards.each({"own": lambda cases: given}, CASES)
 
 
 def test_a_function_of_ones_own_is_named_by_its_module(monkeypatch):

@@ -125,6 +125,7 @@ def test_every_shipped_config_names_the_topology_that_its_mesh_fills():
         "m1_14b_lora": "v5e:4x4",
         "m1_14b_sft": "v5p:2x4x4",
         "prefer_quickstart": "cpu",
+        "rl_quickstart": "cpu",
         "sft_quickstart": "cpu",
         "sft_rounds": "v5p:2x4x4",
     }

@@ -55,6 +55,7 @@ def test_each_step_says_what_it_came_to(tuned):
     for line in first:
         assert line["ratio_deviation"] < 1e-4 and line["clip_share"] == 0
         assert line["mismatch"] < 1e-4 and 1 <= line["length"] <= 8
+        assert 0 <= line["reward/exact"] <= 1 and 0 <= line["reward/form"] <= 1
     assert first[0]["rollout_kl"] == pytest.approx(0, abs=1e-5) and first[-1]["rollout_kl"] > 0
     # ELO learns the answer behind a thought: its reward is log π(answer), which rises.
     assert first[3]["reward"] > first[0]["reward"] + 0.5
@@ -74,6 +75,12 @@ def test_held_out_prompts_are_answered_and_kept(tuned):
         assert len(line["samples"]) == 2 and line["samples"][0]["reference"] == "yes"
     measured = {line["step"]: line["heldout_reward"] for line in metrics(folder) if "heldout_reward" in line}
     assert measured == {line["step"]: line["heldout_reward"] for line in (*lines[1:3], *lines[4:])}
+
+
+def test_a_run_is_drawn(tuned, tmp_path, capsys):
+    assert main(command(tuned[0], "--plot", str(tmp_path / "rl.png"))) == 0
+    assert (tmp_path / "rl.png").read_bytes().startswith(b"\x89PNG")
+    refused(capsys, command(tmp_path / "none", "--plot", str(tmp_path / "rl.png")), "holds no iterations")
 
 
 def test_a_run_goes_on_exactly_without_its_first_model(tuned, tmp_path, capsys):
