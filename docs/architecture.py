@@ -52,9 +52,9 @@ FLOORS = (
     Floor(
         "what every room may use", "#e6e6e6", 0.35,
         (
-            Room(1, "errors", "a sentence", 0.25, 0.74), Room(2, "hardware", "chips", 1.03, 0.80),
-            Room(3, "disk", "is it full?", 1.87, 0.72), Room(4, "artefact", "complete?", 2.63, 0.80),
-            Room(5, "config", "a run", 3.47, 0.66), Room(6, "client", "models", 4.17, 0.72),
+            Room(1, "errors", "a sentence", 0.25, 0.73), Room(2, "hardware", "chips", 1.02, 0.89),
+            Room(3, "disk", "is it full?", 1.95, 0.66), Room(4, "artefact", "complete?", 2.65, 0.82),
+            Room(5, "config", "a run", 3.51, 0.66), Room(6, "client", "models", 4.21, 0.68),
             Room(7, "grading", "is it right?", 4.93, 0.82),
         ),
     ),
