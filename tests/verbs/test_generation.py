@@ -220,7 +220,7 @@ def test_the_guides_python_runs_as_it_stands(folder, tmp_path, monkeypatch, caps
     names: dict = {}
     for block in blocks:
         exec(compile(block, "generation.md", "exec"), names)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert names["logits"].shape == (len(names["prompts"][0]), names["tokenizer"].vocab_size)
     assert capsys.readouterr().out
     assert [len(row) for row in names["best"]] == [8, 8]
