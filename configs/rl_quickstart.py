@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-ITERATIONS = {"elo": 20, "ppo": 60}
+ITERATIONS, RATES = {"elo": 20, "ppo": 40}, {"elo": 3e-4, "ppo": 5e-4}
 """Of each stage."""
 ROWS, ROW_LENGTH = 16, 512
 """Rows of a step, with four continuations in each: of at most 128 tokens, prompt included."""
@@ -27,17 +27,19 @@ def get_config() -> ConfigDict:
             "samples": 4,
             "slots": 32,
             "max_new_tokens": 32,
-            "rewards": {"exact": 1.0},
+            "only": ("extraction*", "is-a*"),
+            # The words of the answer are rewarded; that it is the answer is only reported.
+            "rewards": {"words": 1.0, "exact": 0.0},
             "heldout_prompts": 256,
         }
     )
     config.optimizer.weight_decay = 0.0
+    config.data.heldout_share = 0.15
     config.train.initial = "runs/quickstart/sft"
     config.train.checkpoint_every = 10
     config.train.validate_every = 20
     (stage,) = config.stages
     stage = stage.to_dict() if isinstance(stage, ConfigDict) else dict(stage)
-    rate = {"start": 1e-4, "end": 1e-4, "warmup_steps": 5}
     config.stages = tuple(
         {
             **stage,
@@ -45,7 +47,7 @@ def get_config() -> ConfigDict:
             "row_length": ROW_LENGTH,
             "global_batch": ROWS,
             "tokens": iterations * ROWS * ROW_LENGTH,
-            "learning_rate": rate,
+            "learning_rate": {"start": RATES[name], "end": RATES[name], "warmup_steps": 5},
         }
         for name, iterations in ITERATIONS.items()
     )

@@ -40,7 +40,11 @@ def lines(found: Sequence[Line], about: Mapping[str, Any], against: Mapping[str,
 
     `about` are those of both results (`m1jax.evaluate.answers.Answers`).
     """
-    how = f"asked as a {_AS[about['form']]} ({about['chat']})" if about["chat"] else "asked as a text that goes on"
+    how = (
+        f"asked as a {_AS[about['form']]} ({about['chat']})"
+        if about["form"] != "base"
+        else "asked as a text that goes on"
+    )
     table = Table(
         title=escape(f"{_name(about)}: {about['set']}, {how}"),
         caption="Percent, with 95% intervals.",

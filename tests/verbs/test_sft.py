@@ -179,6 +179,6 @@ def test_the_copied_tokenizer_has_the_template_of_the_format_that_the_config_nam
     assert isinstance(chat.of(tokenizer), TemplateChat)
     settings = [f"folder={tmp_path / 'run'}", f"train.initial={model}"]
     for name in ("ChatML", "baichuan-m1"):
-        tuning._copy_tokenizer(config_file.load(CONFIG, [*settings, f"data.chat_format={name}"]), consoles.make())
+        tuning.copy_tokenizer(config_file.load(CONFIG, [*settings, f"data.chat_format={name}"]), consoles.make())
         found = chat.of(tokenizers.load(tmp_path / "run" / "tokenizer"))
         assert found.format.name.lower() == name.lower()
