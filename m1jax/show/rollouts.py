@@ -26,7 +26,8 @@ def plot(config: RunConfig, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     stages = list(dict.fromkeys(line["stage"] for line in lines))
-    figure, axes = plt.subplots(2, len(stages), figsize=(4.5 * len(stages), 6), squeeze=False, sharex="col")
+    size = 5.0 * len(stages), 6.0
+    figure, axes = plt.subplots(2, len(stages), figsize=size, squeeze=False, sharex="col", layout="constrained")
     measured = records.read(config.journal / SAMPLES)
     for column, stage in enumerate(stages):
         own = [line for line in lines if line["stage"] == stage]
@@ -39,7 +40,7 @@ def plot(config: RunConfig, path: Path) -> None:
             [1.96 * line["heldout_reward_error"] for line in held],
             fmt="o-", color="tab:red", capsize=3, label="held-out prompts",
         )  # fmt: skip
-        above.set_title(f"{stage}: {config.policy.method(stage)}")
+        above.set_title(f"stage {stage} ({config.policy.method(stage)})")
         above.set_ylabel("reward" if config.policy.method(stage) != "elo" else "log p(answer), nats")
         above.legend(fontsize=8)
         below.plot([line["step"] for line in own], [line["rollout_kl"] for line in own], label="KL, nats a token")
@@ -48,5 +49,4 @@ def plot(config: RunConfig, path: Path) -> None:
         other = below.twinx()
         other.plot([line["step"] for line in own], [line["length"] for line in own], color="tab:green", alpha=0.5)
         other.set_ylabel("tokens an answer", color="tab:green")
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
