@@ -233,6 +233,7 @@ def start(command: Sequence[str], cell: dict[str, Any]) -> Any:
     """A side's process."""
     threads = {"OMP_NUM_THREADS": str(os.cpu_count()), "TOKENIZERS_PARALLELISM": "false"}
     environment = os.environ | threads | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "HF_HUB_OFFLINE": "1"}
+    environment |= {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as `m1` has its memory; PyTorch gains by it too
     return subprocess.Popen(
         [*command, json.dumps(cell)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
