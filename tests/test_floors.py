@@ -115,7 +115,7 @@ def test_no_verb_imports_another():
             "verbs.program": {"verbs.command"},
             "verbs.sft": {"verbs.tuning"},
             "verbs.prefer": {"verbs.tuning"},
-            "verbs.rl": {"verbs.tuning", "verbs.command"},
+            "verbs.rl": {"verbs.tuning"},
         }
         assert inside <= {"verbs.arguments", *others.get(name, ())}, name
 

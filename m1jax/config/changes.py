@@ -14,6 +14,8 @@ _LEARNED = (
 """Keys, or groups of keys, of the whole run that decide what is learned."""
 _FIXED = ("train.lora.rank", "train.lora.targets", "train.lora.layers", "train.trained", "train.frozen_dtype")
 """Keys that decide which arrays a checkpoint has."""
+_WHOLE = ("policy.rewards", "policy.methods")
+"""Keys whose own keys are the user's names: one more or less is a change."""
 _OF_A_STAGE = ("learning_rate", "rope_base", "skip_steps")
 _NOTED = (
     "mesh", "model.attention", "model.compute_dtype", "train.accumulation", "train.loss_chunk", "train.remat",
@@ -62,7 +64,7 @@ def check(saved: Mapping[str, Any], config: RunConfig, step: int, amend: bool = 
     if found.learned and not (amend and left):
         remedy = "restore them or start a new run in another folder"
         if left:
-            remedy = "restore them, start a new run in another folder, or accept the new ones with `m1 train --amend`"
+            remedy = "restore them, start a new run in another folder, or accept the new ones with --amend"
         raise UserError(
             f"the checkpoint of step {step} was trained with other settings: {'; '.join(found.learned)}: {remedy}."
         )
@@ -82,7 +84,7 @@ def _at(tree: Any, dotted: str) -> Any:
 
 
 def _differences(path: str, old: Any, new: Any) -> Iterator[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and path not in _WHOLE:
         for name in new:
             if name in old:
                 yield from _differences(f"{path}.{name}", old[name], new[name])

@@ -43,7 +43,7 @@ def check_run(config: RunConfig, only: str | None = None) -> None:
     if not config.preference.beta:
         raise UserError("config key preference.beta must be above 0: the loss would not depend on the model.")
     if config.objective == "policy":
-        check_policy(config.policy, config.stages, config.train.checkpoint_every)
+        check_policy(config.policy, config.stages, config.train)
     check_lora(config.model, config.train.lora)
     matched(config.model, config.train.trained)
     for tracker in config.train.trackers:

@@ -50,7 +50,7 @@ class PolicyConfig:
     clip: float = bounded(0.0, default=0.2)
     """Ratios of probabilities count from 1 - clip to 1 + clip."""
     dual_clip: float = bounded(0.0, default=0.0)
-    """Where an advantage is negative, ratios count up to this (above 1); 0: without end."""
+    """Where an advantage is negative, ratios count up to this (above 1); 0: no bound."""
     loss_mean: str = bounded(choices=("tokens", "sequences", "sequence_means"), default="tokens")
     """What the loss is the mean of; see m1jax/objectives/policy.py."""
     gamma: float = bounded(0.0, default=1.0)
@@ -60,7 +60,7 @@ class PolicyConfig:
     value_weight: float = bounded(0.0, default=0.1)
     """Weight of the critic's loss."""
     value_clip: float = bounded(0.0, default=0.2)
-    """The critic's values count within this of those before the iteration; 0: without end."""
+    """The critic's values count within this of those before the iteration; 0: no bound."""
     kl_weight: float = bounded(0.0, default=0.05)
     """Weight of the divergence from the reference."""
     kl: str = bounded(choices=("k1_reward", "k2_loss", "k3_loss"), default="k1_reward")
@@ -88,8 +88,8 @@ class PolicyConfig:
         return self.methods.get(stage, "ppo")
 
 
-def check_policy(policy: PolicyConfig, stages: Any, checkpoint_every: int) -> None:
-    """Raises UserError where fields of the policy and the stages (m1jax.config.StageConfig) contradict each other."""
+def check_policy(policy: PolicyConfig, stages: Any, train: Any) -> None:
+    """Raises UserError where fields of the policy, the stages (StageConfig) and `train` (TrainConfig) contradict."""
     names = [stage.name for stage in stages]
     for name, method in policy.methods.items():
         if name not in names:
@@ -100,6 +100,9 @@ def check_policy(policy: PolicyConfig, stages: Any, checkpoint_every: int) -> No
         raise UserError("config key policy.temperature must be above 0: the likeliest token alone teaches nothing.")
     if not 0 < policy.top_p <= 1:
         raise UserError(f"config key policy.top_p must be above 0 and at most 1, got {policy.top_p}.")
+    for name in ("clip", "gamma", "gae_lambda"):
+        if getattr(policy, name) > 1:
+            raise UserError(f"config key policy.{name} must be at most 1, got {getattr(policy, name)}.")
     if policy.dual_clip and policy.dual_clip <= 1:
         raise UserError(f"config key policy.dual_clip must be 0 or above 1, got {policy.dual_clip}.")
     if policy.samples == 1:
@@ -109,11 +112,18 @@ def check_policy(policy: PolicyConfig, stages: Any, checkpoint_every: int) -> No
                     f"config key policy.samples = 1 makes groups of one, which stage {stage.name!r} "
                     f"({policy.method(stage.name)}) has nothing to compare with: take 2 or more."
                 )
-    if checkpoint_every % policy.steps:
-        raise UserError(
-            f"config key train.checkpoint_every = {checkpoint_every} is not a multiple of the {policy.steps} steps of "
-            f"an iteration (policy.minibatches x policy.epochs): checkpoints are taken between iterations."
-        )
+    for stage in stages:
+        if policy.method(stage.name) != "elo" and not any(policy.rewards.values()):
+            raise UserError(
+                f"config key policy.rewards has no weight other than 0, so that stage {stage.name!r} "
+                f"({policy.method(stage.name)}) has nothing to learn: give a reward a weight."
+            )
+    for name, steps in (("checkpoint_every", train.checkpoint_every), ("emergency_every", train.emergency_every)):
+        if steps % policy.steps:
+            raise UserError(
+                f"config key train.{name} = {steps} is not a multiple of the {policy.steps} steps of an iteration "
+                f"(policy.minibatches x policy.epochs): checkpoints are taken between iterations."
+            )
     for i, stage in enumerate(stages):
         rows = stage.global_batch * policy.minibatches
         total = policy.prompts * policy.samples

@@ -22,7 +22,7 @@ from m1jax.errors import UserError
 from m1jax.generate import programs
 from m1jax.generate.programs import ROOM, Draws, Prepared, State
 from m1jax.generate.sampling import Sampling
-from m1jax.generate.session import CHUNK, Session, bucket, check_tokens, eos_slots
+from m1jax.generate.session import CHUNK, Session, Timing, bucket, check_tokens, eos_slots
 from m1jax.model import seeds
 
 _PROMPTS = 4
@@ -43,16 +43,11 @@ class Sampled:
 
 
 @dataclass
-class BatchTiming:
+class BatchTiming(Timing):
     """What a `Batcher` has done so far."""
 
-    prefill_tokens: int = 0
-    prefill_seconds: float = 0.0
-    decode_tokens: int = 0
-    decode_seconds: float = 0.0
     slot_steps: int = 0
     """Steps times slots: with `decode_tokens`, how full the slots were."""
-    compile_seconds: float = 0.0
 
 
 class Batcher:

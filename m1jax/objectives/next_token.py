@@ -71,17 +71,15 @@ class NextToken(Objective):
         weights, denominator = batch["weights"], jnp.sum(batch["weights"])
         if train.loss_mean == "conversations":
             weights, denominator = of_conversations(weights, batch["segment_ids"])
-        decoder = self.decoder(params)
-        hidden = decoder.hidden(
-            batch["tokens"],
-            batch["segment_ids"],
-            batch["positions"],
-            rope_base=stage.rope_base,
-            remat=train.remat,
-            unroll=train.unroll,
-        )
+        decoder, hidden = self.read(params, batch, stage)
         loss = decoder.cross_entropy(hidden, batch["targets"], weights, chunk=train.loss_chunk)
         return Terms(Ratio(loss.loss, denominator), {"log_z": Ratio(loss.log_z, denominator)})
+
+    def read(self, params: dict[str, Any], batch: Batch, stage: StageScalars) -> tuple[model.Decoder, jax.Array]:
+        """The model of these parameters, and its hidden states (B, S, E) of a batch."""
+        train, decoder = self._config.train, self.decoder(params)
+        given = batch["tokens"], batch["segment_ids"], batch["positions"]
+        return decoder, decoder.hidden(*given, rope_base=stage.rope_base, remat=train.remat, unroll=train.unroll)
 
     def decoder(self, params: dict[str, Any]) -> model.Decoder:
         """The model of these parameters."""

@@ -63,7 +63,7 @@ class Policy(Referenced):
         (nats a token of an answer).
         """
         settings = self._config.policy
-        decoder, hidden = self._read(params, batch, stage)
+        decoder, hidden = self.read(params, batch, stage)
         found = decoder.describe(
             hidden, batch["targets"], chunk=self._config.train.loss_chunk, temperature=settings.temperature
         )
@@ -109,7 +109,7 @@ class Policy(Referenced):
         """
         train, settings = self._config.train, self._config.policy
         given = batch["tokens"], batch["segment_ids"], batch["positions"]
-        decoder, hidden = self._read(params, batch, stage)
+        decoder, hidden = self.read(params, batch, stage)
         other = self.reference(params)
         reference = other.hidden(*given, rope_base=stage.rope_base, unroll=train.unroll)
 
@@ -118,18 +118,6 @@ class Policy(Referenced):
             return described.log_p
 
         return Scored(log_p(decoder, hidden), log_p(other, reference), scalar.values(params[CRITIC], hidden))
-
-    def _read(self, params: dict[str, Any], batch: Batch, stage: StageScalars) -> tuple[model.Decoder, Array]:
-        train, decoder = self._config.train, self.decoder(params)
-        hidden = decoder.hidden(
-            batch["tokens"],
-            batch["segment_ids"],
-            batch["positions"],
-            rope_base=stage.rope_base,
-            remat=train.remat,
-            unroll=train.unroll,
-        )
-        return decoder, hidden
 
     def _value_loss(self, values: Array, batch: Batch) -> Array:
         settings, returns, old = self._config.policy, batch["returns"], batch["old_values"]

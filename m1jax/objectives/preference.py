@@ -40,10 +40,11 @@ class Preference(Referenced):
         length_rejected (tokens).
         """
         train, settings = self._config.train, self._config.preference
-        policy, reference = self.decoder(params), self.reference(params)
+        policy, hidden = self.read(params, batch, stage)
+        reference = self.reference(params)
         given = batch["tokens"], batch["segment_ids"], batch["positions"]
         compared = policy.compare(
-            policy.hidden(*given, rope_base=stage.rope_base, remat=train.remat, unroll=train.unroll),
+            hidden,
             reference,
             jax.lax.stop_gradient(reference.hidden(*given, rope_base=stage.rope_base, unroll=train.unroll)),
             batch["targets"],

@@ -68,15 +68,7 @@ class Reward(Headed):
 
     def scores(self, params: dict[str, Any], batch: Batch, stage: StageScalars) -> Array:
         """The head's number at every token, (B, S) float32."""
-        train = self._config.train
-        hidden = self.decoder(params).hidden(
-            batch["tokens"],
-            batch["segment_ids"],
-            batch["positions"],
-            rope_base=stage.rope_base,
-            remat=train.remat,
-            unroll=train.unroll,
-        )
+        _, hidden = self.read(params, batch, stage)
         return scalar.values(params[SCORE], hidden)
 
 

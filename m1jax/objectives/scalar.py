@@ -15,7 +15,7 @@ from m1jax import model
 from m1jax.config import RunConfig
 from m1jax.objectives.next_token import NextToken
 from m1jax.parallel import rules
-from m1jax.train.objective import Objective
+from m1jax.train.objective import Batch, Objective, StageScalars
 
 Array = jax.Array
 
@@ -83,9 +83,9 @@ class Headed(Objective):
         """The model forward and backward."""
         return self._policy.flops(positions)
 
-    def decoder(self, params: dict[str, Any]) -> model.Decoder:
-        """The model of these parameters."""
-        return self._policy.decoder({name: params[name] for name in self._policy.shapes})
+    def read(self, params: dict[str, Any], batch: Batch, stage: StageScalars) -> tuple[model.Decoder, Array]:
+        """The model of these parameters, and its hidden states (B, S, E) of a batch."""
+        return self._policy.read({name: params[name] for name in self._policy.shapes}, batch, stage)
 
     def _zeros(self) -> dict[str, Any]:
         hidden = self._config.model.hidden

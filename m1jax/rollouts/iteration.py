@@ -253,7 +253,7 @@ class Collector:
             for one in answered
         ]
         parts = rewarding.each(self._rewards, cases)
-        rewards = rewarding.total(parts, self._policy.rewards)
+        rewards = rewarding.total(parts, self._policy.rewards, len(cases))
         return [
             dataclasses.replace(one, reward=float(rewards[i]), parts={name: float(of[i]) for name, of in parts.items()})
             for i, one in enumerate(answered)

@@ -73,6 +73,9 @@ def fit(
             if done % config.train.checkpoint_every == 0 or done == config.total_steps or reason:
                 reporter.flush()
                 trainer.save(state, done)
+            elif config.train.emergency_every and done % config.train.emergency_every == 0:
+                reporter.flush()
+                trainer.save(state, done, emergency=True)
             if reason and done < config.total_steps:
                 trainer.wait()
                 raise InterruptedRunError(

@@ -56,9 +56,9 @@ def of_folder(
 
 def of_document(document: Document, eos_id: int) -> Prompt | None:
     """A conversation's prompt; None for a document that is none, or has no learned answer at its end."""
+    if any(part.text and not part.ids for part in document.parts):
+        return None  # plain text, which has no turns
     parts = [part for part in document.parts if part.ids]
-    if len(parts) != len([part for part in document.parts if part.ids or part.text]):
-        return None  # a part without ids is plain text
     last = max((i for i, part in enumerate(parts) if part.weight), default=None)
     if last is None:
         return None
@@ -80,10 +80,7 @@ def of_document(document: Document, eos_id: int) -> Prompt | None:
 
 def order(count: int, seed: int, first: int, number: int) -> Iterator[int]:
     """Indices of the prompts that places `first` to `first + number` of the run ask: every epoch all, shuffled."""
-    for place in range(first, first + number):
-        epoch, at = divmod(place, count)
-        yield int(_permutation(count, seed, epoch)[at])
-
-
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
+    places = np.arange(first, first + number)
+    for epoch in np.unique(places // count).tolist():
+        shuffled = np.random.default_rng([seed, epoch]).permutation(count)
+        yield from shuffled[places[places // count == epoch] % count].tolist()

@@ -54,8 +54,8 @@ def number(prompt: str, response: str, reference: str) -> float:
 def form(prompt: str, response: str, reference: str) -> float:
     """1 for one line that is not empty and has no word four times in a row, else 0."""
     del prompt, reference
-    words = response.split()
-    repeats = any(len(set(words[i : i + 4])) == 1 for i in range(len(words) - 3))
+    said = response.split()
+    repeats = any(len(set(said[i : i + 4])) == 1 for i in range(len(said) - 3))
     return float(bool(response.strip()) and "\n" not in response.strip() and not repeats)
 
 
@@ -126,9 +126,9 @@ def each(rewards: Mapping[str, Reward], cases: Sequence[Case]) -> dict[str, np.n
     return {name: checked(name, reward(cases), cases) for name, reward in rewards.items()}
 
 
-def total(found: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
-    """The weighted sum of what `each` gave, float32; a reward of weight 0 is only reported."""
-    return np.sum([np.float32(weights[name]) * values for name, values in found.items()], axis=0, dtype=np.float32)
+def total(found: Mapping[str, np.ndarray], weights: Mapping[str, float], count: int) -> np.ndarray:
+    """The weighted sum (count,) of what `each` gave, float32; a reward of weight 0 is only reported."""
+    return sum((np.float32(weights[name]) * values for name, values in found.items()), np.zeros(count, np.float32))
 
 
 def checked(name: str, values: Any, cases: Sequence[Case]) -> np.ndarray:

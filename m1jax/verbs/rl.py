@@ -6,7 +6,6 @@ the prompts, their answers what rewards compare with. The same command continues
 
 import argparse
 import functools
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,7 @@ from m1jax.errors import UserError
 from m1jax.show import console as consoles
 from m1jax.tokenizer import chat as chats
 from m1jax.verbs import tuning
-from m1jax.verbs.arguments import Parser, add_conversations, example
-from m1jax.verbs.command import main
+from m1jax.verbs.arguments import Parser, add_conversations, config_of, example
 
 if TYPE_CHECKING:  # they load JAX
     from m1jax.rollouts.rewards import Reward
@@ -31,14 +29,12 @@ def arguments(parser: Parser) -> None:
     """Adds the verb's arguments."""
     example(parser, "m1 rl --config configs/rl_quickstart.py --conversations runs/quickstart/synthesis/train")
     add_conversations(parser)
-    tuning.arguments(parser)
+    tuning.shared_arguments(parser)
     parser.add_argument("--plot", metavar="FILE.png", help="draw the run's rewards, KL and lengths instead of training")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb: returns the first status of a command that is not 0, else 0."""
-    from m1jax.verbs.arguments import config_of
-
     console, config = consoles.make(), config_of(args)
     if args.plot:
         from m1jax.show import rollouts
@@ -48,22 +44,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     tuning.check(config, "conversations", args.conversations, ("policy",))
     tuning.copy_tokenizer(config, console)
-    if args.conversations:
-        command = [
-            "corpus",
-            "--config",
-            args.config,
-            "--conversations",
-            args.conversations,
-            "--language",
-            args.language,
-        ]
-        command += [part for override in args.overrides for part in ("--set", override)]
-        console.print(f"[bold]$ m1 {shlex.join(command)}[/]", soft_wrap=True)
-        if status := main([*command, *(["--debug"] if args.debug else [])]):
-            return status
-    if not args.prepare:
-        train(config, args.amend)
+    read = tuning.reading(args, "conversations", args.conversations)
+    if status := tuning.run_all([read] if read else [], console):
+        return status
+    train(config, args.amend)
     return 0
 
 
@@ -96,8 +80,8 @@ def _train(config: RunConfig, amend: bool, say: Any, everywhere: Sequence[Any]) 
     from m1jax.parallel import mesh as meshes
     from m1jax.rollouts.iteration import Collector
     from m1jax.rollouts.loop import fit
+    from m1jax.train.hooks import trackers
     from m1jax.train.hooks.average import state_hooks
-    from m1jax.train.hooks.journal import Journal
     from m1jax.train.run import history
     from m1jax.train.trainer import Trainer
 
@@ -122,7 +106,7 @@ def _train(config: RunConfig, amend: bool, say: Any, everywhere: Sequence[Any]) 
         config,
         objective,
         mesh,
-        hooks=[*everywhere, *state_hooks(config.train), Journal(config.journal)],
+        hooks=[*everywhere, *state_hooks(config.train), *trackers.of_run(config)],
         curriculum=record,
         initial=functools.partial(objective.begin, functools.partial(loading.initial, config)),
         say=say,

@@ -116,8 +116,10 @@ def _train(
     from m1jax.curriculum.opening import open_curriculum
     from m1jax.parallel import measure
     from m1jax.parallel import mesh as meshes
+    from m1jax.train.hooks import trackers
     from m1jax.train.hooks.average import state_hooks
     from m1jax.train.hooks.journal import read_journal
+    from m1jax.train.hooks.progress import ProgressBar
     from m1jax.train.loop import fit
     from m1jax.train.run import goodput, history
     from m1jax.train.trainer import Trainer
@@ -141,7 +143,8 @@ def _train(
         say(f"The peak FLOP/s of {mesh.devices.flat[0].device_kind} is not in m1jax/hardware.py: MFU is n/a.")
     hooks = [*everywhere, *state_hooks(config.train), *_validation(config, mesh, objective)]
     if first_process:
-        hooks += [*_trackers(config, console), *more]
+        bar = ProgressBar(console, config.train.log_every)
+        hooks += [bar, *trackers.of_run(config), *more]
     with Trainer(
         config,
         objective,
@@ -195,14 +198,3 @@ def _validation(config: RunConfig, mesh: "Mesh", objective: "Objective") -> list
         return [Validation(config, heldout_pairs.measure(config, mesh, objective, rows))]
     documents = heldout.encoded(config.corpus, tokenizer, min(config.data.row_lengths))
     return [Validation(config, heldout.measure(config, mesh, documents, tokenizer))]
-
-
-def _trackers(config: RunConfig, console: "Console") -> list["Hook"]:
-    """Where each step's numbers go: the bar, metrics.jsonl with TensorBoard, and the config's trackers."""
-    from m1jax.train.hooks.journal import Journal
-    from m1jax.train.hooks.progress import ProgressBar
-    from m1jax.train.hooks.wandb import Wandb
-
-    trackers = {"wandb": Wandb}
-    bar = ProgressBar(console, config.train.log_every)
-    return [bar, Journal(config.journal), *(trackers[name](config) for name in config.train.trackers)]

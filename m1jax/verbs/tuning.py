@@ -24,14 +24,19 @@ _SHOWN = 1000
 
 
 def arguments(parser: Parser) -> None:
-    """Adds the arguments that both verbs have."""
-    add_config(parser)
-    parser.add_argument("--language", default="en", help="language of the records where they do not say (default: en)")
+    """Adds the arguments of `walk`."""
+    shared_arguments(parser)
     parser.add_argument(
         "--prepare",
         action="store_true",
         help="write and show the rows only; then train with `m1 train`, on several hosts too",
     )
+
+
+def shared_arguments(parser: Parser) -> None:
+    """Adds the arguments of every verb that tunes a model, `m1 rl` among them."""
+    add_config(parser)
+    parser.add_argument("--language", default="en", help="language of the records where they do not say (default: en)")
     parser.add_argument(
         "--amend",
         action="store_true",
@@ -51,14 +56,27 @@ def walk(args: argparse.Namespace, what: str, given: str | None, objective: Sequ
     config = config_of(args)
     check(config, what, given, objective)
     copy_tokenizer(config, console)
-    shared = ["--config", args.config, *(part for override in args.overrides for part in ("--set", override))]
-    shared += ["--debug"] if args.debug else []
-    read = ["corpus", *shared, f"--{what}", given, "--language", args.language] if given else []
-    for command in commands(shared, read, args.prepare, args.amend):
+    return run_all(commands(shared(args), reading(args, what, given), args.prepare, args.amend), console)
+
+
+def run_all(verbs: Sequence[Sequence[str]], console: Console) -> int:
+    """Runs verbs one after the other, each printed before; returns the first status that is not 0, else 0."""
+    for command in verbs:
         console.print(f"[bold]$ m1 {shlex.join(command)}[/]", soft_wrap=True)
         if status := main(command):
             return status
     return 0
+
+
+def shared(args: argparse.Namespace) -> list[str]:
+    """The arguments that every verb of a walk gets."""
+    given = ["--config", args.config, *(part for override in args.overrides for part in ("--set", override))]
+    return [*given, *(["--debug"] if args.debug else [])]
+
+
+def reading(args: argparse.Namespace, what: str, given: str | None) -> list[str]:
+    """The verb that reads the records, which are `what`, in the folder `given`; empty without one."""
+    return ["corpus", *shared(args), f"--{what}", given, "--language", args.language] if given else []
 
 
 def commands(shared: Sequence[str], read: list[str], prepare: bool, amend: bool) -> list[list[str]]:

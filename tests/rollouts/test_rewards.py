@@ -16,7 +16,7 @@ CASES = [Case("Which?", "Cornea.", "cornea"), Case("Which?", "lens", "cornea")]
 
 
 def total(**weights):
-    return rewards.total(rewards.each({name: rewards.named(name) for name in weights}, CASES), weights)
+    return rewards.total(rewards.each({name: rewards.named(name) for name in weights}, CASES), weights, len(CASES))
 
 
 def test_rewards_are_added_with_their_weights_in_float32():

@@ -104,6 +104,8 @@ def test_other_prompts_and_settings_are_refused_under_a_run(tuned, road, convers
     folder = shutil.copytree(tuned[0], tmp_path / "run")
     shutil.rmtree(folder / "checkpoints" / "16")
     refused(capsys, command(folder, train__initial=road, policy__clip=0.1), "policy.clip was 0.2, is 0.1")
+    more = '{"exact": 1.0, "form": 0.1, "length": 0.5}'
+    refused(capsys, command(folder, train__initial=road, policy__rewards=more), "policy.rewards was", "'length': 0.5")
     other = shutil.copytree(conversations, tmp_path / "talks")
     with open(other / "a.jsonl", "a") as file:
         file.write('\n{"prompt": "One more?", "completion": "yes"}')
@@ -120,7 +122,10 @@ def test_other_prompts_and_settings_are_refused_under_a_run(tuned, road, convers
         ({"policy__temperature": 0}, ("policy.temperature must be above 0",)),
         ({"policy__prompts": 3}, ("do not spread evenly",)),
         ({"policy__max_new_tokens": 100}, ("policy.max_new_tokens", "lengthen the rows")),
-        ({"train__checkpoint_every": 3}, ("between iterations",)),
+        ({"train__checkpoint_every": 3}, ("train.checkpoint_every = 3", "between iterations")),
+        ({"train__emergency_every": 3}, ("train.emergency_every = 3", "between iterations")),
+        ({"policy__rewards": '{"exact": 0.0}'}, ("policy.rewards has no weight", "stage 'ppo'")),
+        ({"policy__gamma": 1.5}, ("policy.gamma must be at most 1",)),
         ({"stages__0__tokens": 3 * 1024}, ("whole iterations",)),
         ({"policy__methods__elo": "grpo"}, ("policy.methods.elo must be one of",)),
         ({"policy__kl": "k1_loss"}, ("policy.kl", "k3_loss")),
