@@ -14,20 +14,18 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sides import ask
+from sides import ask, serve, start
+from smollm2_models import NAMES, open_transformers, write_gguf, write_models
 from table import machine, row, show, write
 
-ROOT = Path(__file__).resolve().parents[1]
-NAMES = {"m1jax": "m1jax", "torch": "transformers", "vllm": "vLLM (CPU)", "llama": "llama.cpp"}
 NEW, WORDS = 32, 30_000
 
 
@@ -43,58 +41,21 @@ def main() -> None:
     parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        serve(json.loads(args.side))
+        side(json.loads(args.side))
         return
     pythons = {"m1jax": sys.executable, "torch": sys.executable, "vllm": args.vllm, "llama": args.llama}
     rows: list[Any] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_models(folder, args.dtypes, llama=bool(args.llama))
+        file = write_models(folder)
+        for dtype in args.dtypes if args.llama else []:
+            write_gguf(file, folder / f"{dtype}.gguf", dtype)
         for dtype in args.dtypes:
             rows += compare(folder, dtype, {side: python for side, python in pythons.items() if python}, args)
     print(f"{machine(['jax', 'torch', 'transformers'])}; load {os.getloadavg()[0]:.1f}\n")
     show(rows)
     if args.json:
         write(rows, args.json)
-
-
-def write_models(folder: Path, dtypes: Sequence[str], llama: bool) -> None:
-    """The same weights for each program: `ours`, `theirs` and DTYPE.gguf."""
-    sys.path.insert(0, str(ROOT))
-    from tests.convert import smollm2
-
-    gguf = smollm2.extract(folder)
-    for name in ("ours", "theirs"):
-        (folder / name).mkdir()
-        smollm2.write_tokenizer(gguf, folder / name)
-    smollm2.convert(gguf, folder / "ours")
-    smollm2.llama(gguf).save_pretrained(folder / "theirs")
-    for dtype in dtypes if llama else []:
-        write_gguf(gguf, folder / f"{dtype}.gguf", dtype)
-
-
-def write_gguf(source: Path, target: Path, dtype: str) -> None:
-    """A GGUF file with dequantised matrices in a dtype; vectors stay float32, as llama.cpp wants them."""
-    import gguf
-    from gguf.quants import dequantize, quantize
-
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, "llama")
-    for name, entry in reader.fields.items():
-        if not name.startswith("GGUF.") and name not in ("general.architecture", "general.file_type"):
-            kind, *inner = entry.types
-            writer.add_key_value(name, entry.contents(), kind, inner[0] if inner else None)
-    for tensor in reader.tensors:
-        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        if dtype == "bfloat16" and values.ndim > 1:
-            kind = gguf.GGMLQuantizationType.BF16
-            writer.add_tensor(tensor.name, quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(tensor.name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def compare(folder: Path, dtype: str, pythons: dict[str, str], args: argparse.Namespace) -> list[Any]:
@@ -105,7 +66,7 @@ def compare(folder: Path, dtype: str, pythons: dict[str, str], args: argparse.Na
     processes: dict[str, Any] = {}
     try:
         for side, python in pythons.items():
-            processes[side] = start(python, {**cell, "side": side})
+            processes[side] = start(python, __file__, {**cell, "side": side})
             ask(processes[side])
         for turn in range(args.turns):
             for batch in args.batches:
@@ -138,33 +99,20 @@ def compare(folder: Path, dtype: str, pythons: dict[str, str], args: argparse.Na
     ]
 
 
-def start(python: str, cell: dict[str, Any], script: str = __file__) -> Any:
-    """A side's process."""
-    threads = str(os.cpu_count())
-    environment = os.environ | {
-        "OMP_NUM_THREADS": threads, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "4",
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    }  # fmt: skip
-    command = [python, script, "--side", json.dumps(cell)]
-    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def side(cell: dict[str, Any]) -> None:
+    """A side: answers "batch context turn" with seconds of prefill and of decoding."""
+    opened = {"m1jax": open_m1jax, "torch": open_torch, "vllm": open_vllm, "llama": open_llama}[cell["side"]]
 
+    def ready() -> Callable[[str], tuple[float, float]]:
+        run = opened(cell)
 
-def serve(cell: dict[str, Any]) -> None:
-    """A side: says that it is ready, then answers "batch context turn" with seconds of prefill and of decoding."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not come between
-    run = {"m1jax": open_m1jax, "torch": open_torch, "vllm": open_vllm, "llama": open_llama}[cell["side"]](cell)
+        def turn(words: str) -> tuple[float, float]:
+            batch, context, number = map(int, words.split())
+            return run(np.random.default_rng([number, context]).integers(100, WORDS, (batch, context)))
 
-    def say(what: Any) -> None:
-        answers.write(json.dumps(what) + "\n")
-        answers.flush()
+        return turn
 
-    say("ready")
-    for line in iter(sys.stdin.readline, ""):
-        batch, context, turn = map(int, line.split())
-        tokens = np.random.default_rng([turn, context]).integers(100, WORDS, (batch, context))
-        say(run(tokens))
+    serve(ready)
 
 
 def open_m1jax(cell: dict[str, Any]) -> Any:
@@ -185,11 +133,8 @@ def open_m1jax(cell: dict[str, Any]) -> Any:
 def open_torch(cell: dict[str, Any]) -> Any:
     """The Llama of transformers with its own cache."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    dtype = getattr(torch, cell["dtype"])
-    model = AutoModelForCausalLM.from_pretrained(Path(cell["folder"]) / "theirs", dtype=dtype).eval()
+    model = open_transformers(cell)
 
     @torch.inference_mode()
     def run(tokens: np.ndarray) -> tuple[float, float]:

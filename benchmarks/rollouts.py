@@ -15,12 +15,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decode_smollm2 import NAMES, start, write_models
-from sides import ask
+from sides import ask, serve, start
+from smollm2_models import NAMES, open_transformers, write_models
 from table import machine, row, show, write
 
 PROMPTS, SAMPLES, LENGTH, LIMITS = 8, 4, 192, (16, 256)
@@ -37,14 +38,14 @@ def main() -> None:
     parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        serve(json.loads(args.side))
+        side(json.loads(args.side))
         return
     pythons = {"m1jax": sys.executable, "vllm": args.vllm, "torch": sys.executable}
     sides = {side: python for side, python in pythons.items() if python and side in ("m1jax", *args.peers)}
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_models(folder, args.dtypes, llama=False)
+        write_models(folder)
         for dtype in args.dtypes:
             cell = {"folder": str(folder), "dtype": dtype, "slots": args.slots}
             speeds = measured(sides, cell, args.turns)
@@ -73,7 +74,7 @@ def measured(sides: dict[str, str], cell: dict[str, Any], turns: int) -> dict[st
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     try:
         for side, python in sides.items():
-            processes[side] = start(python, {**cell, "side": side}, __file__)
+            processes[side] = start(python, __file__, {**cell, "side": side})
             ask(processes[side])
         for turn in range(turns):
             for side, process in processes.items():
@@ -85,23 +86,24 @@ def measured(sides: dict[str, str], cell: dict[str, Any], turns: int) -> dict[st
     return {side: asked().sum() / statistics.median(taken[1:]) for side, taken in seconds.items()}
 
 
-def serve(cell: dict[str, Any]) -> None:
-    """A side: says that it is ready, then answers the number of a turn with its seconds."""
-    answers, sys.stdout = sys.stdout, sys.stderr
-    run = {"m1jax": open_m1jax, "torch": open_torch, "vllm": open_vllm}[cell["side"]](cell)
+def side(cell: dict[str, Any]) -> None:
+    """A side: answers the number of a turn with its seconds."""
+    opened = {"m1jax": open_m1jax, "torch": open_torch, "vllm": open_vllm}[cell["side"]]
 
-    def say(what: Any) -> None:
-        answers.write(json.dumps(what) + "\n")
-        answers.flush()
+    def ready() -> Callable[[str], float]:
+        run = opened(cell)
 
-    say("ready")
-    for line in iter(sys.stdin.readline, ""):
-        given = prompts(int(line))
-        begun = time.perf_counter()
-        counts = run(given, int(line))
-        seconds = time.perf_counter() - begun
-        assert all(own >= wanted for own, wanted in zip(counts, asked().tolist(), strict=True)), counts
-        say(seconds)
+        def turn(word: str) -> float:
+            given = prompts(int(word))
+            begun = time.perf_counter()
+            counts = run(given, int(word))
+            seconds = time.perf_counter() - begun
+            assert all(own >= wanted for own, wanted in zip(counts, asked().tolist(), strict=True)), counts
+            return seconds
+
+        return turn
+
+    serve(ready)
 
 
 def open_m1jax(cell: dict[str, Any]) -> Any:
@@ -124,11 +126,8 @@ def open_m1jax(cell: dict[str, Any]) -> Any:
 def open_torch(cell: dict[str, Any]) -> Any:
     """The generate of transformers: one batch, all to the longest."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    dtype = getattr(torch, cell["dtype"])
-    model = AutoModelForCausalLM.from_pretrained(Path(cell["folder"]) / "theirs", dtype=dtype).eval()
+    model = open_transformers(cell)
 
     @torch.inference_mode()
     def run(given: list[list[int]], turn: int) -> list[int]:

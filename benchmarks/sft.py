@@ -30,9 +30,9 @@ from typing import Any
 
 import numpy as np
 from sides import ask
+from smollm2_models import write_models
 from table import count_again, machine, peak, row, show, write
 
-ROOT = Path(__file__).resolve().parents[1]
 PEERS = {"batch": "TRL, a batch as one row", "rows": "TRL, row by row"}
 RATE, BASE_SEED, WINDOW = 1e-5, 0, 4096
 # A step's loss is a mean over hundreds of tokens; bfloat16 keeps 8 bits of each product.
@@ -74,15 +74,7 @@ def main() -> None:
 
 def prepare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Writes the model for both sides, our batches, and the peer's examples; returns what was made."""
-    sys.path.insert(0, str(ROOT))
-    from tests.convert import smollm2
-
-    gguf = smollm2.extract(folder)
-    for name in ("ours", "theirs"):
-        (folder / name).mkdir()
-        smollm2.write_tokenizer(gguf, folder / name)
-    smollm2.convert(gguf, folder / "ours")
-    smollm2.llama(gguf).save_pretrained(folder / "theirs")
+    write_models(folder)
     needed = (args.steps + 2) * args.rows
     documents, messages = conversations(folder / "ours", args.length, needed)
     rows = packed(folder, documents, args.length)
