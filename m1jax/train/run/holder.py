@@ -56,6 +56,11 @@ class Holder:
             return cls(data.hex(), "an unknown machine", 0, "", 0, "an unknown time")
 
     @property
+    def legible(self) -> bool:
+        """Whether the record names a process: one that is read while a network's disk writes it may be cut short."""
+        return self.pid > 0
+
+    @property
     def is_here(self) -> bool:
         """Whether it is, or was, a process of this machine that can be looked up."""
         return bool(self.machine) and self.machine == _machine()

@@ -128,7 +128,7 @@ class Lease(Hook):
                     f"waiting up to {self._silence:.0f} s for a sign of life."
                 )
                 return _WAIT
-            if found != self._watched[0]:
+            if found.legible and found != self._watched[0]:
                 return self._refusal(found)
             return _WAIT if time.monotonic() - self._watched[1] < self._silence else self._take()
 

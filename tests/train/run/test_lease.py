@@ -56,7 +56,8 @@ def beating(folder, holder, every=0.05):
     def beat(count=0):
         while not ended.wait(every):
             count += 1
-            (folder / leases.FILE).write_bytes(dataclasses.replace(holder, beat=count).encoded())
+            with open(folder / leases.FILE, "r+b", buffering=0) as file:
+                file.write(dataclasses.replace(holder, beat=count).encoded())
 
     threading.Thread(target=beat, daemon=True).start()
     return ended.set
@@ -128,6 +129,15 @@ def test_a_damaged_record_counts_as_one_elsewhere(tmp_path):
     with lease(tmp_path, say=said.append):
         pass
     assert said
+
+
+def test_a_record_that_is_read_half_written_is_read_again(tmp_path):
+    holder = written(tmp_path, machine="another", host="host-7", pid=4711)
+    path = tmp_path / leases.FILE
+    threading.Timer(0.3, path.write_bytes, [b""]).start()
+    threading.Timer(2.5, path.write_bytes, [dataclasses.replace(holder, beat=1).encoded()]).start()
+    with pytest.raises(UserError, match="process 4711 on host-7"), lease(tmp_path, silence=60):
+        pass
 
 
 def test_a_run_that_was_taken_over_stops_before_its_next_step(tmp_path):
