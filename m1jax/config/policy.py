@@ -44,6 +44,9 @@ class PolicyConfig:
     top_p: float = bounded(0.0, default=1.0)
     slots: int = bounded(1, default=16)
     """Continuations that are generated at once."""
+    sampler_tensor: int = bounded(0, default=0)
+    """Devices that each matrix is divided over while sampling, where each holds a share of its heads; the others hold
+    copies. 0: as `mesh` says, which with mesh.fsdp gathers every matrix for every token."""
     rewards: Mapping[str, float] = field(default_factory=lambda: {"exact": 1.0})
     """Weights of rewards by name: one of m1jax.rollouts.rewards.RULES, "model:FOLDER" for a reward model, or
     "MODULE:FUNCTION" for a function of your own. The reward is their weighted sum; elo has its own."""

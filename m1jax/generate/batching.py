@@ -9,6 +9,7 @@ What a continuation draws depends on the seed and its number alone, not on its s
 Legend: B slots, R room of a call.
 """
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from m1jax.generate.sampling import Sampling
 from m1jax.generate.session import CHUNK, Session, Timing, bucket, check_tokens, eos_slots
 from m1jax.model import seeds
 
-_PROMPTS = 4
+PROMPTS = 4
 """Prompts that are read at once, at most."""
 
 
@@ -63,6 +64,10 @@ class Batcher:
     def swap(self, prepared: Prepared) -> None:
         """Goes on with other parameters of the same model (`programs.prepare`); what was compiled stays."""
         self._prepared = prepared.like(self._prepared)
+
+    def release(self) -> None:
+        """Lets the parameters go, so that their memory is free until the next `swap`."""
+        self._prepared = dataclasses.replace(self._prepared, parameters={})
 
     def run(
         self,
@@ -200,7 +205,7 @@ class _Run:
 
     def _read(self, free: int) -> _Ready:
         """The next prompts, read: as many as fill the free slots, at most a few."""
-        count = min(len(self._order), _PROMPTS, max(1, -(-free // self._samples)))
+        count = min(len(self._order), PROMPTS, max(1, -(-free // self._samples)))
         numbers, self._order = self._order[:count], self._order[count:]
         prompts = [self._prompts[i] for i in numbers]
         session = Session(self._prepared, bucket(count, 1), min(max(map(len, prompts)), CHUNK))

@@ -90,16 +90,16 @@ def prepare(config: ModelConfig, rope_base: float, parameters: dict[str, Any], m
     the reference, which XLA divides; it cannot divide a kernel. Raises UserError where a dimension does not divide over
     the mesh.
     """
-    if mesh is not None and mesh.size > 1:
-        config = dataclasses.replace(config, attention="reference")
+    return placed(config, rope_base, narrowed(config, parameters), mesh)
+
+
+def narrowed(config: ModelConfig, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters as `prepare` changes them: a pure function, which may be part of a compiled program."""
     _, tree = models.unrolled(config, parameters)
     if config.normalize_head or config.tie_embeddings:  # a head of its own, because the embedding is kept as bits
         table = tree["embed" if config.tie_embeddings else "head"]["weight"]
         factor = jax.jit(normalize_rows)(table) if config.normalize_head else table
         tree["head"] = {"weight": factor.astype(config.compute_dtype)}
-        config = dataclasses.replace(config, normalize_head=False, tie_embeddings=False)
-    cut = models.Layout(config.layer_kinds, (), 0, ())
-    abstract = models.abstract(config, cut=cut)
     narrow = jnp.dtype(config.compute_dtype)
 
     def cast(axes: tuple[str | None, ...], leaf: Array) -> Array:
@@ -107,13 +107,29 @@ def prepare(config: ModelConfig, rope_base: float, parameters: dict[str, Any], m
         matrix = len(axes) > 1 and "conv" not in axes
         return leaf.astype(narrow) if matrix and narrow.itemsize < leaf.dtype.itemsize else leaf
 
-    tree = jax.tree.map(cast, abstract.axes, tree, is_leaf=lambda axes: isinstance(axes, tuple))
+    tree = jax.tree.map(cast, unrolled(config).axes, tree, is_leaf=lambda axes: isinstance(axes, tuple))
     # As bits: the CPU backend would widen the whole bfloat16 table to float32 at every call to take some of its rows.
     tree["embed"] = jax.tree.map(kernels.to_bits, tree["embed"])
+    return tree
+
+
+@functools.lru_cache(maxsize=8)
+def unrolled(config: ModelConfig) -> models.Abstract:
+    """The model that `narrowed` parameters are of, on one device."""
+    config = dataclasses.replace(config, normalize_head=False, tie_embeddings=False)
+    return models.abstract(config, cut=models.Layout(config.layer_kinds, (), 0, ()))
+
+
+def placed(config: ModelConfig, rope_base: float, tree: dict[str, Any], mesh: Mesh | None) -> Prepared:
+    """What `narrowed` made, on its devices; from those of another mesh it is moved without passing through the host."""
+    if mesh is not None and mesh.size > 1:
+        config = dataclasses.replace(config, attention="reference")
+    abstract = unrolled(config)
     base = jnp.float32(rope_base)
     if mesh is not None:
         tree = jax.device_put(tree, rules.parameter_shardings(mesh, abstract.shapes, abstract.axes))
         base = jax.device_put(base, rules.replicated(mesh))
+    config = dataclasses.replace(config, normalize_head=False, tie_embeddings=False)
     return Prepared(config, abstract.graphdef, tree, base, mesh)
 
 

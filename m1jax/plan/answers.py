@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import numpy as np
 
 from m1jax.config import RunConfig, StageConfig
 from m1jax.generate.programs import decode
+from m1jax.model.flops import train_flops
 from m1jax.parallel import mesh as meshes
 from m1jax.plan import compiling, decoding, flops, memory, roofline
 from m1jax.plan.collectives import Collective
@@ -70,6 +72,9 @@ def train_step(config: RunConfig, stage: StageConfig, topology: Topology, compil
     shape = dict(mesh.shape)
     tokens = stage.global_batch * stage.row_length
     per_token = flops.per_token(config.model, stage.row_length, config.train)
+    # What the objective computes beside the model forward and backward, such as a reference.
+    positions = np.arange(stage.row_length)
+    beside = (built.objective.flops(positions) - train_flops(config.model, positions, config.train)) / len(positions)
     parts_of_state = {
         "parameters": built.state.params,
         "frozen parameters": built.state.frozen,
@@ -79,7 +84,10 @@ def train_step(config: RunConfig, stage: StageConfig, topology: Topology, compil
     state = {name: leaves for name, tree in parts_of_state.items() if (leaves := jax.tree.leaves(tree))}
     parts = memory.by_part(state, found, config, stage, shape)
     times = roofline.step_times(
-        tokens * per_token.hardware / mesh.size, _train_traffic(config, parts, shape), found.collectives, topology
+        tokens * (per_token.hardware + beside) / mesh.size,
+        _train_traffic(config, parts, shape),
+        found.collectives,
+        topology,
     )
     same = [s for s in config.stages if (s.row_length, s.global_batch) == (stage.row_length, stage.global_batch)]
     return Answer(
@@ -97,8 +105,8 @@ def train_step(config: RunConfig, stage: StageConfig, topology: Topology, compil
         kernels=found.kernels,
         collectives=found.collectives,
         tokens=tokens,
-        model_flops_per_token=per_token.model,
-        hardware_flops_per_token=per_token.hardware,
+        model_flops_per_token=per_token.model + beside,
+        hardware_flops_per_token=per_token.hardware + beside,
         times=times,
         host=found.host,
         compile_seconds=found.seconds,

@@ -5,78 +5,86 @@ with the reference, as here; `model.attention` of a run's config chooses that of
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from m1jax import kernels, model
+from m1jax import model
 from m1jax.config import ModelConfig
 from m1jax.generate import programs
+from m1jax.generate.sampling import Sampling, row_keys
 from m1jax.model.cache import LAYER_AXES
 from m1jax.parallel import rules
 
 
 def abstract_parameters(config: ModelConfig, mesh: Mesh) -> tuple[Any, Any]:
     """(graphdef, parameters) as `generate.programs.prepare` lays them out, shapes and shardings only."""
-    config = dataclasses.replace(config, normalize_head=False, tie_embeddings=False, attention="reference")
-    abstract = model.abstract(config, cut=model.Layout(config.layer_kinds, (), 0, ()))
+    abstract = programs.unrolled(dataclasses.replace(config, attention="reference"))
     shardings = rules.parameter_shardings(mesh, abstract.shapes, abstract.axes)
-    narrow = jnp.dtype(config.compute_dtype)
-
-    def one(axes: tuple[str | None, ...], leaf: Any, sharding: Any) -> Any:
-        matrix = len(axes) > 1 and "conv" not in axes
-        dtype = narrow if matrix and narrow.itemsize < leaf.dtype.itemsize else leaf.dtype
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
-
-    tree = jax.tree.map(one, abstract.axes, abstract.shapes, shardings, is_leaf=lambda axes: isinstance(axes, tuple))
-    tree["embed"] = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, jax.eval_shape(kernels.to_bits, leaf).dtype, sharding=leaf.sharding
-        ),
-        tree["embed"],
-    )
-    return abstract.graphdef, tree
+    tree = jax.eval_shape(functools.partial(programs.narrowed, config), model.abstract(config).shapes)
+    return abstract.graphdef, jax.tree.map(_placed, tree, shardings)
 
 
-def arguments(config: ModelConfig, mesh: Mesh, rows: int, capacity: int) -> tuple[Any, ...]:
-    """Those of `generate.programs.decode`, greedy, for `rows` rows with room for `capacity` tokens each."""
-    graphdef, parameters = abstract_parameters(config, mesh)
-    whole = rules.replicated(mesh)
+def abstract_state(config: ModelConfig, mesh: Mesh, rows: int, capacity: int) -> programs.State:
+    """The state of `rows` rows with room for `capacity` tokens each, shapes and shardings only."""
     state = jax.eval_shape(lambda: programs.start(config, None, rows, capacity))
-
-    def place(leaf: Any, sharding: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
     layers = tuple(
         type(layer)(
             **{
-                name: place(leaf, rules.parameter_sharding(mesh, leaf.shape, LAYER_AXES[name], f"cache {name}"))
+                name: _placed(leaf, rules.parameter_sharding(mesh, leaf.shape, LAYER_AXES[name], f"cache {name}"))
                 for name, leaf in layer._asdict().items()
             }
         )
         for layer in state.cache.layers
     )
-    state = programs.State(model.Cache(layers, place(state.cache.lengths, whole)), place(state.logits, whole))
+    whole = rules.replicated(mesh)
+    return programs.State(model.Cache(layers, _placed(state.cache.lengths, whole)), _placed(state.logits, whole))
 
-    def scalars(shape: tuple[int, ...], dtype: Any) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
 
+def arguments(
+    config: ModelConfig, mesh: Mesh, rows: int, capacity: int, sampling: Sampling | None = None
+) -> tuple[Any, ...]:
+    """Those of `generate.programs.decode` for `rows` rows with room for `capacity` tokens each; greedy by default."""
+    graphdef, parameters = abstract_parameters(config, mesh)
+    whole = rules.replicated(mesh)
+    draws = None
+    if sampling is not None and not sampling.greedy:
+        made = jax.eval_shape(
+            lambda: programs.Draws(
+                jnp.zeros((rows, config.vocab_size), jnp.bool_), row_keys(0, rows), sampling.controls(rows)
+            )
+        )
+        draws = jax.tree.map(lambda leaf: _placed(leaf, whole), made)
+    by_row = [_scalars(whole, dtype, rows) for dtype in (jnp.bool_, jnp.int32, jnp.int32)]
+    counts = [_scalars(whole, jnp.int32), _scalars(whole, jnp.int32), _scalars(whole, jnp.int32, 1)]
+    base = _scalars(whole, jnp.float32)
+    return graphdef, mesh, parameters, base, abstract_state(config, mesh, rows, capacity), *by_row, *counts, draws
+
+
+def reading(config: ModelConfig, mesh: Mesh, rows: int, capacity: int, tokens: int) -> tuple[Any, ...]:
+    """Those of `generate.programs.prefill` for `tokens` new tokens of each row."""
+    graphdef, parameters = abstract_parameters(config, mesh)
+    whole = rules.replicated(mesh)
+    given = [_scalars(whole, dtype, rows, tokens) for dtype in (jnp.int32, jnp.bool_)]
     return (
         graphdef,
         mesh,
         parameters,
-        scalars((), jnp.float32),
-        state,
-        scalars((rows,), jnp.bool_),
-        scalars((rows,), jnp.int32),
-        scalars((rows,), jnp.int32),
-        scalars((), jnp.int32),
-        scalars((), jnp.int32),
-        scalars((1,), jnp.int32),
-        None,
+        _scalars(whole, jnp.float32),
+        abstract_state(config, mesh, rows, capacity),
+        *given,
     )
+
+
+def _placed(leaf: Any, sharding: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _scalars(sharding: Any, dtype: Any, *shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
 def cache_bytes(config: ModelConfig, rows: int, capacity: int) -> int:

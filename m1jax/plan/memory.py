@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from m1jax.config import ModelConfig, RunConfig, StageConfig, tuning
 
 BF16, FP32 = 2, 4
@@ -193,7 +195,7 @@ def by_part(state: Any, facts: Any, config: RunConfig, stage: StageConfig, mesh:
 
     `state` has the abstract leaves of each part by name; "parameters" are the trained ones.
     """
-    sizes = {name: sum(map(_on_device, leaves)) for name, leaves in state.items()}
+    sizes = {name: device_bytes(leaves) for name, leaves in state.items()}
     estimated = estimate(config, stage, mesh)
     temporaries = facts.temporaries
     gradients = min(sizes["parameters"] * (2.0 if config.train.accumulation > 1 else 1.0), temporaries)
@@ -208,5 +210,6 @@ def by_part(state: Any, facts: Any, config: RunConfig, stage: StageConfig, mesh:
     }
 
 
-def _on_device(leaf: Any) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+def device_bytes(tree: Any) -> int:
+    """Bytes of abstract arrays (ShapeDtypeStructs with shardings) on one device."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from m1jax.config import StageConfig
+from m1jax.config import MeshConfig, RunConfig, StageConfig
 from m1jax.config.policy import PolicyConfig
 from m1jax.errors import UserError
 from m1jax.generate import Sampling, programs
 from m1jax.generate.batching import Batcher, Sampled
 from m1jax.model import adapters
 from m1jax.objectives.policy import Policy
+from m1jax.parallel import mesh as meshes
 from m1jax.parallel import rules
 from m1jax.rollouts import advantages as estimates
 from m1jax.rollouts import rewards as rewarding
@@ -57,6 +59,25 @@ def means(answered: Sequence[Answered]) -> dict[str, float]:
     return {f"reward/{name}": float(np.mean([one.parts[name] for one in answered])) for name in answered[0].parts}
 
 
+SCORED = ("tokens", "targets", "segment_ids", "positions")
+"""Columns that scoring needs."""
+
+
+def rows_at_once(config: RunConfig, stage: StageConfig) -> int:
+    """Rows that are scored in one call."""
+    return stage.global_batch // config.train.accumulation
+
+
+def sampler_mesh(mesh: Mesh, tensor: int) -> Mesh | None:
+    """The trainer's devices with `policy.sampler_tensor` of them along "tensor"; 0: as they are, None for one device.
+
+    Raises UserError where that many do not divide the devices.
+    """
+    if mesh.size == 1:
+        return None
+    return meshes.make(MeshConfig(tensor=tensor), mesh.devices.flatten().tolist()) if tensor else mesh
+
+
 class _Scored(NamedTuple):
     """`m1jax.objectives.policy.Scored` on the host."""
 
@@ -87,6 +108,8 @@ class Collector:
         self._between = tuple(tokenizer.encode(self._policy.elo_separator, continues=True))
         self._sampling = Sampling(temperature=self._policy.temperature, top_p=self._policy.top_p)
         self._batcher: Batcher | None = None
+        self._narrowed = jax.jit(self._for_sampling)
+        self._sampler_mesh = sampler_mesh(trainer.mesh, self._policy.sampler_tensor)
         self._score = jax.jit(self._objective.score)
 
     def collect(self, params: Any, iteration: int, stage: StageConfig) -> Collected:
@@ -177,6 +200,7 @@ class Collector:
             seed=seed,
             eos_id=self._ends,
         )
+        batcher.release()
         return [
             Answered(prompt, one, self._text(prompt, one))
             for prompt, some in zip(prompts, found, strict=True)
@@ -184,18 +208,21 @@ class Collector:
         ]
 
     def _sampler(self, params: Any, stage: StageConfig) -> Batcher:
-        """The batcher on these parameters: they are laid out for it on the devices, and nothing is compiled again."""
-        config = self._config
+        """The batcher on these parameters: laid out for it on the devices, and nothing is compiled again.
+
+        It holds them until `_answered` lets them go: the optimiser's step has that memory for itself.
+        """
         own = {name: params[name] for name in self._objective.model_shapes}
-        if config.train.lora.rank:
-            own = adapters.merged(own, config.model, config.train.lora)
-        mesh = self._trainer.mesh if self._trainer.mesh.size > 1 else None
-        prepared = programs.prepare(config.model, stage.rope_base, own, mesh)
+        prepared = programs.placed(self._config.model, stage.rope_base, self._narrowed(own), self._sampler_mesh)
         if self._batcher is None:
             self._batcher = Batcher(prepared, self._policy.slots)
         else:
             self._batcher.swap(prepared)
         return self._batcher
+
+    def _for_sampling(self, own: dict[str, Any]) -> dict[str, Any]:
+        model, lora = self._config.model, self._config.train.lora
+        return programs.narrowed(model, adapters.merged(own, model, lora) if lora.rank else own)
 
     def _text(self, prompt: Prompt, one: Sampled) -> str:
         tokens = one.tokens[:-1] if one.finish_reason == "eos" else one.tokens
@@ -217,11 +244,13 @@ class Collector:
         )
 
     def _scored(self, params: Any, made: sequences.Rows, stage: StageConfig) -> _Scored:
-        batch = {
-            name: self._placed(name, made.columns[name]) for name in ("tokens", "targets", "segment_ids", "positions")
-        }
-        found = self._score(params, batch, stepping.stage_scalars(stage))
-        return _Scored(*(np.asarray(x) for x in jax.device_get(found)))
+        """As many rows at once as the step has in one part, so that scoring needs no more memory than it."""
+        rows, scalars = rows_at_once(self._config, stage), stepping.stage_scalars(stage)
+        found = []
+        for first in range(0, len(made.columns["tokens"]), rows):
+            part = {name: self._placed(name, made.columns[name][first : first + rows]) for name in SCORED}
+            found.append(jax.device_get(self._score(params, part, scalars)))
+        return _Scored(*(np.concatenate(each) for each in zip(*found, strict=True)))
 
     def _placed(self, name: str, value: Array) -> jax.Array:
         column = self._objective.columns[name]

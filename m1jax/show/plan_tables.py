@@ -9,6 +9,7 @@ from rich.table import Table
 from m1jax.config import RunConfig, StageConfig
 from m1jax.hardware import GIB
 from m1jax.plan.answers import Answer
+from m1jax.plan.rollouts import Iteration
 from m1jax.plan.searching import Candidate
 from m1jax.plan.topologies import Topology
 
@@ -31,6 +32,32 @@ def show(console: Console, config: RunConfig, answer: Answer, topology: Topology
     _print_times(console, config, answer, topology)
     if answer.stages:
         console.print(_stage_table(answer, topology, prices))
+
+
+def show_iteration(console: Console, found: Iteration) -> None:
+    """Prints what an iteration of `m1 rl` needs besides its step."""
+    columns = ("program", "its own GiB", "beside it", "of", "s a call", "calls", "bound by")
+    table = _table("An iteration: HBM of one device, seconds at the published peaks", columns, right=6)
+    for part in found.parts:
+        sizes = (part.own, part.beside, part.limit)
+        table.add_row(
+            part.name if part.fits else f"{part.name}: DOES NOT FIT",
+            *(f"{size / GIB:.2f}" for size in sizes),
+            f"{part.times.bound:.3g}",
+            f"{part.calls:,.4g}",
+            part.times.limit,
+        )
+    console.print(table)
+    resident = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in found.resident.items() if size)
+    most = max(found.parts, key=lambda part: part.own + part.beside)
+    console.print(
+        f"Resting: {resident}.\n"
+        f"An iteration {'fits' if found.fits else 'DOES NOT FIT'}: at most {(most.own + most.beside) / GIB:.2f} of "
+        f"{most.limit / GIB:.2f} GiB ({most.name}). One program after the other, each at its bound and every "
+        f"continuation as long as it may be: {found.seconds:.4g} s for {found.tokens:,} sampled tokens. A real "
+        f"iteration takes longer.",
+        highlight=False,
+    )
 
 
 def _memory_table(answer: Answer) -> Table:

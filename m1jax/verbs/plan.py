@@ -32,6 +32,9 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--slices", type=int, metavar="N", help="slices joined by the data-centre network")
     parser.add_argument("--stage", metavar="NAME", help="this stage only (default: every program of the run)")
     parser.add_argument("--decode", type=_count, default=0, metavar="ROWS", help="the decode step of ROWS rows instead")
+    parser.add_argument(
+        "--rl", action="store_true", help="every program of an iteration of `m1 rl`, not the step alone"
+    )
     parser.add_argument("--search", action="store_true", help="rank mesh, accumulation and remat, cheapest first")
     parser.add_argument("--confirm", type=_count, default=1, metavar="N", help="with --search: settings to compile")
     parser.add_argument("--write", metavar="FILE", help="with --search: write the best as --set arguments, one a line")
@@ -54,6 +57,8 @@ def run(args: argparse.Namespace) -> None:
     searched = args.search or bool(args.chips)
     if args.decode and searched:
         raise UserError("--decode plans one setting: leave out --search and --chips, or --decode.")
+    if args.rl and (args.decode or searched):
+        raise UserError("--rl plans an iteration as the config sets it: leave out --decode, --search and --chips.")
     if args.write and not searched:
         raise UserError("--write writes what --search found: add --search.")
     shared = {"stage": args.stage, "prices": money, "json_path": args.json}
@@ -62,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
         search(
             config, args.topology, args.slices, any_chips=any_chips, confirm=args.confirm, write=args.write, **shared
         )
+    elif args.rl:
+        plan_iterations(config, args.topology, args.slices, **shared)
     else:
         plan(config, args.topology, args.slices, decode=args.decode, **shared)
 
@@ -122,16 +129,56 @@ def plan(
         try:
             answer = work()
         except compiling.TooLargeError as error:
-            console.print(
-                f"[bold]Does not fit[/]: {topology.name} has {error.limit / GIB:.2f} GiB a device for a program that "
-                f"needs {error.used / GIB:.2f} GiB, {(error.used - error.limit) / GIB:.2f} GiB too much: "
-                f"`m1 plan --search` looks for a mesh, accumulation and remat that fit."
-            )
+            console.print(_too_large(topology, error))
             found.append({"topology": topology.name, "fits": False, "hbm": error.used, "hbm_limit": error.limit})
             continue
         plan_tables.show(console, config, answer, topology, prices)
         found.append(answers.to_json(answer, topology))
     _write_json(json_path, found)
+
+
+def plan_iterations(
+    config: RunConfig,
+    name: str | None,
+    slices: int | None,
+    *,
+    stage: str | None,
+    prices: Mapping[str, float],
+    json_path: str | None,
+) -> None:
+    """Compiles what an iteration of `m1 rl` runs and prints what each program needs, and what rests beside it.
+
+    Raises UserError for a config of another objective, an unknown topology, and what does not divide.
+    """
+    from m1jax.plan import answers, compiling, rollouts
+    from m1jax.show import plan_tables
+
+    if config.objective != "policy":
+        raise UserError(
+            f"--rl plans `m1 rl`, and config {config.name} has the objective {config.objective!r}: leave it out."
+        )
+    console = consoles.make(json_path == "-")
+    topology = topology_of(config, name, slices)
+    found: list[dict[str, Any]] = []
+    for one in answers.distinct([compiling.stage_named(config, stage)] if stage else config.stages):
+        try:
+            iteration = rollouts.iteration(config, one, topology, functools.partial(_shown, console))
+        except compiling.TooLargeError as error:
+            console.print(_too_large(topology, error))
+            found.append({"topology": topology.name, "fits": False, "hbm": error.used, "hbm_limit": error.limit})
+            continue
+        plan_tables.show(console, config, iteration.step, topology, prices)
+        plan_tables.show_iteration(console, iteration)
+        found.append(rollouts.to_json(iteration, topology))
+    _write_json(json_path, found)
+
+
+def _too_large(topology: Topology, error: Any) -> str:
+    return (
+        f"[bold]Does not fit[/]: {topology.name} has {error.limit / GIB:.2f} GiB a device for a program that "
+        f"needs {error.used / GIB:.2f} GiB, {(error.used - error.limit) / GIB:.2f} GiB too much: "
+        f"`m1 plan --search` looks for a mesh, accumulation and remat that fit."
+    )
 
 
 def search(

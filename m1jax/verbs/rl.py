@@ -20,6 +20,8 @@ from m1jax.verbs import tuning
 from m1jax.verbs.arguments import Parser, add_conversations, config_of, example
 
 if TYPE_CHECKING:  # they load JAX
+    from jax.sharding import Mesh
+
     from m1jax.rollouts.rewards import Reward
     from m1jax.tokenizer import Tokenizer
     from m1jax.train.checkpoint.folder import Meta
@@ -90,7 +92,7 @@ def _train(config: RunConfig, amend: bool, say: Any, everywhere: Sequence[Any]) 
     tokenizer = tokenizers.of_run(config)
     talk = chats.of(tokenizer, config.data.chat_format or None)
     prompts, heldout = _prompts(config, tokenizer)
-    rewards = _rewards(config, tokenizer)
+    rewards = _rewards(config, tokenizer, mesh)
     made = artefact.require(config.corpus, "corpus", "corpus")
     record = {
         "prompts": made["key"],
@@ -155,14 +157,14 @@ def _prompts(config: RunConfig, tokenizer: "Tokenizer") -> tuple[list[Any], list
     return found[0], found[1] if len(found) > 1 else []
 
 
-def _rewards(config: RunConfig, tokenizer: "Tokenizer") -> Mapping[str, "Reward"]:
+def _rewards(config: RunConfig, tokenizer: "Tokenizer", mesh: "Mesh") -> Mapping[str, "Reward"]:
     """The rewards that the config names; elo alone needs none."""
     from m1jax.rollouts import reward_model, rewards
 
     found: dict[str, Reward] = {}
     for name in config.policy.rewards:
         if name.startswith("model:"):
-            found[name] = reward_model.opened(Path(name.removeprefix("model:")), tokenizer)
+            found[name] = reward_model.opened(Path(name.removeprefix("model:")), tokenizer, mesh)
         elif name == "entity":
             found[name] = rewards.of_rule(_entities(config))
         else:

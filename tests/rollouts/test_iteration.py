@@ -10,6 +10,7 @@ from m1jax.config import file as config_file
 from m1jax.errors import UserError
 from m1jax.objectives.policy import Policy
 from m1jax.parallel import mesh as meshes
+from m1jax.parallel import rules
 from m1jax.rollouts.iteration import Collector
 from m1jax.rollouts.prompts import Prompt
 from m1jax.rollouts.rewards import of_rule
@@ -19,7 +20,7 @@ from tests.parallel import toy
 TOKENIZER = train(iter(["is it yes or no"] * 20), 420)
 
 
-def made(method, *changes, rule=lambda prompt, response, reference: len(response)):
+def made(method, *changes, rule=lambda prompt, response, reference: len(response), devices=1):
     settings = [
         "objective=policy", "model.num_layers=2", "policy.max_new_tokens=8", "policy.prompts=4", "policy.samples=4",
         "policy.kl_weight=0", "train.checkpoint_every=1", *changes,
@@ -27,7 +28,7 @@ def made(method, *changes, rule=lambda prompt, response, reference: len(response
     config = config_file.load(toy.TINY, settings)
     stage = config.stages[0]
     config.policy.methods[stage.name] = method
-    mesh = meshes.make(config.mesh, jax.devices()[:1])
+    mesh = meshes.make(config.mesh, jax.devices()[:devices])
     objective = Policy(config, mesh)
     trainer = types.SimpleNamespace(config=config, objective=objective, mesh=mesh)
     prompts = [
@@ -35,7 +36,8 @@ def made(method, *changes, rule=lambda prompt, response, reference: len(response
         for i in range(6)
     ]
     collector = Collector(trainer, TOKENIZER, [TOKENIZER.eos_id], prompts, {"exact": of_rule(rule)})
-    return collector, objective.initialise(), stage
+    shardings = rules.parameter_shardings(mesh, objective.shapes, objective.axes)
+    return collector, jax.device_put(objective.initialise(), shardings), stage
 
 
 def pieces(columns):
@@ -84,3 +86,24 @@ def test_a_sampler_that_drifts_from_the_trainer_stops_the_run():
     collector, params, stage = made("group", "policy.max_mismatch=0.0")
     with pytest.raises(UserError, match="sampler and trainer differ by"):
         collector.collect(params, 0, stage)
+
+
+SHARED = "model.num_heads=4", "model.num_kv_heads=2", "model.window_num_heads=4", "model.window_num_kv_heads=4"
+
+
+def test_a_trainer_and_a_sampler_that_divide_the_model_otherwise_make_the_same_iteration():
+    alone, params, stage = made("ppo", *SHARED)
+    want = alone.collect(params, 0, stage)
+    apart, params, _ = made("ppo", *SHARED, "mesh.fsdp=4", "policy.sampler_tensor=2", devices=4)
+    found = apart.collect(params, 0, stage)
+    assert found.values["mismatch"] < 1e-3
+    assert (found.columns["tokens"] == want.columns["tokens"]).all()
+    np.testing.assert_allclose(found.columns["old_log_p"], want.columns["old_log_p"], atol=1e-4)
+    sampler = apart._batcher._prepared
+    assert dict(sampler.mesh.shape)["tensor"] == 2 and dict(sampler.mesh.shape)["data"] == 2
+    assert not sampler.parameters, "between iterations the trainer has the memory of the sampler's copy"
+
+
+def test_a_sampler_that_does_not_divide_the_devices_is_refused():
+    with pytest.raises(UserError, match="do not make 4 devices"):
+        made("ppo", "mesh.fsdp=4", "policy.sampler_tensor=3", devices=4)

@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from m1jax import loading
+from m1jax.config import MeshConfig
 from m1jax.errors import UserError
+from m1jax.parallel import mesh as meshes
 from m1jax.rollouts import reward_model
 from m1jax.rollouts.rewards import Case
 from m1jax.train.hooks.journal import read_journal
@@ -112,12 +114,13 @@ def judge(tuned, road, tmp_path_factory):
     return folder
 
 
-def test_a_reward_model_tells_chosen_from_rejected(judge):
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_reward_model_tells_chosen_from_rejected(judge, devices):
     lines = read_journal(judge / "train" / "metrics.jsonl")
     assert lines[0]["loss"] == pytest.approx(np.log(2)) and lines[-1]["loss"] < lines[0]["loss"]
     assert lines[-1]["heldout_accuracy"] > 0.9
     tokenizer = loading.load(judge)[1]
-    score = reward_model.opened(judge, tokenizer)
+    score = reward_model.opened(judge, tokenizer, meshes.make(MeshConfig(), jax.devices()[:devices]))
     asked = tokenizer.encode("Is it 3?")
     said = [Case("", "", "", asked, tokenizer.encode(text)) for text in ("yes 3", "no, 3 it is not")]
     found = score(said)
@@ -131,7 +134,7 @@ def test_a_reward_model_tells_chosen_from_rejected(judge):
 def test_a_model_of_another_objective_gives_no_reward(tuned, judge):
     tokenizer = loading.load(judge)[1]
     with pytest.raises(UserError, match="objective 'preference', so it gives no reward"):
-        reward_model.opened(tuned[0], tokenizer)
+        reward_model.opened(tuned[0], tokenizer, meshes.make(MeshConfig(), jax.devices()[:1]))
 
 
 @pytest.mark.parametrize(
