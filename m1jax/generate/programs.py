@@ -95,7 +95,7 @@ def prepare(config: ModelConfig, rope_base: float, parameters: dict[str, Any], m
 
 def narrowed(config: ModelConfig, parameters: dict[str, Any]) -> dict[str, Any]:
     """The parameters as `prepare` changes them: a pure function, which may be part of a compiled program."""
-    _, tree = models.unrolled(config, parameters)
+    tree = models.unstacked(config, parameters)
     if config.normalize_head or config.tie_embeddings:  # a head of its own, because the embedding is kept as bits
         table = tree["embed" if config.tie_embeddings else "head"]["weight"]
         factor = jax.jit(normalize_rows)(table) if config.normalize_head else table
@@ -117,7 +117,8 @@ def narrowed(config: ModelConfig, parameters: dict[str, Any]) -> dict[str, Any]:
 def unrolled(config: ModelConfig) -> models.Abstract:
     """The model that `narrowed` parameters are of, on one device."""
     config = dataclasses.replace(config, normalize_head=False, tie_embeddings=False)
-    return models.abstract(config, cut=models.Layout(config.layer_kinds, (), 0, ()))
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):  # whatever is being lowered around it
+        return models.abstract(config, cut=models.Layout(config.layer_kinds, (), 0, ()))
 
 
 def placed(config: ModelConfig, rope_base: float, tree: dict[str, Any], mesh: Mesh | None) -> Prepared:

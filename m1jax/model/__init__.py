@@ -1,7 +1,7 @@
 """The Baichuan-M1 decoder (arXiv 2502.12671) in flax.nnx: parameters, forward pass, head and loss."""
 
 from m1jax.model.cache import Cache, empty_cache
-from m1jax.model.decoder import Abstract, Decoder, abstract, block_of, create, initialise, unrolled
+from m1jax.model.decoder import Abstract, Decoder, abstract, block_of, create, initialise, unrolled, unstacked
 from m1jax.model.head import Loss
 from m1jax.model.layout import LayerPath, Layout, layout
 
@@ -19,4 +19,5 @@ __all__ = [
     "initialise",
     "layout",
     "unrolled",
+    "unstacked",
 ]

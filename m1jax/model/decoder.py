@@ -313,10 +313,15 @@ def create(
 
 def unrolled(config: ModelConfig, parameters: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """(graphdef, parameters) of the same model with every layer by itself under prefix/<layer>, as generation needs."""
+    return abstract(config, cut=Layout(config.layer_kinds, (), 0, ())).graphdef, unstacked(config, parameters)
+
+
+def unstacked(config: ModelConfig, parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of `unrolled`."""
     cut = layout(config)
     tree = {name: value for name, value in parameters.items() if name not in SECTIONS}
     tree[PREFIX] = {str(i): block_of(parameters, cut.path(i)) for i in range(config.num_layers)}
-    return abstract(config, cut=Layout(config.layer_kinds, (), 0, ())).graphdef, tree
+    return tree
 
 
 def block_of(parameters: dict[str, Any], path: LayerPath) -> dict[str, Any]:

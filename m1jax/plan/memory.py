@@ -16,7 +16,9 @@ from typing import Any
 
 import jax
 
+from m1jax import objectives
 from m1jax.config import ModelConfig, RunConfig, StageConfig, tuning
+from m1jax.objectives.reference import Referenced
 
 BF16, FP32 = 2, 4
 BLOCK_FFN = 8.0
@@ -55,7 +57,7 @@ def estimate(config: RunConfig, stage: StageConfig, mesh: Mapping[str, int]) -> 
     """The memory of a stage's step on a mesh (sizes by axis)."""
     model, train = config.model, config.train
     frozen, trained = state_bytes(config, mesh)
-    parameters = frozen + trained
+    parameters = frozen + trained + reference_bytes(config, mesh)
     # Of what AdamW moves; the rest is small beside the layers' matrices and the tables.
     muon = config.optimizer.name == "muon" and not tuned(config)
     second = table_share(model) if muon else 1.0
@@ -101,6 +103,18 @@ def state_bytes(config: RunConfig, mesh: Mapping[str, int]) -> tuple[float, floa
         factors += along_hidden / mesh["fsdp"] + (size - along_hidden) / _tensor(model, name, mesh["tensor"])
     frozen = (sum(own.values()) - moved) * _itemsize(train.frozen_dtype or model.param_dtype)
     return frozen, moved * _itemsize(model.param_dtype) + factors * FP32
+
+
+def reference_bytes(config: RunConfig, mesh: Mapping[str, int]) -> float:
+    """Bytes of a reference beside the model (m1jax.objectives.reference), of one device."""
+    objective, train = objectives.OBJECTIVES[config.objective], config.train
+    if not (isinstance(objective, type) and issubclass(objective, Referenced)) or (
+        train.lora.rank and not train.trained
+    ):
+        return 0.0
+    return sum(scalars(config.model, mesh["fsdp"], mesh["tensor"]).values()) * _itemsize(
+        train.frozen_dtype or config.model.param_dtype
+    )
 
 
 def parameter_bytes(model: ModelConfig, mesh: Mapping[str, int]) -> float:

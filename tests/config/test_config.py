@@ -9,7 +9,8 @@ from m1jax.config import file as config_file
 from m1jax.errors import UserError
 
 SHIPPED = (
-    "quickstart", "sft_quickstart", "rl_quickstart", "sft_rounds", "m1_1b5", "m1_14b", "m1_14b_sft", "m1_14b_lora",
+    "quickstart", "sft_quickstart", "prefer_quickstart", "rl_quickstart", "sft_rounds", "m1_1b5", "m1_14b",
+    "m1_14b_sft", "m1_14b_lora", "m1_14b_prefer", "m1_14b_rl",
 )  # fmt: skip
 
 

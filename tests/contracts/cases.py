@@ -61,6 +61,8 @@ CASES = {
     "m1_1b5_8k": Case("m1_1b5", "general"),
     "m1_14b_sft": Case("m1_14b_sft", "long"),
     "m1_14b_lora": Case("m1_14b_lora", "sft"),
+    "m1_14b_prefer": Case("m1_14b_prefer", "preferences"),
+    "m1_14b_rl": Case("m1_14b_rl", "ppo"),
     "quickstart": Case("quickstart", "general", "v5e:1x1", overrides=("model.attention=pallas_tpu",)),
     "small_v5e_fsdp": Case("m1_14b", "general", "v5e:2x2", overrides=(*SMALL, "mesh.fsdp=4"), compiled="always"),
     "small_v5p_context": Case(

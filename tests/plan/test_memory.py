@@ -97,3 +97,13 @@ def test_each_remat_policy_keeps_less_than_the_one_before():
     for kind in ("global", "window"):
         kept = [memory.kept_per_token(config, kind, remat, mesh) for remat in ("none", "dots", "block", "offload")]
         assert kept == sorted(kept, reverse=True) and len(set(kept)) == 4
+
+
+def test_a_reference_is_counted_in_its_own_dtype_where_it_is_a_tree_of_its_own():
+    plain, mesh = config_file.load("m1_14b_prefer", ["objective=next_token"]), {"replica": 1, "data": 1, "fsdp": 32}
+    mesh |= {"tensor": 1, "context": 1}
+    for changes, size in (([], 2), (["train.frozen_dtype=float32"], 4), (["train.lora.rank=4"], 0)):
+        preferred = config_file.load("m1_14b_prefer", changes)
+        alone = dataclasses.replace(preferred, objective="next_token")
+        more, less = (memory.estimate(c, c.stages[0], mesh).parameters for c in (preferred, alone))
+        assert more - less == pytest.approx(size * plain.model.num_parameters / 32, rel=1e-3)

@@ -80,6 +80,8 @@ def test_plan_lowers_the_program_that_train_runs(tmp_path, monkeypatch, objectiv
         (["--topology", "v5e:1x1", "--search", "--price", "v5p=2"], "no price is given for v5e"),
         (["--topology", "v5e:1x1", "--search", "--decode", "8"], "--decode plans one setting"),
         (["--topology", "v5e:1x1", "--write", "best"], "add --search"),
+        (["--topology", "v5e:1x1", "--rl"], "has the objective 'next_token'"),
+        (["--topology", "v5e:1x1", "--rl", "--decode", "2"], "leave out --decode"),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments, said, capsys):
@@ -124,6 +126,8 @@ def test_every_shipped_config_names_the_topology_that_its_mesh_fills():
         "quickstart": "cpu",
         "m1_14b_lora": "v5e:4x4",
         "m1_14b_sft": "v5p:2x4x4",
+        "m1_14b_prefer": "v5p:2x4x4",
+        "m1_14b_rl": "v5p:2x2x1",
         "prefer_quickstart": "cpu",
         "rl_quickstart": "cpu",
         "sft_quickstart": "cpu",
@@ -198,3 +202,27 @@ def test_only_the_stage_asked_for_is_checked(fault, monkeypatch, capsys):
     assert main(arguments) == main([*arguments, "--stage", "annealing"]) == 2
     assert "stages.2" in capsys.readouterr().err
     assert planned == ["general"]
+
+
+def test_an_iteration_of_rewards_is_planned_whole(capsys):
+    pytest.importorskip("libtpu")
+    tiny = str(pathlib.Path(__file__).with_name("tiny_rl.py"))
+    # A file name that names no folder: the plan counts a reward model without reading one.
+    settings = ["--set", 'policy.rewards={"model:nowhere": 1.0}', "--stage", "ppo"]
+    assert main(["plan", "--config", tiny, "--topology", "v5e:1x1", "--rl", "--json", "-", *settings]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    config, planned = config_file.load(tiny), found["iteration"]
+    copies = 4 * config.model.num_parameters
+    resident, head = planned["resident"], 4 * (config.model.hidden + 1)
+    assert resident["trained parameters"] == copies + head  # with the critic's head
+    assert resident["reference, other frozen parameters"] == resident["reward models"] == copies
+    assert 2 * (copies + head) <= resident["optimiser"] < 2 * (copies + head) + 10_000
+    programs = {name: part for part in planned["programs"] for name in [part["name"]]}
+    assert len(programs) == 6 and all(part["fits"] for part in planned["programs"]) and planned["fits"]
+    steps, scored = programs["steps"], next(part for name, part in programs.items() if "scored" in name)
+    assert (steps["own"], steps["beside"]) == (found["hbm"], copies) and steps["calls"] == config.policy.steps
+    # While rows are scored the optimiser's state and the reward model rest; parameters and reference are its arguments.
+    assert scored["beside"] == resident["optimiser"] + copies
+    slots = next(part for name, part in programs.items() if "slots" in name)
+    assert slots["calls"] * config.policy.slots == planned["sampled_tokens"] == 4 * 4 * 8
+    assert slots["beside"] > 4 * copies + head and slots["own"] > resident["sampler's copy, while it samples"]
