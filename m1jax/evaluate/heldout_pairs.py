@@ -88,6 +88,7 @@ def measure(
             for name, ratio in {LOSS: terms.loss, **{f"heldout_{n}": r for n, r in terms.reported.items()}}.items():
                 total, count = sums.get(name, (0.0, 0.0))
                 sums[name] = total + float(ratio.sum), count + float(ratio.denominator)
-        return {name: total / count for name, (total, count) in sums.items()}
+        # As Ratio.value: an empty bin of a calibration has a sum of 0.
+        return {name: total / (count or 1.0) for name, (total, count) in sums.items()}
 
     return measured

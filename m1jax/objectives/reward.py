@@ -25,6 +25,8 @@ Array = jax.Array
 
 SCORE = "score"
 """The head's tree."""
+BINS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""Where the bins of a calibration begin: by σ(|r_w − r_l|), how sure the model is of the answer that it prefers."""
 
 
 class Reward(Headed):
@@ -42,7 +44,8 @@ class Reward(Headed):
         """Sums over pairs.
 
         Reported are accuracy (the share of pairs whose chosen answer has the larger number; equal ones count half),
-        reward_chosen and reward_rejected (their numbers), and squared (the mean of (r_w + r_l)²).
+        reward_chosen and reward_rejected (their numbers), squared (the mean of (r_w + r_l)²), and for each bin of
+        σ(|r_w − r_l|) calibration/BIN/share (of the pairs), /confidence (its mean) and /correct (the accuracy there).
         """
         settings = self._config.reward
         ends = last_tokens(batch["segment_ids"])
@@ -58,8 +61,10 @@ class Reward(Headed):
         def mean(values: Array) -> Ratio:
             return Ratio(jnp.sum(whole * values), pairs)
 
+        correct = (r_w > r_l) + 0.5 * (r_w == r_l)
         reported = {
-            "accuracy": mean((r_w > r_l) + 0.5 * (r_w == r_l)),
+            **calibration(jax.nn.sigmoid(jnp.abs(r_w - r_l)), correct, whole),
+            "accuracy": mean(correct),
             "reward_chosen": mean(r_w),
             "reward_rejected": mean(r_l),
             "squared": mean((r_w + r_l) ** 2),
@@ -70,6 +75,28 @@ class Reward(Headed):
         """The head's number at every token, (B, S) float32."""
         _, hidden = self.read(params, batch, stage)
         return scalar.values(params[SCORE], hidden)
+
+
+def bin_name(number: int) -> str:
+    """What a bin's numbers are reported under."""
+    return f"calibration/{BINS[number]}"
+
+
+def calibration(confidence: Array, correct: Array, counted: Array) -> dict[str, Ratio]:
+    """By bin of `confidence` (0.5 to 1): its share of what is `counted`, and the means of confidence and `correct`.
+
+    All three float32 of one shape; `counted` is 0 or 1. Where the bins' confidence and correctness agree, the numbers
+    mean what they say (reliability diagram: DeGroot and Fienberg, The Statistician 32, 1983).
+    """
+    found = {}
+    for number, low in enumerate(BINS):
+        high = BINS[number + 1] if number + 1 < len(BINS) else jnp.inf
+        inside = counted * (confidence >= low) * (confidence < high)
+        count = jnp.sum(inside)
+        found[f"{bin_name(number)}/share"] = Ratio(count, jnp.sum(counted))
+        found[f"{bin_name(number)}/confidence"] = Ratio(jnp.sum(inside * confidence), count)
+        found[f"{bin_name(number)}/correct"] = Ratio(jnp.sum(inside * correct), count)
+    return found
 
 
 def last_tokens(segment_ids_BS: Array) -> Array:

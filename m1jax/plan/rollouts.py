@@ -1,7 +1,7 @@
 """What an iteration of `m1 rl` needs: every program of it, and what rests in memory beside each.
 
 The trainer's state never leaves the devices; the sampler's copy of the model is there while continuations are made and
-no longer (m1jax.rollouts.iteration). A reward model counts as large as the trained one, in the same dtype.
+no longer (m1jax.rollouts.iteration). A reward model counts as large as the trained one.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ from m1jax.generate.batching import PROMPTS
 from m1jax.generate.session import CHUNK, bucket
 from m1jax.objectives.policy import Policy
 from m1jax.objectives.reward import Reward
-from m1jax.parallel import rules
 from m1jax.plan import answers, compiling, decoding, flops, memory, roofline
 from m1jax.plan.answers import Answer, Compiling
 from m1jax.plan.topologies import Topology
@@ -105,8 +104,10 @@ class _Compiled:
             "state of hooks": memory.device_bytes(state.hooks),
             COPY: memory.device_bytes(weights),
         }
-        models = sum(name.startswith(MODEL_REWARD) for name in config.policy.rewards)
-        self.judges = models * memory.device_bytes(self._own)
+        self._judge = Reward(config, self._mesh)
+        self._judge_parameters = reward_model.abstract_parameters(self._judge, self._mesh, config.train.frozen_dtype)
+        self._judges = sum(name.startswith(MODEL_REWARD) for name in config.policy.rewards)
+        self.judges = self._judges * memory.device_bytes(self._judge_parameters)
 
     def parts(self) -> Iterator[Part]:
         """In the order of an iteration."""
@@ -164,21 +165,17 @@ class _Compiled:
         )
         if not self.judges:
             return
-        judge, texts = Reward(config, self._mesh), reward_model.rows_at_once(self._mesh)
+        texts = reward_model.rows_at_once(self._mesh)
         length = reward_model.padded(share + 1, config.model.max_positions)
-        heads = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rules.replicated(self._mesh)),
-            {name: judge.shapes[name] for name in judge.heads},
-        )
         _, columns, scalars = self._columns(texts, length)
         yield self._part(
             f"{texts} continuations read by a reward model",
             self._mesh,
-            jax.jit(judge.scores),
-            ({**self._own, **heads}, columns, scalars),
-            beside=state - own,
+            jax.jit(self._judge.scores),
+            (self._judge_parameters, columns, scalars),
+            beside=state - self.judges / self._judges,
             flops_of_call=forward * texts * length,
-            calls=count / texts * self.judges / own,
+            calls=count / texts * self._judges,
         )
 
     def _room(self, tokens: int) -> int:

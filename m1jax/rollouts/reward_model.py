@@ -31,11 +31,11 @@ _STEP = 64
 """Rows are as long as a multiple of this, so that few lengths are compiled."""
 
 
-def opened(folder: Path, tokenizer: Tokenizer, mesh: Mesh) -> Callable[[Sequence[Case]], list[float]]:
+def opened(folder: Path, tokenizer: Tokenizer, mesh: Mesh, dtype: str = "") -> Callable[[Sequence[Case]], list[float]]:
     """The newest checkpoint of a run of `m1 prefer --objective reward`, as a function of cases to numbers.
 
-    Its parameters are divided over `mesh`, as the trainer's are. Raises UserError where the folder holds no such run,
-    or one of another tokenizer.
+    Its parameters are divided over `mesh`, as the trainer's are, and held in `dtype` where it is given. Raises
+    UserError where the folder holds no such run, or one of another tokenizer.
     """
     checkpoints = existing(folder / "checkpoints")
     try:
@@ -54,16 +54,22 @@ def opened(folder: Path, tokenizer: Tokenizer, mesh: Mesh) -> Callable[[Sequence
                 f"({tokenizer.fingerprint}): train it from the same model."
             )
         objective = Reward(config, mesh)
-        shardings = rules.parameter_shardings(mesh, objective.shapes, objective.axes)
-        target = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            objective.shapes,
-            shardings,
-        )
-        params = checkpoints.restore_params(target, step)
+        params = checkpoints.restore_params(abstract_parameters(objective, mesh, dtype), step)
     finally:
         checkpoints.close()
     return _Scorer(config, objective, params, tokenizer.eos_id, mesh)
+
+
+def abstract_parameters(objective: Reward, mesh: Mesh, dtype: str) -> dict[str, Any]:
+    """Shapes, dtypes and shardings of a reward model's parameters; the head stays float32."""
+    shapes = {
+        name: tree
+        if name in objective.heads
+        else jax.tree.map(lambda leaf: leaf.update(dtype=dtype or leaf.dtype), tree)
+        for name, tree in objective.shapes.items()
+    }
+    shardings = rules.parameter_shardings(mesh, objective.shapes, objective.axes)
+    return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), shapes, shardings)
 
 
 def rows_at_once(mesh: Mesh) -> int:

@@ -5,9 +5,11 @@ printed before it runs. Each of them recognises its own complete result, so the 
 """
 
 import argparse
+from pathlib import Path
 
+from m1jax.show import console as consoles
 from m1jax.verbs import tuning
-from m1jax.verbs.arguments import Parser, add_preferences, example
+from m1jax.verbs.arguments import Parser, add_preferences, config_of, example
 
 OBJECTIVES = ("preference", "reward")
 
@@ -23,10 +25,18 @@ def arguments(parser: Parser) -> None:
         help="preference: a model that answers so (the config's own by default); reward: one that says how good an "
         "answer is",
     )
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the run's held-out measurements instead of training")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb: returns the first status of a command that is not 0, else 0."""
     if args.objective:
         args.overrides = [*args.overrides, f"objective={args.objective}"]
+    if args.plot:
+        from m1jax.show import preferences
+
+        console = consoles.make()
+        console.print(preferences.plot(config_of(args), Path(args.plot)), highlight=False)
+        console.print(f"Plot in {args.plot}.", highlight=False)
+        return 0
     return tuning.walk(args, "preferences", args.preferences, OBJECTIVES)

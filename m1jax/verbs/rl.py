@@ -162,9 +162,10 @@ def _rewards(config: RunConfig, tokenizer: "Tokenizer", mesh: "Mesh") -> Mapping
     from m1jax.rollouts import reward_model, rewards
 
     found: dict[str, Reward] = {}
+    frozen = config.train.frozen_dtype
     for name in config.policy.rewards:
         if name.startswith("model:"):
-            found[name] = reward_model.opened(Path(name.removeprefix("model:")), tokenizer, mesh)
+            found[name] = reward_model.opened(Path(name.removeprefix("model:")), tokenizer, mesh, frozen)
         elif name == "entity":
             found[name] = rewards.of_rule(_entities(config))
         else:

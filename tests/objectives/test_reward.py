@@ -8,7 +8,7 @@ from flax import nnx
 
 from m1jax import model
 from m1jax.config import file as config_file
-from m1jax.objectives.reward import SCORE, Reward, last_tokens
+from m1jax.objectives.reward import BINS, SCORE, Reward, bin_name, calibration, last_tokens
 from m1jax.parallel import mesh as meshes
 from tests.objectives.test_preference import STAGE, answers, batch_of, different
 from tests.parallel import toy
@@ -54,6 +54,22 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula():
         np.mean([chosen > other for chosen, other in scores])
     )
     assert float(terms.reported["reward_chosen"].value) == pytest.approx(np.mean([w for w, _ in scores]), rel=1e-4)
+
+
+def test_calibration_puts_every_pair_into_one_bin():
+    rng = np.random.default_rng(0)
+    confidence = np.concatenate([[0.5, 0.6, 0.9, 1.0], rng.uniform(0.5, 1, 40)]).astype(np.float32)
+    correct, counted = rng.integers(0, 3, 44) / 2, (rng.random(44) < 0.8).astype(np.float32)
+    found = {name: float(ratio.value) for name, ratio in calibration(confidence, correct, counted).items()}
+    edges = np.array([*BINS[1:], np.inf], np.float32)
+    place = np.searchsorted(edges, confidence, side="right")
+    for number in range(len(BINS)):
+        own = (place == number) & (counted > 0)
+        assert own.any()
+        name = bin_name(number)
+        assert found[f"{name}/share"] == pytest.approx(own.sum() / counted.sum())
+        assert found[f"{name}/confidence"] == pytest.approx(confidence[own].mean(), rel=1e-6)
+        assert found[f"{name}/correct"] == pytest.approx(correct[own].mean(), rel=1e-6)
 
 
 def test_a_pair_without_a_side_counts_for_nothing():

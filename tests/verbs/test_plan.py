@@ -215,14 +215,14 @@ def test_an_iteration_of_rewards_is_planned_whole(capsys):
     copies = 4 * config.model.num_parameters
     resident, head = planned["resident"], 4 * (config.model.hidden + 1)
     assert resident["trained parameters"] == copies + head  # with the critic's head
-    assert resident["reference, other frozen parameters"] == resident["reward models"] == copies
+    assert resident["reference, other frozen parameters"] == copies and resident["reward models"] == copies + head
     assert 2 * (copies + head) <= resident["optimiser"] < 2 * (copies + head) + 10_000
     programs = {name: part for part in planned["programs"] for name in [part["name"]]}
     assert len(programs) == 6 and all(part["fits"] for part in planned["programs"]) and planned["fits"]
     steps, scored = programs["steps"], next(part for name, part in programs.items() if "scored" in name)
-    assert (steps["own"], steps["beside"]) == (found["hbm"], copies) and steps["calls"] == config.policy.steps
+    assert (steps["own"], steps["beside"]) == (found["hbm"], copies + head) and steps["calls"] == config.policy.steps
     # While rows are scored the optimiser's state and the reward model rest; parameters and reference are its arguments.
-    assert scored["beside"] == resident["optimiser"] + copies
+    assert scored["beside"] == resident["optimiser"] + copies + head
     slots = next(part for name, part in programs.items() if "slots" in name)
     assert slots["calls"] * config.policy.slots == planned["sampled_tokens"] == 4 * 4 * 8
-    assert slots["beside"] > 4 * copies + head and slots["own"] > resident["sampler's copy, while it samples"]
+    assert slots["beside"] >= 5 * copies + head and slots["own"] > resident["sampler's copy, while it samples"]

@@ -15,6 +15,7 @@ from m1jax.errors import UserError
 from m1jax.parallel import mesh as meshes
 from m1jax.rollouts import reward_model
 from m1jax.rollouts.rewards import Case
+from m1jax.show import preferences as preferences_plot
 from m1jax.train.hooks.journal import read_journal
 from m1jax.verbs import main
 from tests.verbs.test_bad_input import refused
@@ -129,6 +130,22 @@ def test_a_reward_model_tells_chosen_from_rejected(judge, devices):
     # A text that has its EOS already is read as it is.
     ended = [case._replace(response_ids=[*case.response_ids, tokenizer.eos_id]) for case in said]
     assert score(ended) == pytest.approx(found, abs=1e-5)
+
+
+def test_a_run_is_drawn_with_the_calibration_of_its_held_out_pairs(judge, tuned, tmp_path, capsys):
+    for folder, more in ((judge, ["--objective", "reward"]), (tuned[0], [])):
+        assert main(command(folder, *more, "--plot", str(tmp_path / f"{folder.name}.png"))) == 0
+        assert (tmp_path / f"{folder.name}.png").stat().st_size > 10_000
+        last = [line for line in read_journal(folder / "train" / "metrics.jsonl") if "heldout_accuracy" in line][-1]
+        said = capsys.readouterr().out
+        assert f"accuracy {last['heldout_accuracy']:.3f} on held-out pairs" in said
+        if more:
+            found = preferences_plot.bins(last)
+            assert sum(share for share, _, _ in found) == pytest.approx(1)
+            assert sum(share * correct for share, _, correct in found) == pytest.approx(last["heldout_accuracy"])
+            assert f"calibration error {preferences_plot.error(found):.3f}" in said
+    assert main(command(tmp_path / "nothing", "--plot", str(tmp_path / "no.png"))) == 2
+    assert "holds no measurement of held-out pairs" in capsys.readouterr().err
 
 
 def test_a_model_of_another_objective_gives_no_reward(tuned, judge):
