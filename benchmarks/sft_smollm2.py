@@ -14,17 +14,14 @@ import argparse
 import dataclasses
 import json
 import os
-import pprint
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from same_losses import command
+from runs import HERE, config_text, share, verb
 from table import machine, row, show, write
 
-HERE = Path(__file__).parents[1]
 TOKENS, ROW, BATCH = 450_000, 512, 8
 RATE = {"start": 2e-4, "end": 2e-5, "shape": "cosine", "warmup_steps": 10}
 
@@ -70,7 +67,7 @@ def tuned(folder: Path, base: Path, conversations: Path, overrides: list[str]) -
     """Fine-tunes, unless that is done; seconds of rows and training."""
     timed = folder / "seconds.json"
     if not timed.exists():
-        (folder / "config.py").write_text(config_text(folder, base), encoding="utf-8")
+        (folder / "config.py").write_text(config(folder, base), encoding="utf-8")
         begun = time.monotonic()
         given = [part for override in overrides for part in ("--set", override)]
         verb("sft", "--config", str(folder / "config.py"), "--conversations", str(conversations), *given)
@@ -78,7 +75,7 @@ def tuned(folder: Path, base: Path, conversations: Path, overrides: list[str]) -
     return float(json.loads(timed.read_text()))
 
 
-def config_text(folder: Path, base: Path) -> str:
+def config(folder: Path, base: Path) -> str:
     """The run's config: the shipped one for fine-tuning with this model, its rows and its rate."""
     from m1jax.convert import config_json
 
@@ -96,28 +93,7 @@ def config_text(folder: Path, base: Path) -> str:
         "train.validate_every": 100,
     }
     stage = {"tokens": TOKENS, "row_length": ROW, "global_batch": BATCH, "learning_rate": RATE, "rope_base": rope_base}
-    lines = [f"    config[{name!r}] = {pprint.pformat(value)}" for name, value in changed.items() if "." not in name]
-    lines += [
-        f"    config.{name.rpartition('.')[0]}[{name.rpartition('.')[2]!r}] = {value!r}"
-        for name, value in changed.items()
-        if "." in name
-    ]
-    return "\n".join(
-        [
-            "import runpy",
-            "",
-            "from ml_collections import ConfigDict",
-            "",
-            "",
-            "def get_config():",
-            f"    config = runpy.run_path({str(HERE / 'configs' / 'sft_quickstart.py')!r})['get_config']()",
-            "    config = ConfigDict(config.to_dict(), convert_dict=False)",
-            *lines,
-            f"    config.stages = ({{**dict(config.stages[0]), **{stage!r}}},)",
-            "    return config",
-            "",
-        ]
-    )
+    return config_text("sft_quickstart", changed, {"sft": stage})
 
 
 def compared(folder: Path, base: Path, name: str, asked: list[str]) -> list[Any]:
@@ -133,22 +109,6 @@ def compared(folder: Path, base: Path, name: str, asked: list[str]) -> list[Any]
         print(f"  {kind}, {after['total']}: {share(after)}; {share(before)}; {share(between, 'difference')}")
         rows.append(row(f"{name}/{kind}", 100 * after["accuracy"], 100 * before["accuracy"], "the model before", "%"))
     return rows
-
-
-def share(found: dict[str, Any], value: str = "accuracy") -> str:
-    """A share and its interval in percent."""
-    low, high = (100 * end for end in found["interval"])
-    return f"{100 * found[value]:.1f} ({low:.1f}, {high:.1f})"
-
-
-def verb(*words: str) -> str:
-    """Runs a verb of this checkout; what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "JAX_PLATFORMS": "cpu"}
-    m1 = [sys.executable, *command(HERE)[1:]]
-    done = subprocess.run([*m1, *words], env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"m1 {' '.join(words)} failed.")
-    return done.stdout
 
 
 if __name__ == "__main__":

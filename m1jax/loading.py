@@ -26,6 +26,7 @@ from m1jax.tokenizer import SpecialIds, Tokenizer
 from m1jax.tokenizer import chat as chats
 from m1jax.train.checkpoint.checkpoints import check_model
 from m1jax.train.checkpoint.folder import CheckpointFolder, existing
+from m1jax.train.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,28 @@ def of_config(config: RunConfig, step: int | None) -> Trained:
     finally:
         checkpoints.close()
     return from_run(Path(config.folder), step)
+
+
+def all_params(config: RunConfig, objective: Objective, mesh: Mesh, step: int | None) -> tuple[int, Any]:
+    """(step, everything that the objective trains or compares with) at a checkpoint, divided over `mesh`.
+
+    Raises UserError where there is none, or it is of another model or objective.
+    """
+    checkpoints = existing(config.checkpoints)
+    try:
+        saved = checkpoints.meta(step)
+        check_model(config, saved, config.checkpoints)
+        step = step or checkpoints.steps()[-1]
+        if saved.run["objective"] != config.objective:
+            raise UserError(
+                f"{config.checkpoints} was trained with the objective {saved.run['objective']!r}, the config has "
+                f"{config.objective!r}: give --set objective={saved.run['objective']}."
+            )
+        shardings = rules.parameter_shardings(mesh, objective.shapes, objective.axes)
+        target = jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), objective.shapes, shardings)
+        return step, checkpoints.restore_params(target, step)
+    finally:
+        checkpoints.close()
 
 
 def tokenizer_of(folder: Path, config: RunConfig) -> Tokenizer:

@@ -28,3 +28,8 @@ def make(config: RunConfig, mesh: Mesh) -> Objective:
         near = difflib.get_close_matches(config.objective, OBJECTIVES, n=1, cutoff=0.0)[0]
         raise UserError(f"config key objective = {config.objective!r} is unknown: did you mean {near!r}?")
     return OBJECTIVES[config.objective](config, mesh)
+
+
+def on_pairs(config: RunConfig) -> bool:
+    """Whether the config's objective learns from pairs of answers."""
+    return bool(getattr(OBJECTIVES.get(config.objective), "piece_columns", ()))

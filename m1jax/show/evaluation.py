@@ -81,6 +81,14 @@ def losses(
     return _measured(title, columns, entry, found, domains, order)
 
 
+def pairs(found: Mapping[str, float], objective: str) -> Report:
+    """What an objective reports of held-out pairs."""
+    table = Table("quantity", "value", title=f"Held-out pairs (objective {objective})")
+    for name, value in found.items():
+        table.add_row(name.removeprefix("heldout_"), f"{value:.4f}")
+    return Report(table, dict(found))
+
+
 Columns = tuple[str, Callable[[Bits], float], Callable[[Bits], float]]
 """The name of the column that counts what was measured, its value, and the value of a model's column."""
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from m1jax import artefact
 from m1jax import tokenizer as tokenizers
-from m1jax.config import RunConfig
+from m1jax.config import RunConfig, to_dict
 from m1jax.config.folders import RESULTS
 from m1jax.errors import UserError
 from m1jax.show import console as consoles
@@ -167,8 +167,9 @@ def evaluate(
     `task_names` are the question sets (None: all), `limit` questions of each (0: all), `heldout_tokens` of each
     source (0: all); questions go through seqio.Evaluator with `seqio`. A trained model is compared with a unigram and
     a bigram fitted on the tokens it saw, and with itself without attention (its output is zero). Raises UserError for a
-    missing corpus, checkpoint, task or seqio.
+    missing corpus, checkpoint, task or seqio. Of a run on pairs it measures what the objective reports.
     """
+    from m1jax import objectives
     from m1jax.evaluate import tasks
     from m1jax.loading import of_config
     from m1jax.parallel import jax_setup
@@ -176,6 +177,9 @@ def evaluate(
 
     jax_setup.prepare()
     console = consoles.make(as_json)
+    if objectives.on_pairs(config):
+        _evaluate_pairs(config, step, as_json, console)
+        return
     chosen = tasks.named(task_names)
     made = artefact.require(config.corpus, "corpus", "corpus")
     if task_names is None and not (config.corpus / "evaluation").is_dir():
@@ -210,6 +214,37 @@ def evaluate(
     console.print(f"Results in {folder / RESULTS}.")
     if as_json:
         print(json.dumps(data, ensure_ascii=False))
+
+
+def _evaluate_pairs(config: RunConfig, step: int | None, as_json: bool, console: Console) -> None:
+    """The loss and what else the objective reports of all held-out pairs, with its reference or its head."""
+    from m1jax import loading, objectives
+    from m1jax.evaluate import heldout_pairs
+    from m1jax.parallel import mesh as meshes
+    from m1jax.show import evaluation
+
+    if step == 0:
+        raise UserError(
+            "step 0 of a run on pairs is the model that it began with, to which every pair is even: name a later step."
+        )
+    made, tokenizer = artefact.require(config.corpus, "corpus", "corpus"), tokenizers.of_run(config)
+    mesh = meshes.make(config.mesh)
+    objective = objectives.make(config, mesh)
+    length = max(stage.row_length for stage in config.stages)
+    rows = heldout_pairs.rows_of(config.corpus, tokenizer, length, ALL_TOKENS)
+    step, params = loading.all_params(config, objective, mesh, step)
+    folder = config.evaluation(step)
+    of = artefact.key(to_dict(config), step, made["key"], tokenizer.fingerprint)
+    with console.status("measuring"):
+        found = heldout_pairs.measure(config, mesh, objective, rows)(params, config.timeline.stage(step - 1))
+    report = evaluation.pairs(found, config.objective)
+    console.print(report.table)
+    data = {"step": step, "pairs": len(rows), "heldout": report.data}
+    with artefact.building(folder, "evaluation", of) as partial:
+        (partial / RESULTS).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    console.print(f"{len(rows):,} held-out pairs after step {step}. Results in {folder / RESULTS}.")
+    if as_json:
+        print(json.dumps(data))
 
 
 def _bits(

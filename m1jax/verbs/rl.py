@@ -167,13 +167,13 @@ def _rewards(config: RunConfig, tokenizer: "Tokenizer", mesh: "Mesh") -> Mapping
         if name.startswith("model:"):
             found[name] = reward_model.opened(Path(name.removeprefix("model:")), tokenizer, mesh, frozen)
         elif name == "entity":
-            found[name] = rewards.of_rule(_entities(config))
+            found[name] = rewards.of_rule(entities(config))
         else:
             found[name] = rewards.named(name)
     return found
 
 
-def _entities(config: RunConfig) -> Any:
+def entities(config: RunConfig) -> Any:
     """The reward for entities of the ontologies in `synthesis.sources`, with a parent counted half."""
     from m1jax.rollouts.rewards import Entities
     from m1jax.text.fetch import default_cache, fetch

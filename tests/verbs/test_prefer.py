@@ -148,6 +148,25 @@ def test_a_run_is_drawn_with_the_calibration_of_its_held_out_pairs(judge, tuned,
     assert "holds no measurement of held-out pairs" in capsys.readouterr().err
 
 
+def test_eval_measures_a_run_on_pairs_by_its_objective(judge, tuned, capsys):
+    def evaluated(folder, *more):
+        return main(["eval", "--config", CONFIG, "--set", f"folder={folder}", "--json", *more])
+
+    for folder, more in ((tuned[0], []), (judge, ["--set", "objective=reward"])):
+        assert evaluated(folder, *more) == 0
+        data = json.loads(capsys.readouterr().out.splitlines()[-1])
+        last = read_journal(folder / "train" / "metrics.jsonl")[-1]
+        assert data["step"] == 6 and data["pairs"] > 0
+        for name, value in data["heldout"].items():
+            assert value == pytest.approx(last[name], abs=1e-5), name
+        (kept,) = (folder / "eval").rglob("results.json")
+        assert json.loads(kept.read_text()) == data
+    assert evaluated(judge) == 2
+    assert "trained with the objective 'reward'" in capsys.readouterr().err
+    assert evaluated(tuned[0], "--step", "0") == 2
+    assert "to which every pair is even" in capsys.readouterr().err
+
+
 def test_a_model_of_another_objective_gives_no_reward(tuned, judge):
     tokenizer = loading.load(judge)[1]
     with pytest.raises(UserError, match="objective 'preference', so it gives no reward"):

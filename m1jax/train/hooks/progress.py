@@ -81,4 +81,6 @@ def validation_sentence(report: StepReport) -> str:
     if BITS in values:
         return f"{told} nats a token, {values[BITS]:.3f} bits per byte"
     others = {name.removeprefix(_HELDOUT): value for name, value in values.items() if name.startswith(_HELDOUT)}
-    return ", ".join([told, *(f"{n.replace('_', ' ')} {v:.3f}" for n, v in others.items() if n != "loss")])
+    # "/" is in the names of parts, such as the bins of a calibration: they are for plots.
+    shown = {n.replace("_", " "): v for n, v in others.items() if n != "loss" and "/" not in n}
+    return ", ".join([told, *(f"{name} {value:.3f}" for name, value in shown.items())])

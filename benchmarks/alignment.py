@@ -1,0 +1,149 @@
+"""What do ELO, TDPO and PPO, one after the other, add on entities that no training has seen?
+
+The chain begins with the quickstart's fine-tuned model: `m1 rl` (ELO), `m1 prefer` (TDPO2), `m1 rl` (PPO with the words
+of the answer as reward), each from the model that the one before left, for every seed. After each of them the 1,500
+test questions of `m1 synthesize`, which are about other entities, are answered twice: by the likelihood of the choices,
+which are not listed (`m1 eval --form chat-cloze`), and in free text, greedily, scored by the rewards `words` and
+`entity` (a parent of the right one counts half). "Peer" is the model before; intervals are over questions, of means
+over the seeds, question by question.
+
+    python benchmarks/alignment.py --quickstart runs/quickstart --folder runs/alignment --json alignment.json
+
+What is complete in the folder is not made again.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from runs import HERE, config_text, verb
+from table import machine, row, show, write
+
+STEPS = ("sft", "elo", "tdpo", "ppo")
+ANSWER_TOKENS = 32
+MEASURES = ("choice", "words", "entity")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quickstart", type=Path, required=True, metavar="FOLDER", help="of a finished quickstart")
+    parser.add_argument("--folder", type=Path, required=True, metavar="DIR", help="for the runs and answers")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args()
+    source, folder = args.quickstart.absolute(), args.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    before = measured(source / "sft", source, folder / "sft")
+    found = {step: {name: [] for name in MEASURES} for step in STEPS}
+    for seed in args.seeds:
+        models = chain(seed, args.seeds[0], source, folder)
+        for step in STEPS:
+            answers = before if step == "sft" else measured(models[step], source, folder / f"{step}-{seed}-eval")
+            for name in MEASURES:
+                found[step][name].append(answers[name])
+    rows = table(found, args.seeds)
+    print(machine(["jax"]) + f"; load {os.getloadavg()[0]:.1f}\n")
+    show(rows)
+    if args.json:
+        write(rows, args.json)
+
+
+def chain(seed: int, first: int, source: Path, folder: Path) -> dict[str, Path]:
+    """The folders of the three runs of a seed, each trained from the one before."""
+    models = {step: folder / f"{step}-{seed}" for step in STEPS[1:]}
+    for place, (step, model) in enumerate(models.items()):
+        initial = source / "sft" if place == 0 else models[STEPS[place]]
+        changes = {"folder": str(model), "seed": seed, "train.initial": str(initial)}
+        same = folder / f"{step}-{first}"
+        if seed != first and not model.exists():  # prompts, pairs and tokenizer are those of every seed
+            for part in ("corpus", "tokenizer"):
+                shutil.copytree(same / part, model / part)
+        config = folder / f"{step}-{seed}.py"
+        if step == "tdpo":
+            config.write_text(config_text("prefer_quickstart", changes, {"preferences": {}}), encoding="utf-8")
+            verb("prefer", "--config", str(config), "--preferences", str(source / "synthesis" / "preferences"))
+        else:
+            config.write_text(config_text("rl_quickstart", changes, {step: {}}), encoding="utf-8")
+            verb("rl", "--config", str(config), "--conversations", str(source / "synthesis" / "train"))
+    return models
+
+
+def measured(model: Path, source: Path, out: Path) -> dict[str, np.ndarray]:
+    """Each measure of a model by question, from 0 to 1."""
+    kept = out / "measures.json"
+    if not kept.exists():
+        asked = ["--questions", str(source / "synthesis" / "test"), "--form", "chat-cloze"]
+        verb("eval", "--model", str(model), *asked, "--out", str(out), "--json")
+        (items,) = out.glob("*/items.jsonl")
+        lines = [json.loads(line) for line in items.read_text(encoding="utf-8").splitlines()]
+        kept.write_text(json.dumps({"choice": [right(line) for line in lines], **written(model, lines)}))
+    return {name: np.array(values) for name, values in json.loads(kept.read_text()).items()}
+
+
+def right(line: Mapping[str, Any]) -> float:
+    """1 where the likeliest choice is the right one; of several equally likely ones its share."""
+    scores = np.array(line["scores"])
+    best = np.flatnonzero(scores == scores.max())
+    return float(line["answer"] in best) / len(best)
+
+
+def written(model: Path, lines: list[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Answers in free text, scored by rules."""
+    from m1jax.config import file as config_file
+    from m1jax.loading import load
+    from m1jax.rollouts.rewards import words
+    from m1jax.tokenizer import chat as chats
+    from m1jax.verbs.rl import entities
+
+    language, tokenizer = load(model)
+    talk = chats.of(tokenizer)
+    entity = entities(config_file.load(str(HERE / "configs" / "quickstart.py")))
+    asked = [talk.encode([{"role": "user", "content": line["question"]}], add_generation_prompt=True) for line in lines]
+    said = language.batcher(32).run(
+        asked, max_new_tokens=ANSWER_TOKENS, sampling=greedy(), eos_id=[*talk.ends, tokenizer.eos_id]
+    )
+    texts = []
+    for ids, (one,) in zip(asked, said, strict=True):
+        tokens = one.tokens[:-1] if one.finish_reason == "eos" else one.tokens
+        texts.append(tokenizer.decode(tokens, before=list(ids)))
+    references = [line["choices"][line["answer"]] for line in lines]
+    return {
+        "words": [words("", text, reference) for text, reference in zip(texts, references, strict=True)],
+        "entity": [entity("", text, reference) for text, reference in zip(texts, references, strict=True)],
+    }
+
+
+def greedy() -> Any:
+    """The likeliest token each time."""
+    from m1jax.generate import Sampling
+
+    return Sampling()
+
+
+def table(found: Mapping[str, Mapping[str, list[np.ndarray]]], seeds: list[int]) -> list[Any]:
+    """Prints every step by seed, and the difference to the step before with its interval; rows of the means."""
+    rows = []
+    for name in MEASURES:
+        print(f"{name}, percent: mean over seeds ({', '.join(map(str, seeds))}); difference to the step before")
+        for place, step in enumerate(STEPS):
+            each = [100 * answers.mean() for answers in found[step][name]]
+            said = f"  {step}: {np.mean(each):.1f} ({', '.join(f'{one:.1f}' for one in each)})"
+            if place:
+                before = found[STEPS[place - 1]][name]
+                differences = 100 * (np.mean(found[step][name], axis=0) - np.mean(before, axis=0))
+                half = 1.96 * differences.std(ddof=1) / len(differences) ** 0.5
+                said += (
+                    f"; {differences.mean():+.1f} ({differences.mean() - half:+.1f}, {differences.mean() + half:+.1f})"
+                )
+                rows.append(row(f"{name}/{step}", np.mean(each), 100 * np.mean(before), STEPS[place - 1], "%"))
+            print(said)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
