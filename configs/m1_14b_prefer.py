@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.data.row_lengths = (ROW_LENGTH,)
     config.train.initial = "runs/m1_14b_sft"
     config.train.frozen_dtype = "bfloat16"
-    config.train.accumulation = 2
+    config.train.accumulation = 1
     config.train.loss_chunk = 2**14  # 512 tokens a chip
     config.train.validate_every = 50
     config.mesh = ConfigDict({"fsdp": 32})
