@@ -58,7 +58,7 @@ def chain(seed: int, first: int, source: Path, folder: Path) -> dict[str, Path]:
     models = {step: folder / f"{step}-{seed}" for step in STEPS[1:]}
     for place, (step, model) in enumerate(models.items()):
         initial = source / "sft" if place == 0 else models[STEPS[place]]
-        changes = {"folder": str(model), "seed": seed, "train.initial": str(initial)}
+        changes: dict[str, Any] = {"folder": str(model), "seed": seed, "train.initial": str(initial)}
         same = folder / f"{step}-{first}"
         if seed != first and not model.exists():  # prompts, pairs and tokenizer are those of every seed
             for part in ("corpus", "tokenizer"):
@@ -68,6 +68,7 @@ def chain(seed: int, first: int, source: Path, folder: Path) -> dict[str, Path]:
             config.write_text(config_text("prefer_quickstart", changes, {"preferences": {}}), encoding="utf-8")
             verb("prefer", "--config", str(config), "--preferences", str(source / "synthesis" / "preferences"))
         else:
+            changes["policy.methods"] = {step: step}
             config.write_text(config_text("rl_quickstart", changes, {step: {}}), encoding="utf-8")
             verb("rl", "--config", str(config), "--conversations", str(source / "synthesis" / "train"))
     return models

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-ITERATIONS, RATES = {"elo": 20, "ppo": 40}, {"elo": 3e-4, "ppo": 5e-4}
-"""Of each stage."""
-ROWS, ROW_LENGTH = 16, 512
-"""Rows of a step, with four continuations in each: of at most 128 tokens, prompt included."""
+ITERATIONS = {"elo": 15, "ppo": 60}
+RATE = 3e-4
+ROWS, ROW_LENGTH, MINIBATCHES, EPOCHS = 16, 640, 2, 2
+"""Rows of a step, with four continuations in each: of at most 160 tokens, prompt included."""
+STEPS = MINIBATCHES * EPOCHS
 
 
 def get_config() -> ConfigDict:
@@ -24,20 +25,25 @@ def get_config() -> ConfigDict:
         {
             "methods": {"elo": "elo", "ppo": "ppo"},
             "prompts": 16,
-            "samples": 4,
+            "samples": 8,
+            "minibatches": MINIBATCHES,
+            "epochs": EPOCHS,
             "slots": 32,
             "max_new_tokens": 32,
-            "only": ("extraction*", "is-a*"),
+            "kl_weight": 0.02,
+            "max_kl": 1.0,
+            "only": ("synonym*", "term*", "hierarchy*", "phenotype*"),
             # The words of the answer are rewarded; that it is the answer is only reported.
             "rewards": {"words": 1.0, "exact": 0.0},
-            "heldout_prompts": 256,
+            "heldout_prompts": 512,
         }
     )
     config.optimizer.weight_decay = 0.0
     config.data.heldout_share = 0.15
     config.train.initial = "runs/quickstart/sft"
-    config.train.checkpoint_every = 10
-    config.train.validate_every = 20
+    config.data.row_lengths = (ROW_LENGTH,)
+    config.train.checkpoint_every = 10 * STEPS
+    config.train.validate_every = 30 * STEPS
     (stage,) = config.stages
     stage = stage.to_dict() if isinstance(stage, ConfigDict) else dict(stage)
     config.stages = tuple(
@@ -46,8 +52,8 @@ def get_config() -> ConfigDict:
             "name": name,
             "row_length": ROW_LENGTH,
             "global_batch": ROWS,
-            "tokens": iterations * ROWS * ROW_LENGTH,
-            "learning_rate": {"start": RATES[name], "end": RATES[name], "warmup_steps": 5},
+            "tokens": iterations * STEPS * ROWS * ROW_LENGTH,
+            "learning_rate": {"start": RATE, "end": RATE, "warmup_steps": 5},
         }
         for name, iterations in ITERATIONS.items()
     )

@@ -68,6 +68,9 @@ class PolicyConfig:
     """Weight of the divergence from the reference."""
     kl: str = bounded(choices=("k1_reward", "k2_loss", "k3_loss"), default="k1_reward")
     """Its estimator and where it acts. k1 as a loss has no gradient in expectation, so it is only a reward."""
+    max_kl: float = bounded(0.0, default=0.0)
+    """Largest divergence from the reference, nats a token, mean over an iteration's continuations; above it the run
+    saves and stops. 0: no bound."""
     entropy_weight: float = bounded(0.0, default=0.0)
     elo_terms: str = bounded(choices=("both", "score", "answer"), default="both")
     """Terms of elo's gradient: through the thought's probability (score), through the answer's, or both."""

@@ -41,7 +41,8 @@ def fit(
     """Steps a restored state through whole iterations to the last step of the run, saves it and returns it.
 
     Raises InterruptedRunError after saving when a signal asked the run to stop, and UserError as `Collector.collect`
-    does, where the loss stays non-finite, and where a checkpoint is not of whole iterations.
+    does, where the loss stays non-finite, where a checkpoint is not of whole iterations and, after saving, where the
+    divergence from the reference is above `policy.max_kl`.
     """
     config, first, each = trainer.config, int(state.step), trainer.config.policy.steps
     if first % each:
@@ -64,18 +65,27 @@ def fit(
         if not first:
             samples.measure(state, 0)
         for done in range(first, config.total_steps, each):
-            state = _iterate(trainer, state, collector, done, reporter, say)
+            state, kl = _iterate(trainer, state, collector, done, reporter, say)
             done += each
             begun = time.perf_counter()
             if found := samples.measure(state, done):
                 reporter.measured(found, time.perf_counter() - begun)
-            reason = stop.reached(done)
+            bound = config.policy.max_kl
+            drifted = bound > 0 and not kl <= bound
+            reason = "drifted" if drifted else stop.reached(done)
             if done % config.train.checkpoint_every == 0 or done == config.total_steps or reason:
                 reporter.flush()
                 trainer.save(state, done)
             elif config.train.emergency_every and done % config.train.emergency_every == 0:
                 reporter.flush()
                 trainer.save(state, done, emergency=True)
+            if drifted:
+                trainer.wait()
+                raise UserError(
+                    f"before step {done - each + 1} the model was {kl:.3f} nats a token from its reference, more than "
+                    f"policy.max_kl = {bound}: saved after step {done} in {config.checkpoints}; look at the samples, "
+                    f"and go on with a larger bound and --amend, or begin again with a larger policy.kl_weight."
+                )
             if reason and done < config.total_steps:
                 trainer.wait()
                 raise InterruptedRunError(
@@ -93,8 +103,8 @@ def _iterate(
     done: int,
     reporter: Reporter,
     say: Callable[[str], None],
-) -> TrainState:
-    """The steps of the iteration that begins after `done` steps."""
+) -> tuple[TrainState, float]:
+    """The steps of the iteration that begins after `done` steps, and how far from its reference the model was."""
     config, policy = trainer.config, trainer.config.policy
     iteration, stage = done // policy.steps, trainer.config.timeline.stage(done)
     begun = time.perf_counter()
@@ -117,7 +127,7 @@ def _iterate(
             f"{shown['length']:.1f} tokens an answer, {shown['ended']:.0%} ended, sampler and trainer "
             f"{shown['mismatch']:.1e} apart, {shown['rollout_tokens_per_second']:,.0f} tokens/s"
         )
-    return state
+    return state, shown["rollout_kl"]
 
 
 def _minibatches(collected: Collected, count: int, seed: Sequence[int]) -> list[dict[str, np.ndarray]]:

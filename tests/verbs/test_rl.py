@@ -94,6 +94,15 @@ def test_a_run_goes_on_exactly_without_its_first_model(tuned, tmp_path, capsys):
     assert again == whole and records.read(folder / "train" / "samples.jsonl") == samples
 
 
+def test_a_run_that_drifts_from_its_reference_saves_and_stops(tuned, tmp_path, capsys):
+    folder = shutil.copytree(tuned[0], tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints" / "16")
+    bound = metrics(folder)[12]["rollout_kl"] * 0.9
+    given = command(folder, "--amend", policy__max_kl=bound)
+    refused(capsys, given, f"more than policy.max_kl = {bound}: saved after step 14", "with a larger bound and --amend")
+    assert (folder / "checkpoints" / "14").is_dir()
+
+
 def test_the_model_alone_is_what_is_used(tuned, road):
     own, before = loading.from_run(tuned[0]).params, loading.from_run(road).params
     assert {*own} == {*before}
