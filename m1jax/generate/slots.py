@@ -14,6 +14,7 @@ import numpy as np
 
 from m1jax.generate import programs
 from m1jax.generate.programs import Draws, Prepared, State
+from m1jax.generate.room import Extent
 from m1jax.generate.serving_programs import fitted
 from m1jax.generate.session import Timing, bucket
 from m1jax.generate.steering import Alternatives
@@ -54,6 +55,11 @@ class Slots:
         self.prepared, self.capacity, self.timing = prepared, capacity, timing
         self.held = np.full(size, -1)
         self.state: State = self.timed(prepared.arrange, programs.start, size, capacity)
+
+    @property
+    def extent(self) -> Extent:
+        """How many there are, and the tokens that each has room for."""
+        return Extent(len(self.held), self.capacity)
 
     @property
     def live(self) -> np.ndarray:
