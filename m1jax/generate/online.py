@@ -21,7 +21,7 @@ from m1jax.generate.prefixes import Prefixes
 from m1jax.generate.programs import ROOM, Prepared, State
 from m1jax.generate.reading import Reading, stops, told
 from m1jax.generate.requests import END_IDS, Listener, Progress, Request, Ticket, empty_draws, finite
-from m1jax.generate.room import Limits, Occupant, Room
+from m1jax.generate.room import Extent, Limits, Occupant, Room
 from m1jax.generate.serving_programs import choose_draws, fitted, place_draws
 from m1jax.generate.slots import BatchTiming, Burst, Slots
 
@@ -181,7 +181,7 @@ class Engine:
         match = self.prefixes.match(tokens, chunk if whole else 1)
         if ticket.request.score_prompt:  # each of its tokens must be read
             match = match._replace(length=0, state=None)
-        self._reading = Reading(self._prepared, self._timed, ticket, self.room.capacity(len(tokens)), match)
+        self._reading = Reading(self._prepared, self._timed, ticket, self.room.reading(len(tokens)), match)
         cuts = {match.shared // chunk * chunk, len(tokens) // chunk * chunk} if whole else {match.shared}
         self._cuts = {cut for cut in cuts if cut >= match.length + _WORTH}
         self._stops = stops(match.length, list(self._cuts), len(tokens), chunk, whole)
@@ -196,7 +196,7 @@ class Engine:
         return result
 
     def _next_piece(self) -> int:
-        """Tokens of the next piece of the prompt that is being read, at most `chunk`; 0 where a kept state holds all."""
+        """Tokens of the next piece of the prompt, at most `chunk`; 0 where a kept state holds all of it."""
         assert self._reading is not None
         return self._stops[0] - self._reading.at if self._stops else 0
 
@@ -227,7 +227,9 @@ class Engine:
             return
         whole = not self.limits.batch_invariant or len(ticket.request.tokens) % self.limits.chunk == 0
         if whole:
-            self.prefixes.put(ticket.request.tokens, reading.state)
+            capacity = self.room.capacity(len(ticket.request.tokens))
+            tight = capacity == reading.capacity
+            self.prefixes.put(ticket.request.tokens, reading.state if tight else reading.kept(capacity))
         while ticket.request.max_new_tokens and self._queue and self._same(self._queue[0], tickets):
             other = self._queue.popleft()
             other.cached_tokens = len(other.request.tokens)
@@ -313,7 +315,7 @@ class Engine:
         assert self._slots is not None
         tokens = [*ticket.request.tokens, *(ticket.new[:-1] if ended else ticket.new)]
         capacity = self.room.capacity(len(tokens))
-        if self.room.row(capacity) <= self.prefixes.limit and tokens not in self.prefixes:
+        if self.room.bytes(Extent(1, capacity)) <= self.prefixes.limit and tokens not in self.prefixes:
             rows = np.array([slot], np.int32)
             state = self._timed(self._prepared.arrange, fitted, self._slots.state, rows, capacity)
             self.prefixes.put(tokens, state)

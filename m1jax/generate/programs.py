@@ -329,11 +329,13 @@ def decode(
 def place(config: ModelConfig, mesh: Mesh | None, state: State, source: State, rows: Array, slots: Array) -> State:
     """The state with rows (N,) of another in its slots (N,); a slot number beyond the batch places nothing.
 
-    The source may have room for fewer tokens: a token keeps its place in a layer's cache (m1jax.model.cache.grown).
+    The source may have room for fewer tokens, or for more than its rows hold: a token keeps its place in a layer's
+    cache (m1jax.model.cache.grown).
     """
     del config
 
     def put(leaf: Array, other: Array) -> Array:
+        other = other[(slice(None), *(slice(0, size) for size in leaf.shape[1:]))]
         index = (slots, *(slice(0, size) for size in other.shape[1:]))
         moved = kernels.to_bits(leaf).at[index].set(kernels.to_bits(other)[rows], mode="drop")
         return kernels.from_bits(moved) if leaf.dtype == jnp.bfloat16 else moved

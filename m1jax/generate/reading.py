@@ -10,8 +10,11 @@ from m1jax.generate.prefixes import Match
 from m1jax.generate.programs import Prepared, State
 from m1jax.generate.requests import PromptScores, Ticket
 from m1jax.generate.serving_programs import fitted, prefill_scored
-from m1jax.generate.session import bucket
 from m1jax.generate.steering import ALTERNATIVES
+
+_SMALLEST = 16
+_PADDING = 64
+"""Tokens of padding that one piece may have before it is cut into several: a piece costs its padding too."""
 
 Timed = Callable[..., Any]
 """`Slots.timed`: calls a method of `Prepared` with a program and its arguments."""
@@ -41,7 +44,7 @@ class Reading:
         """Reads the tokens up to `end`; the program is of `padded` tokens, by default the next length that has one."""
         request, begin = self.ticket.request, self.at
         count = end - begin
-        size = bucket(count) if padded is None else padded
+        size = _padded(count) if padded is None else padded
         tokens, real = np.zeros((1, size), np.int32), np.zeros((1, size), bool)
         tokens[0, size - count :], real[0, size - count :] = request.tokens[begin:end], True
         if request.score_prompt:
@@ -71,9 +74,21 @@ class Reading:
 
 
 def pieces(begin: int, end: int, chunk: int) -> Iterator[int]:
-    """Where to stop on the way from `begin` to `end`: what is left over first, then `chunk` tokens each."""
+    """Where to stop on the way from `begin` to `end`: what is left over first, then `chunk` tokens each.
+
+    What is left over is read in one piece, or, where much of it would be padding, in several.
+    """
     rest = (end - begin) % chunk
+    while _padded(rest) - rest > _PADDING:
+        half = _padded(rest) // 2
+        yield begin + half
+        begin, rest = begin + half, rest - half
     yield from range(begin + rest if rest else begin + chunk, end + 1, chunk)
+
+
+def _padded(count: int) -> int:
+    """The least power of 2, from 16 on, that is not below: the lengths that programs are compiled for."""
+    return 1 << (max(count, _SMALLEST) - 1).bit_length()
 
 
 def told(alternatives: Any, asked: int, first: int, last: int) -> list[list[tuple[int, float]]]:

@@ -9,7 +9,7 @@ from m1jax.errors import UserError
 from m1jax.generate.session import CHUNK
 from m1jax.model.cache import row_bytes
 
-_SMALLEST = 128
+_SMALLEST = 256
 """Tokens that a row has room for at least; more by doubling, since each room is a program."""
 _AHEAD = 128
 """Tokens that room is made for at once where a row's limit allows."""
@@ -72,13 +72,19 @@ class Room:
             return self.context
         return min(max(_SMALLEST, 1 << (length - 1).bit_length()), self.context)
 
+    def reading(self, length: int) -> int:
+        """The room of a row while a prompt of so many tokens is read: coarser, since every piece is a program too."""
+        capacity = self.capacity(length)
+        doublings = (capacity // _SMALLEST).bit_length() - 1
+        return self.capacity(2 * capacity) if doublings % 2 else capacity
+
     def least(self, count: int) -> int:
         """The fewest slots for so many requests."""
         return self._limits.max_batch if self._limits.batch_invariant else count
 
     def row(self, length: int) -> int:
-        """Bytes of a row for so many tokens."""
-        return row_bytes(self._config, self.capacity(length))
+        """Bytes of the row in which a prompt of so many tokens is read."""
+        return row_bytes(self._config, self.reading(length))
 
     def bytes(self, extent: Extent) -> int:
         """Bytes of slots."""
@@ -97,8 +103,8 @@ class Room:
         """The slots for these requests, which fit, and `most` new tokens of each, while `waiting` others want one.
 
         `reading` are the tokens of a prompt that is being read. Every change is a copy, and may be a program to
-        compile: slots are doubled as far as the bytes allow, their room grows with some left over, and both shrink
-        when a quarter of the slots is used and nobody waits, or no request can use the room.
+        compile: their number is that of `Limits.max_batch`, a quarter of it and so on, as far as the bytes allow;
+        their room is doubled. Both shrink when few are left and nobody waits, or no request can use the room.
         """
         count, limits = len(occupants), self._limits
         longest = max(min(one.length + most, one.need) for one in occupants)
@@ -107,14 +113,17 @@ class Room:
         if capacity < longest:
             capacity = min(self.capacity(longest + _AHEAD), upper)
         size = now.size if now else 0
-        if size < count or (not waiting and 4 * count <= size):
-            size = _doubled(min(count + waiting, limits.max_batch) if size < count else 2 * count)
+        if size < count or (not waiting and 8 * count <= size):
+            size = _quarters(limits.max_batch, min(count + waiting, limits.max_batch) if size < count else count)
         beside = max(self.row(reading), self.row(upper)) if reading else self.row(upper)
         affordable = (limits.cache_bytes - beside) // row_bytes(self._config, upper)
         least = self.least(count)
         return Extent(max(least, min(size, limits.max_batch, affordable)), capacity)
 
 
-def _doubled(count: int) -> int:
-    """The least power of 2 that is not below."""
-    return 1 << (count - 1).bit_length()
+def _quarters(most: int, count: int) -> int:
+    """The least of `most`, a quarter of it, a sixteenth, …, and 1 that is not below `count`."""
+    size = most
+    while size > 1 and max(1, size // 4) >= count:
+        size = max(1, size // 4)
+    return size

@@ -261,7 +261,7 @@ def test_the_bookkeeping_holds_whatever_happens(events, rows):
 
 def test_what_the_cache_cannot_hold_waits_or_is_refused():
     bytes_of_a_row = engine(context=128).room.row(128)
-    one = engine(max_batch=8, cache_bytes=4 * bytes_of_a_row)
+    one = engine(max_batch=8, context=128, cache_bytes=4 * bytes_of_a_row)
     found = [Asked(one, prompt_of(8, row), 6) for row in range(6)]
     most = 0
     while one.step():
