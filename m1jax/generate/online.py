@@ -226,7 +226,7 @@ class Engine:
             ticket.fail("the model gives logits that are no numbers: serve an earlier checkpoint.")
             return
         whole = not self.limits.batch_invariant or len(ticket.request.tokens) % self.limits.chunk == 0
-        if whole:
+        if whole and self.limits.reuse:
             capacity = self.room.capacity(len(ticket.request.tokens))
             tight = capacity == reading.capacity
             self.prefixes.put(ticket.request.tokens, reading.state if tight else reading.kept(capacity))
