@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from m1jax.errors import UserError
 from m1jax.generate.prefixes import Prefixes
 from m1jax.generate.programs import ROOM, Prepared, State
 from m1jax.generate.reading import Reading, stops, told
@@ -83,17 +82,16 @@ class Engine:
         """Bytes of the cache that requests which run have now."""
         return 0 if self._slots is None else self.room.bytes(self._slots.extent)
 
+    def check(self, request: Request) -> None:
+        """Raises UserError for a request that can never be answered (`Request.check`)."""
+        request.check(self._prepared.config, self.room.context)
+
     def submit(self, request: Request, listener: Listener) -> Ticket:
         """Takes a request; `listener` is called by the thread of `step` whenever there is something new.
 
-        Raises UserError for a request that can never be answered (`Request.check`), or not with these cache bytes.
+        Raises UserError as `check` does.
         """
-        request.check(self._prepared.config, self.room.context)
-        if not self.room.fits([Occupant(len(request.tokens), request.need)], len(request.tokens)):
-            raise UserError(
-                f"the request needs room for {request.need} tokens, more than the cache of {self.limits.cache_bytes} "
-                f"bytes holds: shorten the prompt or ask for fewer new tokens."
-            )
+        self.check(request)
         ticket = Ticket(request, listener)
         self._inbox.append(ticket)
         return ticket
@@ -111,6 +109,27 @@ class Engine:
         if self._running:
             self._generate()
         return bool(self._running or self._reading or self._inbox or self._queue)
+
+    def warm(self) -> None:
+        """Compiles what most requests need, before one comes: pieces of prompts of every length, and the slots."""
+        size, length = self.limits.max_batch, self.limits.chunk
+        while length >= 16:
+            self._try([min(length, self.room.context - 2)])
+            length //= 2
+        while True:
+            self._try([1] * size)
+            if size == 1:
+                break
+            size = max(1, size // 4)
+        self.counts, self._slots = Counts(), None
+        self.prefixes.drop(0)
+
+    def _try(self, lengths: list[int]) -> None:
+        """Answers prompts of these lengths that begin differently."""
+        for number, length in enumerate(lengths):
+            self.submit(Request([(len(lengths) + number) % self._prepared.config.vocab_size] * length, 2), _nobody)
+        while self.step():
+            pass
 
     def fail(self, sentence: str) -> None:
         """Ends every request with an error and starts from nothing: after a failure of the device."""
@@ -319,3 +338,7 @@ class Engine:
             rows = np.array([slot], np.int32)
             state = self._timed(self._prepared.arrange, fitted, self._slots.state, rows, capacity)
             self.prefixes.put(tokens, state)
+
+
+def _nobody(_: Progress) -> None:
+    """Listens to the requests of `Engine.warm`."""

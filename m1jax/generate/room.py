@@ -24,7 +24,7 @@ class Limits:
     cache_bytes: int = 2 << 30
     """Keys and values of the requests that run and, in what is left, of prompts that were read before."""
     context: int | None = None
-    """Tokens of a prompt and its answer; None for all of the model's positions."""
+    """Tokens of a prompt and its answer; None for all of the model's positions, as far as the bytes allow."""
     chunk: int = CHUNK // 2
     """Tokens of prompts that are read in one go."""
     reuse: bool = True
@@ -53,24 +53,30 @@ class Room:
     def __init__(self, config: ModelConfig, limits: Limits):
         """`context` is the limits', or the model's positions."""
         most = config.max_positions
-        self.context = most if limits.context is None else limits.context
-        if not 1 <= self.context <= most:
-            raise UserError(f"the context must be from 1 to the model's {most} positions, got {self.context}.")
+        if limits.context is not None and not 1 <= limits.context <= most:
+            raise UserError(f"the context must be from 1 to the model's {most} positions, got {limits.context}.")
         if limits.max_batch < 1 or limits.chunk < 1:
             raise UserError(f"max_batch and chunk must be at least 1, got {limits.max_batch} and {limits.chunk}.")
         self._config, self._limits = config, limits
-        least = self.bytes(Extent(self.least(1), self.capacity(1))) + self.row(1)
+        self.context = most if limits.context is None else limits.context
+        while limits.context is None and self.context > _SMALLEST and self._least() > limits.cache_bytes:
+            self.context = max(_SMALLEST, _doubled(self.context) // 2)
+        least = self._least()
         if least > limits.cache_bytes:
             raise UserError(
                 f"the cache of {limits.cache_bytes} bytes holds no request: it takes at least {least} bytes; give "
                 f"more, or allow fewer requests at once or a shorter context."
             )
 
+    def _least(self) -> int:
+        """Bytes of a request that takes the whole context."""
+        return self.bytes(Extent(self.least(1), self.capacity(self.context))) + self.row(self.context)
+
     def capacity(self, length: int) -> int:
         """The room that a row of so many tokens gets."""
         if self._limits.batch_invariant:
             return self.context
-        return min(max(_SMALLEST, 1 << (length - 1).bit_length()), self.context)
+        return min(max(_SMALLEST, _doubled(length)), self.context)
 
     def reading(self, length: int) -> int:
         """The room of a row while a prompt of so many tokens is read: coarser, since every piece is a program too."""
@@ -127,3 +133,8 @@ def _quarters(most: int, count: int) -> int:
     while size > 1 and max(1, size // 4) >= count:
         size = max(1, size // 4)
     return size
+
+
+def _doubled(length: int) -> int:
+    """The least power of 2 that is not below."""
+    return 1 << (length - 1).bit_length()
