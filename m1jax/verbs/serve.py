@@ -60,10 +60,13 @@ def run(args: argparse.Namespace) -> None:
     """
     from m1jax.generate.room import Limits
     from m1jax.parallel import jax_setup
-    from m1jax.serve import Served, Settings, make
-    from m1jax.serve.running import listening
-    from m1jax.serve.running import run as serve
 
+    try:
+        from m1jax.serve import Served, Settings, make
+        from m1jax.serve.running import listening
+        from m1jax.serve.running import run as serve
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: run `pip install 'm1jax[serve]'`.") from error
     for name in ("timeout", "drain", "cache_gib", "max_body_mib"):
         if not 0 < getattr(args, name) < float("inf"):
             raise UserError(f"--{name.replace('_', '-')} must be above 0, got {getattr(args, name)}.")
