@@ -175,7 +175,7 @@ class Engine:
         self.prefixes.drop(self._left(self.room.bytes(extent)))
         if self._slots is None:
             self._slots = Slots(self._prepared, *extent, self.counts.timing)
-            self._draws = empty_draws(extent.size, self._prepared.config.vocab_size)
+            self._draws = self._prepared.placed(empty_draws(extent.size, self._prepared.config.vocab_size))
         elif extent != self._slots.extent:
             rows = self._slots.fit(*extent)
             self._draws = self._timed(self._prepared.arrange, choose_draws, self._draws, rows)

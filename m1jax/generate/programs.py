@@ -74,6 +74,12 @@ class Prepared:
         """The same for a program that needs no parameters."""
         return self._timed(program, (self.config, self.mesh), args)
 
+    def placed(self, tree: Any) -> Any:
+        """The arrays where the parameters are, for good: those that may be anywhere would be another program's."""
+        if self.mesh is not None:
+            return tree
+        return jax.device_put(tree, jax.tree.leaves(self.parameters)[0].sharding)
+
     def _timed(self, program: Any, ours: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, float]:
         sizes = tuple(leaf if isinstance(leaf, int) else leaf.shape for leaf in jax.tree.leaves(args))
         kind = program, jax.tree.structure(args), sizes

@@ -29,7 +29,7 @@ class Reading:
         self.at = ticket.cached_tokens = match.length
         self.state: State
         if match.state is None:
-            self.state = timed(prepared.arrange, programs.start, 1, capacity)
+            self.state = prepared.placed(timed(prepared.arrange, programs.start, 1, capacity))
         else:
             self.state = timed(prepared.arrange, fitted, match.state, np.zeros(1, np.int32), capacity)
         self._log_p: list[float] = []

@@ -54,7 +54,7 @@ class Slots:
         """Free slots; what is spent is added to `timing`."""
         self.prepared, self.capacity, self.timing = prepared, capacity, timing
         self.held = np.full(size, -1)
-        self.state: State = self.timed(prepared.arrange, programs.start, size, capacity)
+        self.state: State = prepared.placed(self.timed(prepared.arrange, programs.start, size, capacity))
 
     @property
     def extent(self) -> Extent:

@@ -3,6 +3,7 @@
 Legend: B batch, T slots, K KV heads, D head_dim, L layers.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -77,6 +78,7 @@ def narrowed(config: ModelConfig, cache: Cache, capacity: int) -> Cache:
     return Cache(tuple(layers), cache.lengths)
 
 
+@functools.cache
 def row_bytes(config: ModelConfig, capacity: int) -> int:
     """Bytes of one row of a cache with room for `capacity` tokens."""
     leaves = jax.tree.leaves(jax.eval_shape(lambda: empty_cache(config, 1, capacity)))
