@@ -10,20 +10,18 @@ Legend: B slots, R room of a call.
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from m1jax.errors import UserError
-from m1jax.generate import programs
 from m1jax.generate.programs import ROOM, Draws, Prepared, State
 from m1jax.generate.sampling import Sampling
-from m1jax.generate.session import CHUNK, Session, Timing, bucket, check_tokens, eos_slots
+from m1jax.generate.session import CHUNK, Session, bucket, check_tokens, eos_slots
+from m1jax.generate.slots import BatchTiming, Slots
 from m1jax.model import seeds
 
 PROMPTS = 4
@@ -41,14 +39,6 @@ class Sampled:
     log_p: list[float] = field(default_factory=list)
     finish_reason: str = ""
     """"eos" where the last token is one of the end tokens, else "length"."""
-
-
-@dataclass
-class BatchTiming(Timing):
-    """What a `Batcher` has done so far."""
-
-    slot_steps: int = 0
-    """Steps times slots: with `decode_tokens`, how full the slots were."""
 
 
 class Batcher:
@@ -137,68 +127,52 @@ class _Run:
         self._ready: _Ready | None = None
         size = min(batcher._slots, bucket(total, 1))
         longest = max(len(prompt) for prompt in prompts)
-        self._capacity = min(bucket(longest + int(limits.max())), self._prepared.config.max_positions)
-        self._held = np.full(size, -1)  # the continuation of each slot
-        self._state: State = self._timed(self._prepared.arrange, programs.start, size, self._capacity)
+        capacity = min(bucket(longest + int(limits.max())), self._prepared.config.max_positions)
+        self._slots = Slots(self._prepared, size, capacity, self.timing)
 
     def step(self) -> bool:
         """Fills free slots, and generates until some are free again; False when all is done."""
         self._fill()
         self._shrink()
-        live = self._held >= 0
+        slots = self._slots
+        live = slots.live
         if not live.any():
             return False
-        begun, compiling = time.perf_counter(), self.timing.compile_seconds
-        step = np.array([len(self.found[i].tokens) if i >= 0 else 0 for i in self._held], np.int32)
-        limit = np.where(live, self._limits[self._held], 0).astype(np.int32)
+        step = np.array([len(self.found[i].tokens) if i >= 0 else 0 for i in slots.held], np.int32)
+        limit = np.where(live, self._limits[slots.held], 0).astype(np.int32)
         waits = bool(self._order or (self._ready and self._ready.waiting))
         # An exchange costs about as much as a step: with others waiting, an eighth of the slots is worth one.
         leaving = max(1, len(live) // 8) if waits else max(1, int(live.sum()) - len(live) // 2)
-        decoded = self._timed(
-            self._prepared.run, programs.decode, self._state, ~live, step, limit,
-            np.int32(ROOM), np.int32(leaving), self._eos, self._draws(),
-        )  # fmt: skip
-        self._state = decoded.state
-        tokens, log_p, counts, ended = jax.device_get((decoded.tokens, decoded.log_p, decoded.counts, decoded.done))
+        burst = slots.decode(step, limit, ROOM, leaving, self._eos, self._draws())
         for slot in np.flatnonzero(live):
-            number, count = int(self._held[slot]), int(counts[slot])
-            one = self.found[number]
-            one.tokens += tokens[slot, :count].tolist()
-            one.log_p += log_p[slot, :count].tolist()
-            if ended[slot] or len(one.tokens) >= limit[slot]:
-                one.finish_reason = "eos" if ended[slot] else "length"
-                self._held[slot] = -1
-        spent = time.perf_counter() - begun - (self.timing.compile_seconds - compiling)
-        self.timing.decode_seconds += spent
-        self.timing.decode_tokens += int(counts.sum())
-        self.timing.slot_steps += int(counts.max()) * len(live)
+            one, count, ended = self.found[slots.held[slot]], int(burst.counts[slot]), burst.ended[slot]
+            one.tokens += burst.tokens[slot, :count].tolist()
+            one.log_p += burst.log_p[slot, :count].tolist()
+            if ended or len(one.tokens) >= limit[slot]:
+                one.finish_reason = "eos" if ended else "length"
+                slots.held[slot] = -1
         return True
 
     def _draws(self) -> Draws | None:
         if self._sampling.greedy:
             return None
-        size = len(self._held)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self._key, jnp.asarray(np.maximum(self._held, 0)))
+        held = self._slots.held
+        size = len(held)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self._key, jnp.asarray(np.maximum(held, 0)))
         seen = np.zeros((size, self._prepared.config.vocab_size), bool)
         if np.any(np.asarray(self._sampling.repetition_penalty) != 1):
-            for slot, number in enumerate(self._held):
+            for slot, number in enumerate(held):
                 if number >= 0:
                     seen[slot, [*self._prompts[number // self._samples], *self.found[number].tokens]] = True
         return Draws(jnp.asarray(seen), keys, self._sampling.controls(size))
 
     def _fill(self) -> None:
         """Places waiting continuations into free slots, reading prompts as they are needed."""
-        while len(free := np.flatnonzero(self._held < 0)) and (self._order or self._ready):
+        while (free := len(self._slots.free)) and (self._order or self._ready):
             if self._ready is None:
-                self._ready = self._read(len(free))
-            placed = self._ready.waiting[: len(free)]
-            N = bucket(len(placed), 1)
-            rows, slots = np.zeros(N, np.int32), np.full(N, len(self._held), np.int32)
-            for i, ((row, number), slot) in enumerate(zip(placed, free, strict=False)):
-                rows[i], slots[i], self._held[slot] = row, slot, number
-            self._state = self._timed(
-                self._prepared.arrange, programs.place, self._state, self._ready.state, rows, slots
-            )
+                self._ready = self._read(free)
+            placed = self._ready.waiting[:free]
+            self._slots.place(self._ready.state, placed)
             del self._ready.waiting[: len(placed)]
             if not self._ready.waiting:
                 self._ready = None
@@ -219,19 +193,8 @@ class _Run:
 
     def _shrink(self) -> None:
         """Halves the batch while what is left fits into half of it and nothing waits."""
-        live = np.flatnonzero(self._held >= 0)
-        size = len(self._held)
-        while size > 1 and len(live) <= bucket(size // 2, 1) < size:
+        live, size = int(self._slots.live.sum()), len(self._slots.held)
+        while size > 1 and live <= bucket(size // 2, 1) < size:
             size = bucket(size // 2, 1)
-        if size < len(self._held) and len(live):
-            rows = np.zeros(size, np.int32)
-            rows[: len(live)] = live
-            self._state = self._timed(self._prepared.arrange, programs.choose, self._state, jnp.asarray(rows))
-            held = np.full(size, -1)
-            held[: len(live)] = self._held[live]
-            self._held = held
-
-    def _timed(self, how: Any, program: Any, *args: Any) -> Any:
-        result, seconds = how(program, *args)
-        self.timing.compile_seconds += seconds
-        return result
+        if live and size < len(self._slots.held):
+            self._slots.resize(size)

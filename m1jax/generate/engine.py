@@ -17,6 +17,8 @@ from m1jax.generate import programs
 from m1jax.generate.batching import Batcher
 from m1jax.generate.beams import beam_search
 from m1jax.generate.likelihood import Likelihoods, end_likelihoods
+from m1jax.generate.online import Engine
+from m1jax.generate.room import Limits
 from m1jax.generate.sampling import Floats, Integers, Sampling
 from m1jax.generate.session import CHUNK, Generation, Session, bucket, check_tokens
 
@@ -79,6 +81,13 @@ class LanguageModel:
         The same draws as `generate` only in kind: a continuation's key is that of its number.
         """
         return Batcher(self._prepared, slots)
+
+    def online(self, limits: Limits | None = None) -> Engine:
+        """Continuous batching for requests that come at any time, as `m1 serve` runs it.
+
+        Raises UserError for limits that hold no request.
+        """
+        return Engine(self._prepared, Limits() if limits is None else limits)
 
     def generate(
         self,

@@ -21,6 +21,7 @@ from m1jax import kernels
 from m1jax import model as models
 from m1jax.config import ModelConfig
 from m1jax.generate.sampling import Controls, sample
+from m1jax.generate.steering import Alternatives, Steering, likeliest, steered
 from m1jax.model.cache import LAYER_AXES, grown, take
 from m1jax.model.head import normalize_rows
 from m1jax.parallel import rules
@@ -46,6 +47,8 @@ class Draws(NamedTuple):
     seen: Array
     keys: Array
     controls: Controls
+    steering: Steering | None = None
+    """What requests ask for beyond `controls`; None compiles nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,12 @@ class Prepared:
     def arrange(self, program: Any, *args: Any) -> tuple[Any, float]:
         """The same for a program that needs no parameters."""
         return self._timed(program, (self.config, self.mesh), args)
+
+    def placed(self, tree: Any) -> Any:
+        """The arrays where the parameters are, for good: those that may be anywhere would be another program's."""
+        if self.mesh is not None:
+            return tree
+        return jax.device_put(tree, jax.tree.leaves(self.parameters)[0].sharding)
 
     def _timed(self, program: Any, ours: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, float]:
         sizes = tuple(leaf if isinstance(leaf, int) else leaf.shape for leaf in jax.tree.leaves(args))
@@ -248,6 +257,8 @@ class Decoded(NamedTuple):
     done: Array
     """(B,) bool: the rows that were given as done, and those that one of the end tokens ended."""
     draws: Draws | None
+    alternatives: Alternatives | None
+    """(B, R, N) each: the likeliest tokens beside each new one; None without steering."""
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
@@ -268,33 +279,52 @@ def decode(
     """Up to `most` (at most ROOM) new tokens of each row that is not done.
 
     `step` (B,) int32 counts the tokens that each row has generated before and numbers its draws; a row stops at `limit`
-    (B,) of them. A token among `eos_ids` ends its row: it counts, but is not put into the cache. The loop returns early
-    when `leaving` rows have stopped, so that others can take their places. `draws` None is greedy.
+    (B,) of them. A token among `eos_ids` (E,), or a row's own (B, E), ends its row: it counts, but is not put into the
+    cache. The loop returns early when `leaving` rows have stopped, so that others can take their places. `draws` None
+    is greedy. With steering, log p is at temperature 1.
     """
     decoder = nnx.merge(graphdef, parameters)
     B = done.shape[0]
     live_before = ~done & (step < limit)
+    steering = None if draws is None else draws.steering
 
     def live(counts: Array, done: Array) -> Array:
         return ~done & (step + counts < limit)
 
     def going(carry: Any) -> Array:
-        at, _, _, _, counts, done, _ = carry
+        at, _, _, _, counts, done, _, _ = carry
         alive = live(counts, done)
         return (at < most) & jnp.any(alive) & (jnp.sum(live_before & ~alive) < leaving)
 
     def one(carry: Any) -> Any:
-        at, state, new, log_p, counts, done, seen = carry
+        at, state, new, log_p, counts, done, held, beside = carry
         alive = live(counts, done)
+        logits = state.logits
         if draws is None:
-            token, logits = jnp.argmax(state.logits, axis=-1).astype(jnp.int32), state.logits
+            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         else:
-            token = sample(state.logits, seen, draws.keys, step + counts, draws.controls)
-            seen = seen.at[jnp.arange(B), token].max(alive)
-            logits = state.logits / jnp.where(draws.controls.temperature > 0, draws.controls.temperature, 1.0)[:, None]
-        chosen = jnp.take_along_axis(logits, token[:, None], axis=1) - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+            seen, used = held
+            if steering is not None:
+                wanted = steered(logits, steering._replace(used=used))
+            token = sample(logits if steering is None else wanted, seen, draws.keys, step + counts, draws.controls)
+            rows = jnp.arange(B)
+            held = seen.at[rows, token].max(alive), None if used is None else used.at[rows, token].add(alive)
+            if steering is None:
+                logits /= jnp.where(draws.controls.temperature > 0, draws.controls.temperature, 1.0)[:, None]
+        total = jax.nn.logsumexp(logits, axis=1, keepdims=True)
+        chosen = jnp.take_along_axis(logits, token[:, None], axis=1) - total
         new = jax.lax.dynamic_update_slice(new, token[:, None], (0, at))
         log_p = jax.lax.dynamic_update_slice(log_p, chosen, (0, at))
+        if steering is not None:
+            asked = jnp.any(alive & (steering.alternatives > 0))
+            beside = jax.lax.cond(
+                asked,
+                lambda: jax.tree.map(
+                    lambda kept, now: jax.lax.dynamic_update_slice(kept, now[:, None], (0, at, 0)),
+                    beside, likeliest(logits, total, beside.ids.shape[2]),
+                ),
+                lambda: beside,
+            )  # fmt: skip
         counts += alive
         ended = alive & jnp.any(token[:, None] == eos_ids, axis=1)
         goes_on = alive & ~ended
@@ -302,27 +332,33 @@ def decode(
         hidden, cache = decoder.extend(token[:, None], cache, rope_base=rope_base, real=goes_on[:, None])
         following = jnp.where(goes_on[:, None], decoder.logits(hidden)[:, 0], state.logits)
         state = State(jax.tree.map(kernels.to_bits, cache), following)
-        return at + 1, laid_out(mesh, state), new, log_p, counts, done | ended, seen
+        return at + 1, laid_out(mesh, state), new, log_p, counts, done | ended, held, beside
 
-    seen: Any = None if draws is None else draws.seen
+    held: Any = None if draws is None else (draws.seen, None if steering is None else steering.used)
+    beside = None if steering is None else Alternatives.empty(B, ROOM, state.logits.shape[1])
     # In bits, so that every step writes its keys and values in place.
     state = State(jax.tree.map(kernels.to_bits, state.cache), state.logits)
     new, log_p, counts = jnp.zeros((B, ROOM), jnp.int32), jnp.zeros((B, ROOM), jnp.float32), jnp.zeros(B, jnp.int32)
-    begun = jnp.int32(0), state, new, log_p, counts, done, seen
-    _, state, new, log_p, counts, done, seen = jax.lax.while_loop(going, one, begun)
+    begun = jnp.int32(0), state, new, log_p, counts, done, held, beside
+    _, state, new, log_p, counts, done, held, beside = jax.lax.while_loop(going, one, begun)
     state = State(jax.tree.map(kernels.from_bits, state.cache), state.logits)
-    return Decoded(state, new, log_p, counts, done, None if draws is None else Draws(seen, draws.keys, draws.controls))
+    if draws is not None:
+        seen, used = held
+        draws = draws._replace(seen=seen, steering=None if steering is None else steering._replace(used=used))
+    return Decoded(state, new, log_p, counts, done, draws, beside)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def place(config: ModelConfig, mesh: Mesh | None, state: State, source: State, rows: Array, slots: Array) -> State:
     """The state with rows (N,) of another in its slots (N,); a slot number beyond the batch places nothing.
 
-    The source may have room for fewer tokens: a token keeps its place in a layer's cache (m1jax.model.cache.grown).
+    The source may have room for fewer tokens, or for more than its rows hold: a token keeps its place in a layer's
+    cache (m1jax.model.cache.grown).
     """
     del config
 
     def put(leaf: Array, other: Array) -> Array:
+        other = other[(slice(None), *(slice(0, size) for size in leaf.shape[1:]))]
         index = (slots, *(slice(0, size) for size in other.shape[1:]))
         moved = kernels.to_bits(leaf).at[index].set(kernels.to_bits(other)[rows], mode="drop")
         return kernels.from_bits(moved) if leaf.dtype == jnp.bfloat16 else moved

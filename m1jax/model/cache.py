@@ -3,6 +3,7 @@
 Legend: B batch, T slots, K KV heads, D head_dim, L layers.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -59,6 +60,29 @@ def grown(config: ModelConfig, cache: Cache, capacity: int) -> Cache:
         for kind, layer in zip(config.layer_kinds, cache.layers, strict=True)
     )
     return Cache(tuple(layers), cache.lengths)
+
+
+def narrowed(config: ModelConfig, cache: Cache, capacity: int) -> Cache:
+    """The same tokens with room for only `capacity`; no row whose tokens are wanted may hold more.
+
+    A token keeps its slot: of rows this short no ring that is narrowed has turned.
+    """
+
+    def narrower(kind: str, slots_BKTD: Array) -> Array:
+        return slots_BKTD[:, :, : _slots(config, kind, capacity)]
+
+    layers = (
+        layer._replace(k=narrower(kind, layer.k), v=narrower(kind, layer.v))
+        for kind, layer in zip(config.layer_kinds, cache.layers, strict=True)
+    )
+    return Cache(tuple(layers), cache.lengths)
+
+
+@functools.cache
+def row_bytes(config: ModelConfig, capacity: int) -> int:
+    """Bytes of one row of a cache with room for `capacity` tokens."""
+    leaves = jax.tree.leaves(jax.eval_shape(lambda: empty_cache(config, 1, capacity)))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def take(cache: Cache, rows: Array) -> Cache:

@@ -1,14 +1,17 @@
 """Arguments that several verbs take, and the objects made from them."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from m1jax.config import RunConfig, seeds
 from m1jax.errors import UserError
 
 if TYPE_CHECKING:  # they load JAX
+    from m1jax.generate import LanguageModel
     from m1jax.generate.sampling import Sampling
     from m1jax.parallel.processes import Processes
+    from m1jax.tokenizer import Tokenizer
 
 CONFIG = "--config configs/quickstart.py"
 """The config of the examples."""
@@ -117,6 +120,17 @@ def sampling_of(args: argparse.Namespace) -> "Sampling":
     from m1jax.generate.sampling import Sampling
 
     return Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
+
+
+def opened(folder: str, tensor: int = 1, dtype: str | None = None) -> "tuple[LanguageModel, Tokenizer]":
+    """The model of a folder, split over `tensor` devices, and its tokenizer; raises UserError where one is missing."""
+    from m1jax.loading import load
+    from m1jax.parallel.mesh import over_tensor
+
+    model, tokenizer = load(Path(folder), over_tensor(tensor), dtype)
+    if tokenizer is None:
+        raise UserError(f"{folder} holds no tokenizer.json, so text cannot be read: put it beside config.json.")
+    return model, tokenizer
 
 
 def add_conversion(parser: Parser, verify_help: str) -> None:

@@ -5,7 +5,6 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,7 +13,7 @@ from rich.text import Text
 from m1jax.config.seeds import LIMIT
 from m1jax.errors import UserError
 from m1jax.show import console as consoles
-from m1jax.verbs.arguments import Parser, add_sampling, example, sampling_of
+from m1jax.verbs.arguments import Parser, add_sampling, example, opened, sampling_of
 
 if TYPE_CHECKING:  # they load JAX, which takes seconds: `chat` imports what it needs
     from m1jax.generate.chat import Conversation
@@ -64,9 +63,7 @@ def chat(
     input is not a terminal, a full context.
     """
     from m1jax.generate.chat import Conversation
-    from m1jax.loading import load
     from m1jax.parallel import jax_setup
-    from m1jax.parallel.mesh import over_tensor
     from m1jax.tokenizer import chat as chats
 
     jax_setup.prepare()
@@ -74,9 +71,7 @@ def chat(
     sampling.check(1)
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
-    model, tokenizer = load(Path(folder), over_tensor(tensor))
-    if tokenizer is None:
-        raise UserError(f"{folder} holds no tokenizer.json, so text cannot be read: put it beside config.json.")
+    model, tokenizer = opened(folder, tensor)
     talk = chats.of(tokenizer, chat_format)
     consoles.make(as_json=True).print(Text(f"chat format: {talk.origin}", "dim"), soft_wrap=True)
     conversation = Conversation(model, tokenizer, talk, system)

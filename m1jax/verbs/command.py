@@ -29,6 +29,7 @@ VERBS = {
     "plan": ("plan", "estimate memory, traffic and time of a run on TPUs that are not attached"),
     "generate": ("generate", "generate text that continues prompts"),
     "chat": ("chat", "talk with a model, one line a turn"),
+    "serve": ("serve", "answer the OpenAI protocol over HTTP, with a chat page"),
     "import": ("importing", "read a Hugging Face checkpoint"),
     "export": ("export", "write a checkpoint in the reference layout"),
     "doctor": ("doctor", "measure this machine and say what is slow or broken (exit status 1)"),

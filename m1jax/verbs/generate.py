@@ -11,7 +11,7 @@ from rich.text import Text
 
 from m1jax.errors import INTERRUPTED, UserError
 from m1jax.show import console as consoles
-from m1jax.verbs.arguments import Parser, add_sampling, example, sampling_of
+from m1jax.verbs.arguments import Parser, add_sampling, example, opened, sampling_of
 
 if TYPE_CHECKING:  # they load JAX, which takes seconds: `generate` imports what it needs
     from m1jax.generate.sampling import Sampling
@@ -77,9 +77,7 @@ def generate(
     a model or tokenizer, an empty prompt, and settings out of range.
     """
     from m1jax.generate.text import answers
-    from m1jax.loading import load
     from m1jax.parallel import jax_setup
-    from m1jax.parallel.mesh import over_tensor
     from m1jax.show.answers import read_all, shown
 
     jax_setup.prepare()
@@ -88,9 +86,7 @@ def generate(
     if not texts:
         raise UserError("there is no prompt: give --prompt TEXT or --prompt-file FILE.")
     sampling.check(len(texts))
-    model, tokenizer = load(Path(folder), over_tensor(tensor))
-    if tokenizer is None:
-        raise UserError(f"{folder} holds no tokenizer.json, so text cannot be read: put it beside config.json.")
+    model, tokenizer = opened(folder, tensor)
     encoded = tokenizer.encode_batch(texts)
     generation = model.start(encoded, max_new_tokens, sampling, seed, [tokenizer.eos_id, *model.eos_ids])
     pieces = answers(generation, tokenizer, stop)
