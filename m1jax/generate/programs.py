@@ -78,7 +78,7 @@ class Prepared:
         """The arrays where the parameters are, for good: those that may be anywhere would be another program's."""
         if self.mesh is not None:
             return tree
-        return jax.device_put(tree, jax.tree.leaves(self.parameters)[0].sharding)
+        return jax.device_put(tree, _only_device(self.parameters))
 
     def _timed(self, program: Any, ours: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, float]:
         sizes = tuple(leaf if isinstance(leaf, int) else leaf.shape for leaf in jax.tree.leaves(args))
@@ -122,6 +122,11 @@ def narrowed(config: ModelConfig, parameters: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def _only_device(tree: Any) -> jax.Device:
+    (device,) = jax.tree.leaves(tree)[0].devices()
+    return device
+
+
 @functools.lru_cache(maxsize=8)
 def unrolled(config: ModelConfig) -> models.Abstract:
     """The model that `narrowed` parameters are of, on one device."""
@@ -136,7 +141,9 @@ def placed(config: ModelConfig, rope_base: float, tree: dict[str, Any], mesh: Me
         config = dataclasses.replace(config, attention="reference")
     abstract = unrolled(config)
     base = jnp.float32(rope_base)
-    if mesh is not None:
+    if mesh is None:
+        tree = jax.device_put(tree, _only_device(tree))  # those of a mesh of one device would be another program's
+    else:
         tree = jax.device_put(tree, rules.parameter_shardings(mesh, abstract.shapes, abstract.axes))
         base = jax.device_put(base, rules.replicated(mesh))
     config = dataclasses.replace(config, normalize_head=False, tie_embeddings=False)
