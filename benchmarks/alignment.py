@@ -16,7 +16,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from table import machine, row, show, write
 
 STEPS = ("sft", "elo", "tdpo", "ppo")
 ANSWER_TOKENS = 32
+HELDOUT_PROMPTS = {"elo": 64, "ppo": 512}
+"""Of conversations that are held out, for the curves of a run; the table does not need them."""
 MEASURES = ("choice", "words", "entity")
 
 
@@ -68,7 +70,7 @@ def chain(seed: int, first: int, source: Path, folder: Path) -> dict[str, Path]:
             config.write_text(config_text("prefer_quickstart", changes, {"preferences": {}}), encoding="utf-8")
             verb("prefer", "--config", str(config), "--preferences", str(source / "synthesis" / "preferences"))
         else:
-            changes["policy.methods"] = {step: step}
+            changes |= {"policy.methods": {step: step}, "policy.heldout_prompts": HELDOUT_PROMPTS[step]}
             config.write_text(config_text("rl_quickstart", changes, {step: {}}), encoding="utf-8")
             verb("rl", "--config", str(config), "--conversations", str(source / "synthesis" / "train"))
     return models
@@ -76,24 +78,20 @@ def chain(seed: int, first: int, source: Path, folder: Path) -> dict[str, Path]:
 
 def measured(model: Path, source: Path, out: Path) -> dict[str, np.ndarray]:
     """Each measure of a model by question, from 0 to 1."""
-    kept = out / "measures.json"
+    from m1jax.evaluate import answers
+
+    asked = ["--questions", str(source / "synthesis" / "test"), "--form", "chat-cloze"]
+    verb("eval", "--model", str(model), *asked, "--out", str(out), "--json")
+    found = answers.read(next(out.glob("*/items.jsonl")))
+    outcomes = answers.outcomes(found)
+    kept = out / "written.json"
     if not kept.exists():
-        asked = ["--questions", str(source / "synthesis" / "test"), "--form", "chat-cloze"]
-        verb("eval", "--model", str(model), *asked, "--out", str(out), "--json")
-        (items,) = out.glob("*/items.jsonl")
-        lines = [json.loads(line) for line in items.read_text(encoding="utf-8").splitlines()]
-        kept.write_text(json.dumps({"choice": [right(line) for line in lines], **written(model, lines)}))
-    return {name: np.array(values) for name, values in json.loads(kept.read_text()).items()}
+        kept.write_text(json.dumps(written(model, found.items)))
+    measures = {"choice": [outcomes[item.id].right for item in found.items], **json.loads(kept.read_text())}
+    return {name: np.array(values, np.float64) for name, values in measures.items()}
 
 
-def right(line: Mapping[str, Any]) -> float:
-    """1 where the likeliest choice is the right one; of several equally likely ones its share."""
-    scores = np.array(line["scores"])
-    best = np.flatnonzero(scores == scores.max())
-    return float(line["answer"] in best) / len(best)
-
-
-def written(model: Path, lines: list[Mapping[str, Any]]) -> dict[str, list[float]]:
+def written(model: Path, items: Sequence[Any]) -> dict[str, list[float]]:
     """Answers in free text, scored by rules."""
     from m1jax.config import file as config_file
     from m1jax.loading import load
@@ -104,7 +102,7 @@ def written(model: Path, lines: list[Mapping[str, Any]]) -> dict[str, list[float
     language, tokenizer = load(model)
     talk = chats.of(tokenizer)
     entity = entities(config_file.load(str(HERE / "configs" / "quickstart.py")))
-    asked = [talk.encode([{"role": "user", "content": line["question"]}], add_generation_prompt=True) for line in lines]
+    asked = [talk.encode([{"role": "user", "content": item.question}], add_generation_prompt=True) for item in items]
     said = language.batcher(32).run(
         asked, max_new_tokens=ANSWER_TOKENS, sampling=greedy(), eos_id=[*talk.ends, tokenizer.eos_id]
     )
@@ -112,7 +110,7 @@ def written(model: Path, lines: list[Mapping[str, Any]]) -> dict[str, list[float
     for ids, (one,) in zip(asked, said, strict=True):
         tokens = one.tokens[:-1] if one.finish_reason == "eos" else one.tokens
         texts.append(tokenizer.decode(tokens, before=list(ids)))
-    references = [line["choices"][line["answer"]] for line in lines]
+    references = [item.choices[item.answer] for item in items]
     return {
         "words": [words("", text, reference) for text, reference in zip(texts, references, strict=True)],
         "entity": [entity("", text, reference) for text, reference in zip(texts, references, strict=True)],

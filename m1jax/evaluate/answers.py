@@ -97,8 +97,8 @@ def by_kind(own: Answers, against: Answers | None = None) -> list[Line]:
 
     Raises UserError where a question differs between the two, or they share none.
     """
-    mine = _outcomes(own)
-    theirs = {} if against is None else _outcomes(against)
+    mine = outcomes(own)
+    theirs = {} if against is None else outcomes(against)
     if against is not None:
         _check_same(own, against)
     groups = _groups(own.items)
@@ -108,7 +108,7 @@ def by_kind(own: Answers, against: Answers | None = None) -> list[Line]:
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class Outcome:
     """Whether an item was answered rightly, by the metric that counts and by the other one."""
 
     metric: str
@@ -123,14 +123,14 @@ def _groups(items: Sequence[Item]) -> dict[str, list[Item]]:
     return found
 
 
-def _outcomes(answers: Answers) -> dict[str, _Outcome]:
+def outcomes(answers: Answers) -> dict[str, Outcome]:
     """By the item's id."""
     metrics = {kind: metric(answers.form, items) for kind, items in _groups(answers.items).items()}
     found = {}
     for item, scores in zip(answers.items, answers.scores, strict=True):
         hits = {name: pick(item, scores) == item.answer for name, pick in choice.METRICS.items()}
         right = hits.pop(metrics[item.kind])
-        found[item.id] = _Outcome(metrics[item.kind], right, *hits.values())
+        found[item.id] = Outcome(metrics[item.kind], right, *hits.values())
     return found
 
 
@@ -147,7 +147,7 @@ def _check_same(own: Answers, against: Answers) -> None:
         raise UserError("the two results have no question in common: compare results of the same questions.")
 
 
-def _line(kind: str, items: Sequence[Item], mine: Mapping[str, _Outcome], theirs: Mapping[str, _Outcome]) -> Line:
+def _line(kind: str, items: Sequence[Item], mine: Mapping[str, Outcome], theirs: Mapping[str, Outcome]) -> Line:
     shared = [item for item in items if item.id in theirs]
     difference = None
     if shared:
@@ -177,7 +177,7 @@ def _entities(items: Sequence[Item]) -> list[tuple[str, str]]:
     return [("entity", item.entity) if item.entity else ("item", item.id) for item in items]
 
 
-def _share(items: Sequence[Item], outcomes: Mapping[str, _Outcome]) -> Share:
+def _share(items: Sequence[Item], outcomes: Mapping[str, Outcome]) -> Share:
     some = [outcomes[item.id] for item in items]
     correct, total = sum(outcome.right for outcome in some), len(some)
     scale = statistics.effective_size([float(outcome.right) for outcome in some], _entities(items)) / total

@@ -33,7 +33,10 @@ from m1jax.train import program
 from m1jax.train.hooks.average import state_hooks
 
 _NUMBER = r"([\d.]+[KMGT]?)"
-_OVER = re.compile(rf"Used {_NUMBER} of {_NUMBER} hbm")
+_OVER = re.compile(
+    rf"Used {_NUMBER} of {_NUMBER} hbm|HLO temporaries \({_NUMBER}\) exceeds available HBM \({_NUMBER}\)"
+)
+"""How the compiler says that a program is too large: all of it, or its temporaries alone."""
 
 
 class TooLargeError(Exception):
@@ -146,7 +149,8 @@ def facts(lowered: jax.stages.Lowered, mark: str, mesh: jax.sharding.Mesh, topol
             over = _OVER.search(str(error))
             if over is None:
                 raise
-            raise TooLargeError(_bytes(over[1]), _bytes(over[2])) from error
+            used, limit = (part for part in over.groups() if part)
+            raise TooLargeError(_bytes(used), _bytes(limit)) from error
         seconds = time.perf_counter() - started
         dumps = list(Path(folder).glob("*.after_optimizations.hlo.pb"))
         dump = hlo.grouped(memoryview(max(dumps, key=lambda path: path.stat().st_size).read_bytes()))

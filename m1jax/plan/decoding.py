@@ -45,23 +45,42 @@ def abstract_state(config: ModelConfig, mesh: Mesh, rows: int, capacity: int) ->
 
 
 def arguments(
-    config: ModelConfig, mesh: Mesh, rows: int, capacity: int, sampling: Sampling | None = None
+    config: ModelConfig,
+    mesh: Mesh,
+    rows: int,
+    capacity: int,
+    draws: programs.Draws | None = None,
+    ends: tuple[int, ...] = (1,),
 ) -> tuple[Any, ...]:
-    """Those of `generate.programs.decode` for `rows` rows with room for `capacity` tokens each; greedy by default."""
+    """Those of `generate.programs.decode` for `rows` rows with room for `capacity` tokens each.
+
+    `draws` has the shapes of what is drawn with (None: greedy), `ends` is the shape of the end tokens.
+    """
     graphdef, parameters = abstract_parameters(config, mesh)
     whole = rules.replicated(mesh)
-    draws = None
-    if sampling is not None and not sampling.greedy:
-        made = jax.eval_shape(
-            lambda: programs.Draws(
-                jnp.zeros((rows, config.vocab_size), jnp.bool_), row_keys(0, rows), sampling.controls(rows)
-            )
-        )
-        draws = jax.tree.map(lambda leaf: _placed(leaf, whole), made)
     by_row = [_scalars(whole, dtype, rows) for dtype in (jnp.bool_, jnp.int32, jnp.int32)]
-    counts = [_scalars(whole, jnp.int32), _scalars(whole, jnp.int32), _scalars(whole, jnp.int32, 1)]
-    base = _scalars(whole, jnp.float32)
-    return graphdef, mesh, parameters, base, abstract_state(config, mesh, rows, capacity), *by_row, *counts, draws
+    counts = [_scalars(whole, jnp.int32), _scalars(whole, jnp.int32), _scalars(whole, jnp.int32, *ends)]
+    base, state = _scalars(whole, jnp.float32), abstract_state(config, mesh, rows, capacity)
+    return (
+        graphdef,
+        mesh,
+        parameters,
+        base,
+        state,
+        *by_row,
+        *counts,
+        jax.tree.map(lambda leaf: _placed(leaf, whole), draws),
+    )
+
+
+def sampled(config: ModelConfig, rows: int, sampling: Sampling) -> programs.Draws:
+    """Shapes of what rows draw with."""
+    made: programs.Draws = jax.eval_shape(
+        lambda: programs.Draws(
+            jnp.zeros((rows, config.vocab_size), jnp.bool_), row_keys(0, rows), sampling.controls(rows)
+        )
+    )
+    return made
 
 
 def reading(config: ModelConfig, mesh: Mesh, rows: int, capacity: int, tokens: int) -> tuple[Any, ...]:

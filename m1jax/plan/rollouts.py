@@ -147,7 +147,9 @@ class _Compiled:
             f"a token in each of {slots} slots",
             self._sampler,
             programs.decode,
-            decoding.arguments(config.model, self._sampler, slots, room, sampling),
+            decoding.arguments(
+                config.model, self._sampler, slots, room, decoding.sampled(config.model, slots, sampling)
+            ),
             beside=state + memory.device_bytes(read[4]),
             flops_of_call=slots * flops.decode_per_token(config.model, share - 1),
             calls=count * policy.max_new_tokens / slots,

@@ -11,6 +11,7 @@ from m1jax.hardware import GIB
 from m1jax.plan.answers import Answer
 from m1jax.plan.rollouts import Iteration
 from m1jax.plan.searching import Candidate
+from m1jax.plan.serving import Serving
 from m1jax.plan.topologies import Topology
 
 
@@ -56,6 +57,31 @@ def show_iteration(console: Console, found: Iteration) -> None:
         f"{most.limit / GIB:.2f} GiB ({most.name}). One program after the other, each at its bound and every "
         f"continuation as long as it may be: {found.seconds:.4g} s for {found.tokens:,} sampled tokens. A real "
         f"iteration takes longer.",
+        highlight=False,
+    )
+
+
+def show_serving(console: Console, config: RunConfig, found: Sequence[Serving], topology: Topology) -> None:
+    """Prints how many conversations a topology serves at once, and how fast."""
+    columns = ("context", "at once", "weights", "caches", "program", "of GiB", "ms a token", "tokens/s", "by")
+    table = _table(
+        f"{config.name} served on {topology.name}, {topology.chips} chips: GiB of one device", columns, right=8
+    )
+    for one in found:
+        sizes = (one.weights, one.cache + one.reading, one.program, one.limit)
+        table.add_row(
+            f"{one.context:,}",
+            f"{one.rows:,}",
+            *(f"{size / GIB:.2f}" for size in sizes),
+            f"{1e3 * one.token.bound:.3g}",
+            f"{one.tokens_per_second:,.0f}",
+            one.token.limit,
+        )
+    console.print(table)
+    console.print(
+        "Times at the published peaks, every row as long as it may be, of all rows together: no server is faster. "
+        + "; ".join(f"{one.context:,}: {1e3 * one.piece.bound:.3g} ms for a piece of a prompt" for one in found)
+        + ".",
         highlight=False,
     )
 

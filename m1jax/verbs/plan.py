@@ -32,6 +32,7 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("--slices", type=int, metavar="N", help="slices joined by the data-centre network")
     parser.add_argument("--stage", metavar="NAME", help="this stage only (default: every program of the run)")
     parser.add_argument("--decode", type=_count, default=0, metavar="ROWS", help="the decode step of ROWS rows instead")
+    parser.add_argument("--serve", action="store_true", help="conversations that `m1 serve` holds, and their tokens/s")
     parser.add_argument(
         "--rl", action="store_true", help="every program of an iteration of `m1 rl`, not the step alone"
     )
@@ -55,10 +56,8 @@ def run(args: argparse.Namespace) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # planning needs no TPU, and must not occupy one
     config, money = config_of(args, args.stage), prices(args.price)
     searched = args.search or bool(args.chips)
-    if args.decode and searched:
-        raise UserError("--decode plans one setting: leave out --search and --chips, or --decode.")
-    if args.rl and (args.decode or searched):
-        raise UserError("--rl plans an iteration as the config sets it: leave out --decode, --search and --chips.")
+    if args.rl + args.serve + bool(args.decode) + searched > 1:
+        raise UserError("--rl, --serve, --decode and --search (or --chips) are plans of their own: give one of them.")
     if args.write and not searched:
         raise UserError("--write writes what --search found: add --search.")
     shared = {"stage": args.stage, "prices": money, "json_path": args.json}
@@ -67,6 +66,8 @@ def run(args: argparse.Namespace) -> None:
         search(
             config, args.topology, args.slices, any_chips=any_chips, confirm=args.confirm, write=args.write, **shared
         )
+    elif args.serve:
+        plan_serving(config, args.topology, args.slices, args.json)
     elif args.rl:
         plan_iterations(config, args.topology, args.slices, **shared)
     else:
@@ -171,6 +172,25 @@ def plan_iterations(
         plan_tables.show_iteration(console, iteration)
         found.append(rollouts.to_json(iteration, topology))
     _write_json(json_path, found)
+
+
+def plan_serving(config: RunConfig, name: str | None, slices: int | None, json_path: str | None) -> None:
+    """Compiles what `m1 serve` runs and prints how many conversations fit; the topology's devices divide one model.
+
+    Raises UserError for an unknown topology, a model that does not divide over it, and where no conversation fits.
+    """
+    from m1jax.plan import serving
+    from m1jax.show import plan_tables
+
+    console = consoles.make(json_path == "-")
+    topology = topology_of(config, name, slices)
+    contexts = [length for length in serving.CONTEXTS if length <= config.model.max_positions]
+    compile_it = functools.partial(_shown, console)
+    found = [
+        serving.serving(config, context, topology, compile_it) for context in contexts or [config.model.max_positions]
+    ]
+    plan_tables.show_serving(console, config, found, topology)
+    _write_json(json_path, [serving.to_json(one, topology) for one in found])
 
 
 def _too_large(topology: Topology, error: Any) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from m1jax import hardware
 from m1jax.config import file as config_file
+from m1jax.model.cache import row_bytes
 from m1jax.objectives import OBJECTIVES
 from m1jax.objectives.next_token import NextToken
 from m1jax.plan import answers, compiling, topologies
@@ -78,10 +79,11 @@ def test_plan_lowers_the_program_that_train_runs(tmp_path, monkeypatch, objectiv
         (["--topology", "v5e:1x1", "--search", "--price", "v5e=cheap"], "CHIP=NUMBER"),
         (["--topology", "v5e:1x1", "--search", "--price", "h100=2"], "v5e, v5p, v6e, tpu7x"),
         (["--topology", "v5e:1x1", "--search", "--price", "v5p=2"], "no price is given for v5e"),
-        (["--topology", "v5e:1x1", "--search", "--decode", "8"], "--decode plans one setting"),
+        (["--topology", "v5e:1x1", "--search", "--decode", "8"], "plans of their own"),
         (["--topology", "v5e:1x1", "--write", "best"], "add --search"),
         (["--topology", "v5e:1x1", "--rl"], "has the objective 'next_token'"),
-        (["--topology", "v5e:1x1", "--rl", "--decode", "2"], "leave out --decode"),
+        (["--topology", "v5e:2x4", "--serve"], "does not divide"),
+        (["--topology", "v5e:1x1", "--rl", "--serve"], "plans of their own"),
     ],
 )
 def test_a_mistake_is_one_sentence(arguments, said, capsys):
@@ -226,3 +228,23 @@ def test_an_iteration_of_rewards_is_planned_whole(capsys):
     slots = next(part for name, part in programs.items() if "slots" in name)
     assert slots["calls"] * config.policy.slots == planned["sampled_tokens"] == 4 * 4 * 8
     assert slots["beside"] >= 5 * copies + head and slots["own"] > resident["sampler's copy, while it samples"]
+
+
+@pytest.mark.slow
+def test_what_a_server_holds_is_what_fits_beside_the_weights(capsys):
+    pytest.importorskip("libtpu")
+    sizes = {"hidden": 1024, "ffn": 2048, "num_layers": 4, "vocab_size": 4096, "max_positions": 8192, "window": 512}
+    settings = [f"model.{name}={value}" for name, value in sizes.items()] + ["data.vocab_size=4096"]
+    given = [part for setting in settings for part in ("--set", setting)]
+    assert main(["plan", "--config", TINY, "--topology", "v5e:1x1", "--serve", "--json", "-", *given]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    config = config_file.load(TINY, settings)
+    assert found["context"] == 8192 and found["used"] <= found["limit"] <= hardware.TPUS["v5e"].hbm
+    # One more row would not fit, or the limit of rows is reached.
+    each = found["cache"] / found["rows"]
+    assert found["rows"] == 1024 or found["used"] + 2 * each + 0.05 * found["program"] > found["limit"]
+    assert each > row_bytes(config.model, 8192)
+    assert found["weights"] == pytest.approx(4 * config.model.num_parameters, rel=0.01)
+    assert found["tokens_per_second"] == pytest.approx(
+        found["rows"] / max(found["token"][part] for part in ("compute", "hbm", "ici", "dcn"))
+    )
