@@ -313,6 +313,18 @@ def test_a_failure_reaches_everybody_and_the_next_request_is_answered():
     assert again.tokens == uncached.greedy(prompt_of(5), 4)
 
 
+def test_a_warm_engine_compiles_nothing_for_usual_requests():
+    one = engine(max_batch=4, chunk=32, context=64)
+    one.warm()
+    assert one.counts.requests == one.slot_bytes == len(one.prefixes) == 0
+    found = [Asked(one, prompt_of(length), 5, sampling=SAMPLED) for length in (20, 33, 7, 15)]
+    run(one)
+    assert {mine.reason for mine in found} == {"length"}
+    assert one.counts.timing.compile_seconds == 0
+    for context in (1, 2):
+        engine(context=context).warm()
+
+
 def test_a_damaged_model_is_told():
     damaged = jax.tree.map(lambda leaf: leaf * jnp.nan, uncached.parameters())
     one = LanguageModel(uncached.CONFIG, small.BASE, damaged).online(Limits(max_batch=1))
