@@ -147,6 +147,20 @@ def test_a_body_that_does_not_come_is_not_waited_for(server):
         assert slow.recv(1000).startswith(b"HTTP/1.1 408")
 
 
+def test_a_reader_that_does_not_read_holds_nobody_up(server):
+    address, served = server
+    body = json.dumps({"prompt": "Asthma", "max_tokens": 500, "ignore_eos": True, "stream": True, "logprobs": 20})
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+        slow.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        before = served.engine.counts.requests
+        until(lambda: served.engine.counts.requests > before or served.engine.running)
+        assert httpx.post(f"{address}/v1/completions", json=GOOD, timeout=60).status_code == 200
+        until(lambda: served.engine.running == served.engine.waiting == 0)
+
+
 def test_clients_that_hang_up_change_nobodys_answer(server):
     """60 clients, a third of which go away midway: the others' texts are those of the model alone."""
     address, served = server
