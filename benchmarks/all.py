@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "decode": ("decode.py",),
     "decode_smollm2": ("decode_smollm2.py", "--vllm", "VLLM"),
     "rollouts": ("rollouts.py", "--vllm", "VLLM"),
+    "serving": ("serving.py", "--vllm", "VLLM"),
     "installation": ("installation.py",),
     "startup": ("startup.py", "--rows", "QUICKSTART"),
     "packing": ("packing.py", "--corpus", "QUICKSTART/corpus", "--tokenizer", "QUICKSTART/tokenizer"),

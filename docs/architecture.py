@@ -84,16 +84,16 @@ FLOORS = (
     Floor(
         "what a state is for", "#d5ecd2", 6.45,
         (
-            Room(18, "generate", "samples", 0.25, 1.02), Room(19, "rollouts", "rewards", 1.35, 1.02),
-            Room(20, "evaluate", "bits, answers", 2.45, 1.10), Room(21, "convert", "for PyTorch", 3.63, 1.02),
-            Room(22, "plan", "cost of a step", 4.73, 1.02),
+            Room(18, "generate", "samples", 0.25, 0.88), Room(19, "rollouts", "rewards", 1.18, 0.84),
+            Room(20, "serve", "a server", 2.07, 0.84), Room(21, "evaluate", "answers", 2.96, 0.88),
+            Room(22, "convert", "for PyTorch", 3.89, 0.94), Room(23, "plan", "step's cost", 4.88, 0.87),
         ),
     ),
     Floor(
         "how it is used", "#e6dbf2", 7.60,
         (
-            Room(23, "loading", "m1jax.load", 0.25, 1.45), Room(24, "show", "tables, plots", 1.85, 1.45),
-            Room(25, "verbs", "one file for each m1 verb", 3.45, 2.30),
+            Room(24, "loading", "m1jax.load", 0.25, 1.45), Room(25, "show", "tables, plots", 1.85, 1.45),
+            Room(26, "verbs", "one file for each m1 verb", 3.45, 2.30),
         ),
     ),
 )  # fmt: skip
@@ -104,7 +104,7 @@ def arrows() -> list[Arrow]:
     text, rows, train, uses = (FLOORS[i].low for i in (2, 3, 4, 5))
     half, above = HIGH / 2, HIGH / 2 + 0.14
     fork = uses - 0.24
-    to_uses = tuple(((0.92, train + HIGH), (0.92, fork), (x, fork), (x, uses)) for x in (0.76, 3.00, 4.14))
+    to_uses = tuple(((0.92, train + HIGH), (0.92, fork), (x, fork), (x, uses)) for x in (0.69, 3.40, 4.36))
     return [
         Arrow("raw text", (0.22, text + above), (((0.25, text + half), (1.25, text + half)),), "left"),
         Arrow("Document", (3.55, text + above), (((3.00, text + half), (4.10, text + half)),)),

@@ -113,31 +113,32 @@ class Engine:
     def warm(self) -> None:
         """Compiles what most requests need, before one comes: pieces of prompts of every length, and the slots."""
         size, length = self.limits.max_batch, self.limits.chunk
-        while length >= 16:
-            self._try([min(length, self.room.context - 2)])
+        while length >= 16:  # the longest first: none is then a beginning that is known already
+            self._try(1, length)
             length //= 2
-        while True:
-            self._try([1] * size)
-            if size == 1:
-                break
-            size = max(1, size // 4)
+        while size:
+            self._try(size, 1)
+            size = max(1, size // 4) if size > 1 else 0
         self.counts, self._slots = Counts(), None
         self.prefixes.drop(0)
 
-    def _try(self, lengths: list[int]) -> None:
-        """Answers prompts of these lengths that begin differently."""
-        for number, length in enumerate(lengths):
-            self.submit(Request([(len(lengths) + number) % self._prepared.config.vocab_size] * length, 2), _nobody)
+    def _try(self, count: int, length: int) -> None:
+        """Answers so many prompts of a length, which begin differently."""
+        length = min(length, max(1, self.room.context - 2))
+        for number in range(count):
+            token = (count + number) % self._prepared.config.vocab_size
+            self.submit(Request([token] * length, min(2, self.room.context - length)), _nobody)
         while self.step():
             pass
 
     def fail(self, sentence: str) -> None:
         """Ends every request with an error and starts from nothing: after a failure of the device."""
-        tickets = [*self._running.values(), *self._queue, *self._inbox]
+        tickets = [*self._running.values(), *self._queue]
         if self._reading:
             tickets.append(self._reading.ticket)
+        while self._inbox:  # others may put something in meanwhile
+            tickets.append(self._inbox.popleft())
         self._queue.clear()
-        self._inbox.clear()
         self._running, self._reading, self._slots, self._draws = {}, None, None, None
         self.prefixes.drop(0)
         self.counts.failed += len(tickets)

@@ -3,8 +3,8 @@
 from typing import Any
 
 _TYPES = {
-    401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error",
-    503: "server_error", 504: "timeout_error",
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",
+    500: "server_error", 503: "server_error", 504: "timeout_error",
 }  # fmt: skip
 
 

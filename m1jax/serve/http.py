@@ -42,6 +42,7 @@ class Door:
         async def endpoint(request: Request) -> Response:
             begun, name = time.monotonic(), secrets.token_hex(8)
             try:
+                self._check_host(request)
                 if not open_to_all:
                     self._check_key(request)
                 response = await handler(request)
@@ -60,6 +61,10 @@ class Door:
             return response
 
         return endpoint
+
+    def _check_host(self, request: Request) -> None:
+        if self._settings.hosts and request.url.hostname not in self._settings.hosts:
+            raise RequestError(403, f"this server is called {' or '.join(self._settings.hosts)}, not by this name.")
 
     def _check_key(self, request: Request) -> None:
         if not self._keys:

@@ -15,6 +15,9 @@ class Settings:
 
     api_keys: tuple[str, ...] = ()
     """Any of them opens the server; none leaves it open."""
+    hosts: tuple[str, ...] = ()
+    """Names by which clients may call the server, in their Host header; none for all. A page of another site that lets
+    its name mean this machine's address is kept out so."""
     max_waiting: int = 128
     """Requests that may wait for a place; further ones get status 429."""
     max_body: int = 8 << 20

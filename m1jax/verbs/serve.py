@@ -80,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
     )
     settings = Settings(
         api_keys=_keys(args.api_key_file),
+        hosts=_LOOPBACK if args.host in _LOOPBACK else (),
         max_waiting=args.max_waiting,
         max_body=int(args.max_body_mib * (1 << 20)),
         timeout=args.timeout,
@@ -98,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
     name = args.name or folder.resolve().name
     served = Served(name, engine, tokenizer, chat, ends, _card(folder), no_chat, settings)
     if not args.no_warm_up:
+        print("compiling what most requests need (--no-warm-up leaves it to the first of them)", file=sys.stderr)
         engine.warm()
     if args.host not in _LOOPBACK and not settings.api_keys:
         print(f"m1: anyone who reaches {args.host} can use this server: give --api-key-file.", file=sys.stderr)

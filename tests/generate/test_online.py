@@ -184,6 +184,24 @@ def test_with_whole_chunks_reuse_changes_no_bit():
     assert mine.ticket.cached_tokens == 16
 
 
+def test_room_grows_and_shrinks_around_rings_that_have_turned_and_that_have_not():
+    """A window of 300: rings are as long as the room where that is 256, and shorter where it is 1,024."""
+    config = dataclasses.replace(uncached.CONFIG, window=300, max_positions=1024)
+    model = LanguageModel(config, small.BASE, uncached.parameters())
+    one, rooms = model.online(Limits(max_batch=4, chunk=64)), []
+    short, turned = Asked(one, prompt_of(20), 230), Asked(one, prompt_of(490, row=1), 40)
+    while not short.reason:
+        one.step()
+        rooms += [one._slots.capacity] if one._slots.capacity not in rooms[-1:] else []
+    assert rooms == [256, 1024, 256]
+    later = Asked(one, [*prompt_of(490, row=1), *turned.tokens, *prompt_of(3, row=2)], 20)
+    run(one)
+    for mine in (short, turned, later):
+        request = mine.ticket.request
+        assert mine.tokens == model.generate(list(request.tokens), request.max_new_tokens)
+    assert later.ticket.cached_tokens == 530
+
+
 def test_an_end_token_ends_a_request_and_the_next_turn_finds_what_was_before_it():
     prompt = prompt_of(9)
     free = uncached.greedy(prompt, 8)
@@ -311,6 +329,18 @@ def test_a_failure_reaches_everybody_and_the_next_request_is_answered():
     again = Asked(one, prompt_of(5), 4)
     run(one)
     assert again.tokens == uncached.greedy(prompt_of(5), 4)
+
+
+def test_a_warm_engine_compiles_nothing_for_usual_requests():
+    one = engine(max_batch=4, chunk=32, context=64)
+    one.warm()
+    assert one.counts.requests == one.slot_bytes == len(one.prefixes) == 0
+    found = [Asked(one, prompt_of(length), 5, sampling=SAMPLED) for length in (20, 33, 7, 15)]
+    run(one)
+    assert {mine.reason for mine in found} == {"length"}
+    assert one.counts.timing.compile_seconds == 0
+    for context in (1, 2):
+        engine(context=context).warm()
 
 
 def test_a_damaged_model_is_told():

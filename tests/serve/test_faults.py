@@ -1,6 +1,7 @@
 """Clients that hang up, ask for nonsense or too much: right answers for everybody else, and one sentence for them."""
 
 import concurrent.futures
+import contextlib
 import json
 import logging
 import socket
@@ -10,8 +11,14 @@ import time
 import httpx
 import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.serve.served import NAME, client_of, language_model, running, tokenizer, until
+from m1jax.errors import UserError
+from m1jax.serve.asked import chat, completion
+from m1jax.serve.body import Body
+from m1jax.serve.errors import RequestError
+from tests.serve.served import NAME, client_of, language_model, running, served, tokenizer, until
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +27,7 @@ def server():
         yield found
 
 
+SERVED = served()
 GOOD = {"prompt": "Asthma", "max_tokens": 2}
 CHAT = {"messages": [{"role": "user", "content": "Asthma?"}], "max_tokens": 2}
 BAD = [
@@ -139,6 +147,20 @@ def test_a_body_that_does_not_come_is_not_waited_for(server):
         assert slow.recv(1000).startswith(b"HTTP/1.1 408")
 
 
+def test_a_reader_that_does_not_read_holds_nobody_up(server):
+    address, served = server
+    body = json.dumps({"prompt": "Asthma", "max_tokens": 500, "ignore_eos": True, "stream": True, "logprobs": 20})
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+        slow.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        before = served.engine.counts.requests
+        until(lambda: served.engine.counts.requests > before or served.engine.running)
+        assert httpx.post(f"{address}/v1/completions", json=GOOD, timeout=60).status_code == 200
+        until(lambda: served.engine.running == served.engine.waiting == 0)
+
+
 def test_clients_that_hang_up_change_nobodys_answer(server):
     """60 clients, a third of which go away midway: the others' texts are those of the model alone."""
     address, served = server
@@ -207,14 +229,14 @@ def test_a_full_queue_says_when_to_come_again(monkeypatch):
 
 
 def test_an_answer_that_takes_too_long_is_ended(monkeypatch):
-    with running(timeout=0.3) as (address, served):
-        slow(served, monkeypatch)
+    with running(timeout=0.3) as (address, what):
+        slow(what, monkeypatch)
         body = {"prompt": "Asthma", "max_tokens": 500, "ignore_eos": True}
         whole = httpx.post(f"{address}/v1/completions", json=body, timeout=60)
         assert whole.status_code == 504 and whole.json()["error"]["type"] == "timeout_error"
         streamed = httpx.post(f"{address}/v1/completions", json={**body, "stream": True}, timeout=60)
         assert "took longer than 0.3 seconds" in streamed.text.split("\n\n")[-2]
-        until(lambda: served.engine.running == 0)
+        until(lambda: what.engine.running == 0)
 
 
 def test_a_key_opens_and_the_log_holds_no_text(caplog):
@@ -232,6 +254,43 @@ def test_a_key_opens_and_the_log_holds_no_text(caplog):
     with running(log_text=True) as (address, _):
         httpx.post(f"{address}/v1/completions", json={"prompt": "disease\n\x1b[2Jairways", "max_tokens": 3})
     assert r"disease\n\u001b[2Jairways" in caplog.text
+
+
+def test_other_names_for_this_machine_are_refused():
+    with running(hosts=("127.0.0.1", "::1")) as (address, _):
+        assert httpx.get(f"{address}/health").status_code == 200
+        refused = httpx.get(address, headers={"Host": "evil.example:80"})
+        assert refused.status_code == 403 and refused.json()["error"]["type"] == "permission_error"
+        assert httpx.get(address, headers={"Host": "[::1]:8000"}).status_code == 200
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 70), 1 << 70) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = [
+    "prompt", "messages", "model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "stop", "stop_token_ids",
+    "stream", "stream_options", "n", "best_of", "echo", "logprobs", "top_logprobs", "suffix", "tools", "tool_choice",
+    "response_format", "modalities", "user", "ignore_eos", "role", "content",
+]  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=4), st.sampled_from([(completion, GOOD), (chat, CHAT)])
+)
+def test_any_values_are_taken_or_refused_in_one_sentence(fields, kind):
+    read, good = kind
+    try:
+        found = read(Body({**good, **fields}), SERVED)
+    except RequestError as error:
+        assert error.status in (400, 404) and error.message.endswith(".") and "\n" not in json.dumps(error.body)
+        return
+    for request in found.requests:
+        with contextlib.suppress(UserError):  # more tokens than the context: told when they are handed over
+            SERVED.engine.check(request)
 
 
 def test_a_failing_device_is_an_error_without_a_traceback(monkeypatch, caplog):

@@ -1,6 +1,8 @@
 """The OpenAI protocol by OpenAI's own client and by plain HTTP, on a small model."""
 
 import json
+import pathlib
+import re
 
 import httpx
 import jax
@@ -9,6 +11,8 @@ import openai
 import pytest
 
 from tests.serve.served import NAME, TEXT, client_of, language_model, running, tokenizer
+
+GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "serving.md"
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +29,14 @@ def client(address):
 
 def said(ids, count):
     return tokenizer().decode(language_model().generate(ids, count, eos_id=tokenizer().eos_id), before=ids)
+
+
+def test_the_guides_python_runs_as_it_stands(address, capsys):
+    client, engine = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    exec(compile(client.replace("http://127.0.0.1:8000", address), "serving.md", "exec"), {})
+    assert "[None, -" in capsys.readouterr().out
+    exec(compile(engine, "serving.md", "exec"), {"model": language_model(), "tokenizer": tokenizer()})
+    assert capsys.readouterr().out.strip()
 
 
 def test_models_and_health(address, client):

@@ -27,7 +27,7 @@ NAMES = (
         "eval",
         "needle",
     ),
-    *("report", "plan", "generate", "chat", "import", "export", "doctor"),
+    *("report", "plan", "generate", "chat", "serve", "import", "export", "doctor"),
 )
 HEAVY = ("jax", "tensorflow", "torch", "seqio", "grain")
 
