@@ -85,7 +85,7 @@ class Body:
 
     def end(self) -> None:
         """Raises RequestError where a field is left that nothing has taken."""
-        for name in self._left:
+        for name in [name for name, value in self._left.items() if value is not None]:
             near = difflib.get_close_matches(name, self._known, n=1)
             hint = f"did you mean {near[0]}?" if near else "remove it."
             raise RequestError(400, f"{name[:100]!r} is no parameter of this request: {hint}", name[:100])
