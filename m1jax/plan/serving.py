@@ -24,6 +24,8 @@ from m1jax.plan.topologies import Topology
 
 CONTEXTS = (8192, 32_768)
 _TRIES = 5
+_CLOSE = 0.03
+"""Share of the room that may stay unused."""
 _MOST_ROWS = 1024
 """Rows at most: a small model holds tens of thousands, which no server would put into one batch."""
 _FREE = 0.02
@@ -78,19 +80,28 @@ def serving(config: RunConfig, context: int, topology: Topology, compile_it: Com
     each = one + _drawn(model)
     room = limit - found.weights - one  # for rows, and for what a program needs with them
     rows = min(_MOST_ROWS, int((room - found.beside(read)) / each))
+    best, under, over = None, (0, 0.0), None
     for _ in range(_TRIES):
-        if rows < 1:
+        if rows <= under[0]:
             break
         try:
             facts, token = found.token(rows, context)
             program = max(found.beside(read), found.beside(facts))
             taken = rows * each + program
-            if taken <= room:
-                return Serving(context, rows, found.weights, rows * each, one, program, limit, token, piece)
         except compiling.TooLargeError as error:
             taken = error.used
-        # What a program needs grows with its rows too.
-        rows = min(rows - 1, int(rows * room / taken))
+        if taken <= room:
+            best = Serving(context, rows, found.weights, rows * each, one, program, limit, token, piece)
+            under = rows, taken
+            if over is None or taken > (1 - _CLOSE) * room:
+                break
+        else:
+            over = rows, taken
+        # What a program needs grows with its rows too: a line through the two tries that the answer lies between.
+        share = (room - under[1]) / (over[1] - under[1])
+        rows = min(over[0] - 1, under[0] + int(share * (over[0] - under[0])))
+    if best is not None:
+        return best
     raise UserError(
         f"{topology.name} has no room for one conversation of {context} tokens: the weights take "
         f"{found.weights / GIB:.2f} of {limit / GIB:.2f} GiB a device; take more or larger chips."
