@@ -110,7 +110,7 @@ def _read(timed: _Timed, contexts: Sequence[Sequence[int]], G: int, P: int, capa
     for row, context in enumerate(contexts):
         tokens[row, P - len(context) :], real[row, P - len(context) :] = context, True
     prepared = timed.prepared
-    state: State = timed(prepared.arrange, programs.start, G, capacity)
+    state: State = prepared.placed(timed(prepared.arrange, programs.start, G, capacity))
     for size in ([P % CHUNK] if P % CHUNK else []) + [CHUNK] * (P // CHUNK):
         state = timed(prepared.run, programs.prefill, state, tokens[:, :size], real[:, :size])
         tokens, real = tokens[:, size:], real[:, size:]

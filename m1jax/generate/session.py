@@ -61,7 +61,7 @@ class Session:
         self.tokens: list[list[int]] = [[] for _ in range(batch)]
         self.timing = Timing()
         self.capacity = self._capacity_for(capacity)
-        self.state: State = self.timed(prepared.arrange, programs.start, batch, self.capacity)
+        self.state: State = prepared.placed(self.timed(prepared.arrange, programs.start, batch, self.capacity))
 
     @staticmethod
     def check_room(prepared: Prepared, positions: int) -> None:

@@ -1,3 +1,5 @@
+import logging
+
 import jax
 import numpy as np
 import pytest
@@ -175,3 +177,15 @@ def test_a_model_that_answers_with_no_numbers_is_refused():
     for ask in (lambda: model.generate([1, 2], 3), lambda: model.beam_search([1, 2], 3)):
         with pytest.raises(UserError, match="logits that are no numbers: take an earlier checkpoint"):
             ask()
+
+
+def test_a_second_turn_of_the_same_lengths_compiles_nothing(caplog):
+    jax.clear_caches()  # other tests have compiled these programs
+    again = uncached.language_model().session(capacity=64)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax._src.dispatch"):
+        for turn in ([1, 2, 3], [4, 5, 6]):
+            again.extend(turn)
+            again.generate(4)
+    compiled = [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
+    for program in ("jit(prefill)", "jit(decode)"):
+        assert sum(program in message for message in compiled) == 1, compiled
