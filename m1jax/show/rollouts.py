@@ -40,10 +40,14 @@ def plot(config: RunConfig, path: Path) -> None:
             [1.96 * line["heldout_reward_error"] for line in held],
             fmt="o-", color="tab:red", capsize=3, label="held-out prompts",
         )  # fmt: skip
-        above.set_title(f"stage {stage} ({config.policy.method(stage)})")
-        above.set_ylabel("reward" if config.policy.method(stage) != "elo" else "log p(answer), nats")
+        method = config.policy.method(stage)
+        above.set_title(method if stage == method else f"stage {stage} ({method})")
+        above.set_ylabel("reward" if method != "elo" else "log p(answer), nats")
         above.legend(fontsize=8)
         below.plot([line["step"] for line in own], [line["rollout_kl"] for line in own], label="KL, nats a token")
+        if config.policy.max_kl:
+            below.axhline(config.policy.max_kl, color="0.5", linewidth=0.8, linestyle="--", label="policy.max_kl")
+        below.legend(fontsize=8, loc="lower right")
         below.set_xlabel("step")
         below.set_ylabel("KL to the reference, nats a token")
         other = below.twinx()
