@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "muon": ("muon.py", "--quickstart", "QUICKSTART"),
     "sft": ("sft.py", "--peer-python", "TRL"),
     "sft_smollm2": ("sft_smollm2.py", "--quickstart", "QUICKSTART", "--folder", "QUICKSTART/smollm2"),
+    "alignment": ("alignment.py", "--quickstart", "QUICKSTART", "--folder", "QUICKSTART/alignment"),
     "decode": ("decode.py",),
     "decode_smollm2": ("decode_smollm2.py", "--vllm", "VLLM"),
     "rollouts": ("rollouts.py", "--vllm", "VLLM"),
