@@ -25,6 +25,15 @@ def test_programs_keep_their_contract(name):
         # Muon's Newton-Schulz steps multiply moments in float32: matrices of layers, none with the tokens of a batch.
         rows, muon = str(run.stages[0].global_batch), run.optimizer.name == "muon"
         shapes = {product: product.split(" by ") for product in now.lowered.float32_products}
+        if run.objective == "policy":  # the critic is one vector: its numbers, and the gradients of it and of its input
+            tokens = f"{run.stages[0].global_batch // run.train.accumulation}x{run.stages[0].row_length}"
+            hidden = f"{run.model.hidden}xf32"
+            for own in (
+                [f"{tokens}x{hidden}", hidden],
+                [f"{tokens}xf32", f"{tokens}x{hidden}"],
+                [f"{tokens}xf32", hidden],
+            ):
+                assert shapes.pop(" by ".join(own)) == own
         assert not [p for p, both in shapes.items() if not muon or any(s.split("x")[0] == rows for s in both)]
     if now.hbm:
         # Every layer of every micro-batch runs our kernel forward, and once more where remat computes it again.
