@@ -123,7 +123,9 @@ def narrowed(config: ModelConfig, parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _only_device(tree: Any) -> jax.Device:
-    (device,) = jax.tree.leaves(tree)[0].devices()
+    """Where the arrays rest; numpy's go where new ones do."""
+    ours = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    (device,) = (ours[0] if ours else jnp.zeros(())).devices()
     return device
 
 

@@ -39,6 +39,13 @@ def test_what_is_prepared_once_changes_no_logit(head):
     assert narrow["input_norm"]["weight"].dtype == narrow["attention"]["conv_k"].dtype == np.float32
 
 
+def test_parameters_of_numpy_are_as_good_as_those_of_a_device():
+    arrays = jax.tree.map(np.asarray, parameters())
+    model_ = LanguageModel(CONFIG, small.BASE, arrays)
+    assert model_.generate(PROMPTS[0], 5) == language_model().generate(PROMPTS[0], 5)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model_._prepared.parameters))
+
+
 @pytest.mark.parametrize("chunk", [512, 16])
 def test_greedy_tokens_equal_the_uncached_ones_past_the_window(chunk, monkeypatch):
     """A batch of prompts of different lengths, prefilled at once and in chunks, 20 tokens with a window of 5."""
