@@ -98,7 +98,7 @@ def test_a_run_that_drifts_from_its_reference_saves_and_stops(tuned, tmp_path, c
     folder = shutil.copytree(tuned[0], tmp_path / "run")
     shutil.rmtree(folder / "checkpoints" / "16")
     bound = metrics(folder)[12]["rollout_kl"] * 0.9
-    given = command(folder, "--amend", policy__max_kl=bound)
+    given = command(folder, "--amend", train__initial="gone", policy__max_kl=bound)
     refused(capsys, given, f"more than policy.max_kl = {bound}: saved after step 14", "with a larger bound and --amend")
     assert (folder / "checkpoints" / "14").is_dir()
 
