@@ -94,6 +94,7 @@ def measured(model: Path, source: Path, out: Path) -> dict[str, np.ndarray]:
 def written(model: Path, items: Sequence[Any]) -> dict[str, list[float]]:
     """Answers in free text, scored by rules."""
     from m1jax.config import file as config_file
+    from m1jax.generate import Sampling
     from m1jax.loading import load
     from m1jax.rollouts.rewards import words
     from m1jax.tokenizer import chat as chats
@@ -104,7 +105,7 @@ def written(model: Path, items: Sequence[Any]) -> dict[str, list[float]]:
     entity = entities(config_file.load(str(HERE / "configs" / "quickstart.py")))
     asked = [talk.encode([{"role": "user", "content": item.question}], add_generation_prompt=True) for item in items]
     said = language.batcher(32).run(
-        asked, max_new_tokens=ANSWER_TOKENS, sampling=greedy(), eos_id=[*talk.ends, tokenizer.eos_id]
+        asked, max_new_tokens=ANSWER_TOKENS, sampling=Sampling(), eos_id=[*talk.ends, tokenizer.eos_id]
     )
     texts = []
     for ids, (one,) in zip(asked, said, strict=True):
@@ -115,13 +116,6 @@ def written(model: Path, items: Sequence[Any]) -> dict[str, list[float]]:
         "words": [words("", text, reference) for text, reference in zip(texts, references, strict=True)],
         "entity": [entity("", text, reference) for text, reference in zip(texts, references, strict=True)],
     }
-
-
-def greedy() -> Any:
-    """The likeliest token each time."""
-    from m1jax.generate import Sampling
-
-    return Sampling()
 
 
 def table(found: Mapping[str, Mapping[str, list[np.ndarray]]], seeds: list[int]) -> list[Any]:

@@ -137,10 +137,11 @@ def all_params(config: RunConfig, objective: Objective, mesh: Mesh, step: int | 
         saved = checkpoints.meta(step)
         check_model(config, saved, config.checkpoints)
         step = step or checkpoints.steps()[-1]
-        if saved.run["objective"] != config.objective:
+        trained = config_file.from_dict(saved.run).objective
+        if trained != config.objective:
             raise UserError(
-                f"{config.checkpoints} was trained with the objective {saved.run['objective']!r}, the config has "
-                f"{config.objective!r}: give --set objective={saved.run['objective']}."
+                f"{config.checkpoints} was trained with the objective {trained!r}, the config has "
+                f"{config.objective!r}: give --set objective={trained}."
             )
         shardings = rules.parameter_shardings(mesh, objective.shapes, objective.axes)
         target = jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), objective.shapes, shardings)

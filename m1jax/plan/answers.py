@@ -1,7 +1,7 @@
 """What `m1 plan` answers: memory by part, FLOPs, collectives, times at their peaks, cost of each stage."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,10 +13,8 @@ from m1jax.model.flops import train_flops
 from m1jax.parallel import mesh as meshes
 from m1jax.plan import compiling, decoding, flops, memory, roofline
 from m1jax.plan.collectives import Collective
+from m1jax.plan.compiling import Compiling
 from m1jax.plan.topologies import Topology
-
-Compiling = Callable[[str, Callable[[], compiling.Facts]], compiling.Facts]
-"""Runs a compilation (the second argument) while it tells of it (the first)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +60,8 @@ def train_step(config: RunConfig, stage: StageConfig, topology: Topology, compil
     built = compiling.train_program(config, mesh)
     with compiling.lowering(mesh):
         lowered = built.lower(stage)
-    mark = compiling.fingerprint(lowered, topology)
-    found = compiling.cached(mark)
-    if found is None:
-        found = compile_it(
-            f"{config.name}, stage {stage.name}, {topology.name}",
-            lambda: compiling.facts(lowered, mark, mesh, topology, built.params),
-        )
+    what = f"{config.name}, stage {stage.name}"
+    mark, found = compiling.known_or(compile_it, what, lowered, mesh, topology, built.params)
     shape = dict(mesh.shape)
     tokens = stage.global_batch * stage.row_length
     per_token = flops.per_token(config.model, stage.row_length, config.train)
@@ -122,12 +115,7 @@ def decode_step(config: RunConfig, rows: int, topology: Topology, compile_it: Co
     arguments = decoding.arguments(config.model, mesh, rows, capacity)
     with compiling.lowering(mesh):
         lowered = decode.lower(*arguments)
-    mark = compiling.fingerprint(lowered, topology)
-    found = compiling.cached(mark)
-    if found is None:
-        found = compile_it(
-            f"{config.name}, decode, {topology.name}", lambda: compiling.facts(lowered, mark, mesh, topology, {})
-        )
+    mark, found = compiling.known_or(compile_it, f"{config.name}, decode", lowered, mesh, topology, {})
     per_token = flops.decode_per_token(config.model, capacity - 1)
     # The loop of the program may run for ROOM tokens; its trip count is data, so that it is counted once.
     cache = decoding.cache_bytes(config.model, rows, capacity) / _cache_split(config, mesh)

@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,10 @@ class Facts:
     def hbm(self) -> int:
         """Bytes that the program needs on one device at most: arguments, new outputs, temporaries and code."""
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+
+Compiling = Callable[[str, Callable[[], Facts]], Facts]
+"""Runs a compilation (the second argument) while it tells of it (the first)."""
 
 
 def mesh_for(config: RunConfig, topology: Topology, stages: Sequence[StageConfig] | None = None) -> jax.sharding.Mesh:
@@ -160,6 +164,21 @@ def facts(lowered: jax.stages.Lowered, mark: str, mesh: jax.sharding.Mesh, topol
     partial.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
     partial.replace(_cache() / f"{mark}.json")
     return found
+
+
+def known_or(
+    compile_it: Compiling,
+    what: str,
+    lowered: jax.stages.Lowered,
+    mesh: jax.sharding.Mesh,
+    topology: Topology,
+    params: Any,
+) -> tuple[str, Facts]:
+    """The fingerprint of a lowered program and what the compiler says of it, now or earlier; raises TooLargeError."""
+    mark = fingerprint(lowered, topology)
+    return mark, cached(mark) or compile_it(
+        f"{what}, {topology.name}", lambda: facts(lowered, mark, mesh, topology, params)
+    )
 
 
 def read(

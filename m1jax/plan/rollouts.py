@@ -5,6 +5,7 @@ no longer (m1jax.rollouts.iteration). A reward model counts as large as the trai
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,10 +20,11 @@ from m1jax.generate.session import CHUNK, bucket
 from m1jax.objectives.policy import Policy
 from m1jax.objectives.reward import Reward
 from m1jax.plan import answers, compiling, decoding, flops, memory, roofline
-from m1jax.plan.answers import Answer, Compiling
+from m1jax.plan.answers import Answer
+from m1jax.plan.compiling import Compiling
 from m1jax.plan.topologies import Topology
 from m1jax.rollouts import reward_model
-from m1jax.rollouts.iteration import SCORED, rows_at_once, sampler_mesh
+from m1jax.rollouts.iteration import SCORED, for_sampling, rows_at_once, sampler_mesh
 
 MODEL_REWARD = "model:"
 COPY = "sampler's copy, while it samples"
@@ -122,7 +124,7 @@ class _Compiled:
         yield self._part(
             "parameters laid out for sampling",
             self._mesh,
-            jax.jit(lambda tree: programs.narrowed(config.model, tree)),
+            jax.jit(functools.partial(for_sampling, config)),
             (self._own,),
             # Moved from the trainer's mesh to the sampler's, the copy is there twice.
             beside=state - own + copy,
@@ -201,13 +203,8 @@ class _Compiled:
     ) -> Part:
         with compiling.lowering(mesh):
             lowered = how.lower(*given)
-        mark = compiling.fingerprint(lowered, self._topology)
-        found = compiling.cached(mark)
-        if found is None:
-            found = self._compile(
-                f"{self._config.name}, {name}, {self._topology.name}",
-                lambda: compiling.facts(lowered, mark, mesh, self._topology, {}),
-            )
+        what = f"{self._config.name}, {name}"
+        _, found = compiling.known_or(self._compile, what, lowered, mesh, self._topology, {})
         times = roofline.step_times(flops_of_call / mesh.size, found.arguments, found.collectives, self._topology)
         return Part(name, found.hbm, beside, self._topology.hbm_per_device, times, calls)
 

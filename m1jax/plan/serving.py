@@ -19,7 +19,7 @@ from m1jax.generate.room import Limits
 from m1jax.hardware import GIB
 from m1jax.parallel import mesh as meshes
 from m1jax.plan import compiling, decoding, flops, memory, roofline
-from m1jax.plan.answers import Compiling
+from m1jax.plan.compiling import Compiling
 from m1jax.plan.topologies import Topology
 
 CONTEXTS = (8192, 32_768)
@@ -137,11 +137,8 @@ class _Compiled:
     def _facts(self, what: str, how: Any, given: tuple[Any, ...]) -> compiling.Facts:
         with compiling.lowering(self._mesh):
             lowered = how.lower(*given)
-        mark = compiling.fingerprint(lowered, self._topology)
-        return compiling.cached(mark) or self._compile(
-            f"{self._config.name}, {what}, {self._topology.name}",
-            lambda: compiling.facts(lowered, mark, self._mesh, self._topology, {}),
-        )
+        what = f"{self._config.name}, {what}"
+        return compiling.known_or(self._compile, what, lowered, self._mesh, self._topology, {})[1]
 
 
 def _drawn(model: ModelConfig) -> float:

@@ -5,6 +5,7 @@ again with the same tokens.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -68,6 +69,12 @@ def rows_at_once(config: RunConfig, stage: StageConfig) -> int:
     return stage.global_batch // config.train.accumulation
 
 
+def for_sampling(config: RunConfig, own: dict[str, Any]) -> dict[str, Any]:
+    """The model's parameters as the sampler wants them, an adapter merged: a pure function, to be compiled."""
+    lora = config.train.lora
+    return programs.narrowed(config.model, adapters.merged(own, config.model, lora) if lora.rank else own)
+
+
 def sampler_mesh(mesh: Mesh, tensor: int) -> Mesh | None:
     """The trainer's devices with `policy.sampler_tensor` of them along "tensor"; 0: as they are, None for one device.
 
@@ -108,7 +115,7 @@ class Collector:
         self._between = tuple(tokenizer.encode(self._policy.elo_separator, continues=True))
         self._sampling = Sampling(temperature=self._policy.temperature, top_p=self._policy.top_p)
         self._batcher: Batcher | None = None
-        self._narrowed = jax.jit(self._for_sampling)
+        self._narrowed = jax.jit(functools.partial(for_sampling, trainer.config))
         self._sampler_mesh = sampler_mesh(trainer.mesh, self._policy.sampler_tensor)
         self._score = jax.jit(self._objective.score)
 
@@ -219,10 +226,6 @@ class Collector:
         else:
             self._batcher.swap(prepared)
         return self._batcher
-
-    def _for_sampling(self, own: dict[str, Any]) -> dict[str, Any]:
-        model, lora = self._config.model, self._config.train.lora
-        return programs.narrowed(model, adapters.merged(own, model, lora) if lora.rank else own)
 
     def _text(self, prompt: Prompt, one: Sampled) -> str:
         tokens = one.tokens[:-1] if one.finish_reason == "eos" else one.tokens

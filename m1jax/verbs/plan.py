@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> None:
     searched = args.search or bool(args.chips)
     if args.rl + args.serve + bool(args.decode) + searched > 1:
         raise UserError("--rl, --serve, --decode and --search (or --chips) are plans of their own: give one of them.")
+    if args.serve and (args.stage or args.price):
+        raise UserError("--serve plans a model, of which every stage is served alike: leave out --stage and --price.")
     if args.write and not searched:
         raise UserError("--write writes what --search found: add --search.")
     shared = {"stage": args.stage, "prices": money, "json_path": args.json}

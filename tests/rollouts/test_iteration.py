@@ -107,3 +107,22 @@ def test_a_trainer_and_a_sampler_that_divide_the_model_otherwise_make_the_same_i
 def test_a_sampler_that_does_not_divide_the_devices_is_refused():
     with pytest.raises(UserError, match="do not make 4 devices"):
         made("ppo", "mesh.fsdp=4", "policy.sampler_tensor=3", devices=4)
+
+
+def test_rows_that_are_scored_in_parts_are_scored_alike():
+    whole, params, stage = made("ppo")
+    want = whole.collect(params, 0, stage).columns
+    parts, params, _ = made("ppo", "train.accumulation=4")
+    found = parts.collect(params, 0, stage).columns
+    assert (found["tokens"] == want["tokens"]).all()
+    np.testing.assert_allclose(found["old_log_p"], want["old_log_p"], atol=1e-5)
+    assert np.unique(want["old_log_p"][want["weights"] > 0].round(3)).size > 8
+
+
+def test_an_adapter_is_part_of_what_is_sampled_from():
+    collector, params, stage = made("ppo", "train.lora.rank=2")
+    first = collector.collect(params, 0, stage)
+    moved = jax.tree.map(lambda leaf: leaf + 0.3 if leaf.shape[-1:] == (2,) or 2 in leaf.shape else leaf, params)
+    second = collector.collect(moved, 0, stage)
+    assert max(first.values["mismatch"], second.values["mismatch"]) < 1e-3
+    assert (first.columns["tokens"] != second.columns["tokens"]).any()

@@ -83,6 +83,7 @@ def test_plan_lowers_the_program_that_train_runs(tmp_path, monkeypatch, objectiv
         (["--topology", "v5e:1x1", "--write", "best"], "add --search"),
         (["--topology", "v5e:1x1", "--rl"], "has the objective 'next_token'"),
         (["--topology", "v5e:2x4", "--serve"], "does not divide"),
+        (["--topology", "v5e:1x1", "--serve", "--stage", "general"], "leave out --stage and --price"),
         (["--topology", "v5e:1x1", "--rl", "--serve"], "plans of their own"),
     ],
 )
