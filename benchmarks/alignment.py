@@ -44,6 +44,7 @@ def main() -> None:
     found = {step: {name: [] for name in MEASURES} for step in STEPS}
     for seed in args.seeds:
         models = chain(seed, args.seeds[0], source, folder)
+        print("\n".join(curve(models[step]) for step in ("elo", "ppo")))
         for step in STEPS:
             answers = before if step == "sft" else measured(models[step], source, folder / f"{step}-{seed}-eval")
             for name in MEASURES:
@@ -116,6 +117,23 @@ def written(model: Path, items: Sequence[Any]) -> dict[str, list[float]]:
         "words": [words("", text, reference) for text, reference in zip(texts, references, strict=True)],
         "entity": [entity("", text, reference) for text, reference in zip(texts, references, strict=True)],
     }
+
+
+def curve(model: Path) -> str:
+    """What a run of `m1 rl` gained on held-out conversations, which every seed asks others of."""
+    from m1jax.train.run import records
+
+    lines, steps = records.read(model / "train" / "samples.jsonl"), records.read(model / "train" / "metrics.jsonl")
+    ends = [
+        f"{line['heldout_reward']:.3f} ± {1.96 * line['heldout_reward_error']:.3f}" for line in (lines[0], lines[-1])
+    ]
+    exact = [f"{line['heldout_reward/exact']:.3f}" for line in (lines[0], lines[-1])]
+    gain, error = lines[-1]["heldout_gain"], lines[-1]["heldout_gain_error"]
+    kl, seconds = max(line.get("rollout_kl", 0.0) for line in steps), steps[-1]["time"] - steps[0]["time"]
+    return (
+        f"{model.name}: reward {' to '.join(ends)}, gain {gain:+.3f} ({error:.3f}), exact {' to '.join(exact)}, "
+        f"KL at most {kl:.2f}, {seconds:.0f} s"
+    )
 
 
 def table(found: Mapping[str, Mapping[str, list[np.ndarray]]], seeds: list[int]) -> list[Any]:
