@@ -72,8 +72,9 @@ prepare() {
 }
 
 heartbeat() {
-  # Of a supervisor that was killed in the meantime nothing is said: the next one may speak already.
-  while sleep "${M1_HEARTBEAT_SECONDS:-30}" && kill -0 "$$" 2>/dev/null; do
+  # Of a supervisor that was killed in the meantime nothing is said: the next one may speak already. A plain `kill -0`
+  # would find the killed one for ever where process 1 reaps no orphans, as in many containers.
+  while sleep "${M1_HEARTBEAT_SECONDS:-30}" && [ "$(alive supervisor)" = "$$" ]; do
     # Written only while training runs, so that it never overwrites the last word of the loop below.
     if [ -e "$state/training" ]; then
       report running "$run" "$attempt" "$status" "$ended" >/dev/null

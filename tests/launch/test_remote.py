@@ -1,6 +1,7 @@
 """The scripts of a host one by one, with a small program in the place of `m1` that ends as it is told."""
 
 import contextlib
+import ctypes
 import os
 import pathlib
 import re
@@ -16,6 +17,8 @@ from tests.launch.cloud import ROOT
 
 REMOTE = ROOT / "launch" / "remote"
 COMMIT = "0" * 40
+PR_SET_CHILD_SUBREAPER = 36
+"""Of Linux's prctl(2)."""
 
 
 class Host:
@@ -319,6 +322,25 @@ def test_stop_stops_a_training_that_lost_its_supervisor(make_host):
     assert status == 0 and gone(child)
     assert "state=stopped run=7" in said and host.report()["state"] == "stopped"
     assert "saved" in log_of(host)
+
+
+@pytest.fixture
+def unreaped():
+    """Orphans become this process's children, which nobody reaps: as under process 1 of many containers."""
+    adopts = ctypes.CDLL(None, use_errno=True).prctl
+    assert adopts(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    yield
+    assert adopts(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0
+
+
+def test_a_killed_supervisor_that_nobody_reaps_says_nothing_more(make_host, unreaped):
+    host = make_host(program=WAITS)
+    orphaned(host)
+    time.sleep(0.5)  # what was being said ends
+    before = host.report()["at"]
+    time.sleep(1)  # five beats
+    assert host.report()["at"] == before
+    assert host.do("host.sh", "stop")[0] == 0
 
 
 def test_a_supervisor_starts_nothing_beside_a_training_that_lost_its_own(make_host):
