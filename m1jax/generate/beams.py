@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from m1jax.errors import UserError
 from m1jax.generate import programs
 from m1jax.generate.session import Session, bucket, eos_slots
+from m1jax.generate.structure import Structure
 from m1jax.model.cache import take
 
 Array = jax.Array
@@ -72,7 +72,7 @@ def beam_search(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 8, 9))
 def _search(
-    graphdef: Any,
+    structure: Structure,
     mesh: Mesh | None,
     parameters: Any,
     rope_base: Array,
@@ -84,7 +84,7 @@ def _search(
     room: int,
 ) -> tuple[Array, Array]:
     """Tokens (B, R) and length of the best hypothesis of each prompt."""
-    decoder = nnx.merge(graphdef, parameters)
+    decoder = structure.decoder(parameters)
     rows = state.logits.shape[0]
     B = rows // num_beams
 

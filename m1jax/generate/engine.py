@@ -64,7 +64,7 @@ class LanguageModel:
             None if x is None else jnp.atleast_2d(jnp.asarray(x, jnp.int32)) for x in (tokens, segment_ids, positions)
         ]
         ready = self._prepared
-        logits = programs.forward(ready.graphdef, ready.mesh, ready.parameters, ready.rope_base, *rows)
+        logits = programs.forward(ready.structure, ready.mesh, ready.parameters, ready.rope_base, *rows)
         return logits[0] if tokens.ndim == 1 else logits
 
     def session(self, batch: int = 1, capacity: int = 0) -> Session:

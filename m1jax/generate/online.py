@@ -1,7 +1,7 @@
 """Continuous batching for requests that come at any time: each has its own settings, and leaves when it is done.
 
-A round reads at most `chunk` tokens of waiting prompts and then generates a few tokens for all that have a slot, so
-that a long prompt holds the others up for no longer than a chunk takes. Requests are taken in the order in which they
+A round reads at most two chunks of waiting prompts and then generates a few tokens for all that have a slot, so that a
+long prompt holds the others up for no longer than two chunks take. Requests are taken in the order in which they
 came, as far as the cache's bytes allow: every request's longest possible answer is reserved when it is taken, while
 the cache itself grows with what there is.
 
@@ -26,8 +26,10 @@ from m1jax.generate.slots import BatchTiming, Burst, Slots
 
 _FLOW = 0.1
 """Seconds of generating after which the engine looks up: new requests wait no longer, and text seems to flow."""
-_BETWEEN = 2
-"""New tokens between two pieces of a prompt that is being read."""
+_BETWEEN = 1
+"""New tokens of a round in which prompts are still waiting to be read: slots that are free would only idle longer."""
+_CHUNKS = 2
+"""Of prompts a round reads at most so many chunks: two short prompts are read in one round."""
 _WORTH = 16
 """Tokens that a state must save to be worth a stop on the way."""
 
@@ -59,6 +61,7 @@ class Engine:
         self._inbox: deque[Ticket] = deque()
         self._queue: deque[Ticket] = deque()
         self._reading: Reading | None = None
+        self._seating = False
         self._stops: list[int] = []
         self._cuts: set[int] = set()
         self._running: dict[int, Ticket] = {}
@@ -75,7 +78,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Requests that generate, or whose prompt is being read."""
-        return len(self._running) + (self._reading is not None)
+        return len(self._running) + (self._reading is not None or self._seating)
 
     @property
     def slot_bytes(self) -> int:
@@ -103,7 +106,7 @@ class Engine:
     def step(self) -> bool:
         """One round; False where there is nothing to do."""
         self._take_in()
-        left = self.limits.chunk
+        left = _CHUNKS * self.limits.chunk
         while (self._reading or self._begin()) and self._next_piece() <= left:
             left -= self._read()
         if self._running:
@@ -139,7 +142,7 @@ class Engine:
         while self._inbox:  # others may put something in meanwhile
             tickets.append(self._inbox.popleft())
         self._queue.clear()
-        self._running, self._reading, self._slots, self._draws = {}, None, None, None
+        self._running, self._reading, self._slots, self._draws, self._seating = {}, None, None, None, False
         self.prefixes.drop(0)
         self.counts.failed += len(tickets)
         for ticket in tickets:
@@ -201,10 +204,11 @@ class Engine:
         match = self.prefixes.match(tokens, chunk if whole else 1)
         if ticket.request.score_prompt:  # each of its tokens must be read
             match = match._replace(length=0, state=None)
-        self._reading = Reading(self._prepared, self._timed, ticket, self.room.reading(len(tokens)), match)
         cuts = {match.shared // chunk * chunk, len(tokens) // chunk * chunk} if whole else {match.shared}
         self._cuts = {cut for cut in cuts if cut >= match.length + _WORTH}
         self._stops = stops(match.length, list(self._cuts), len(tokens), chunk, whole)
+        first = self._stops[0] if self._stops else len(tokens)
+        self._reading = Reading(self._prepared, self._timed, ticket, match, first, self.room.reading)
         self.counts.requests += 1
         self.counts.prompt_tokens += len(tokens)
         self.counts.cached_tokens += match.length
@@ -233,8 +237,9 @@ class Engine:
                 if tokens not in self.prefixes:
                     self.prefixes.put(tokens, reading.kept(self.room.capacity(stop)))
         if reading.done:
-            self._reading = None
+            self._reading, self._seating = None, True  # which may take as long as a program takes to compile
             self._seat(reading)
+            self._seating = False
         return count
 
     def _seat(self, reading: Reading) -> None:
@@ -248,7 +253,7 @@ class Engine:
         whole = not self.limits.batch_invariant or len(ticket.request.tokens) % self.limits.chunk == 0
         if whole and self.limits.reuse:
             capacity = self.room.capacity(len(ticket.request.tokens))
-            tight = capacity == reading.capacity
+            tight = capacity == reading.tight
             self.prefixes.put(ticket.request.tokens, reading.state if tight else reading.kept(capacity))
         while ticket.request.max_new_tokens and self._queue and self._same(self._queue[0], tickets):
             other = self._queue.popleft()

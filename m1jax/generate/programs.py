@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
 from m1jax import kernels
 from m1jax import model as models
 from m1jax.config import ModelConfig
-from m1jax.generate.sampling import Controls, sample
+from m1jax.generate.sampling import Controls, likeliest_token, sample
 from m1jax.generate.steering import Alternatives, Steering, likeliest, steered
+from m1jax.generate.structure import Structure
 from m1jax.model.cache import LAYER_AXES, grown, take
 from m1jax.model.head import normalize_rows
 from m1jax.parallel import rules
@@ -56,7 +56,7 @@ class Prepared:
     """A model laid out for many calls; on a mesh, parameters and cache are split as `m1jax.parallel.rules` says."""
 
     config: ModelConfig
-    graphdef: Any
+    structure: Structure
     parameters: dict[str, Any]
     rope_base: Array
     mesh: Mesh | None
@@ -64,7 +64,7 @@ class Prepared:
 
     def run(self, program: Any, *args: Any) -> tuple[Any, float]:
         """What a program of the model makes of its other arguments, and the seconds of compiling it just now."""
-        return self._timed(program, (self.graphdef, self.mesh, self.parameters, self.rope_base), args)
+        return self._timed(program, (self.structure, self.mesh, self.parameters, self.rope_base), args)
 
     def like(self, other: "Prepared") -> "Prepared":
         """The same, with what another of the same model has compiled already."""
@@ -149,7 +149,7 @@ def placed(config: ModelConfig, rope_base: float, tree: dict[str, Any], mesh: Me
         tree = jax.device_put(tree, rules.parameter_shardings(mesh, abstract.shapes, abstract.axes))
         base = jax.device_put(base, rules.replicated(mesh))
     config = dataclasses.replace(config, normalize_head=False, tie_embeddings=False)
-    return Prepared(config, abstract.graphdef, tree, base, mesh)
+    return Prepared(config, Structure(abstract.graphdef), tree, base, mesh)
 
 
 def laid_out(mesh: Mesh | None, state: State) -> State:
@@ -172,7 +172,7 @@ def laid_out(mesh: Mesh | None, state: State) -> State:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def forward(
-    graphdef: Any,
+    structure: Structure,
     mesh: Mesh | None,
     parameters: Any,
     rope_base: Array,
@@ -181,7 +181,7 @@ def forward(
     positions: Array | None,
 ) -> Array:
     """Logits (B, S, V) float32 without a cache."""
-    return nnx.merge(graphdef, parameters)(tokens, segment_ids, positions, rope_base=rope_base)
+    return structure.decoder(parameters)(tokens, segment_ids, positions, rope_base=rope_base)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -205,10 +205,10 @@ def choose(config: ModelConfig, mesh: Mesh | None, state: State, rows: Array) ->
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
 def prefill(
-    graphdef: Any, mesh: Mesh | None, parameters: Any, rope_base: Array, state: State, tokens: Array, real: Array
+    structure: Structure, mesh: Mesh | None, parameters: Any, rope_base: Array, state: State, tokens: Array, real: Array
 ) -> State:
     """The state with new tokens (B, S), padded on the left; a row without a real one keeps its logits."""
-    decoder = nnx.merge(graphdef, parameters)
+    decoder = structure.decoder(parameters)
     hidden, cache = decoder.extend(tokens, state.cache, rope_base=rope_base, real=real)
     logits = jnp.where(real[:, -1:], decoder.logits(hidden[:, -1:])[:, 0], state.logits)
     return laid_out(mesh, State(cache, logits))
@@ -216,7 +216,7 @@ def prefill(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def score(
-    graphdef: Any,
+    structure: Structure,
     mesh: Mesh | None,
     parameters: Any,
     rope_base: Array,
@@ -226,14 +226,14 @@ def score(
     targets: Array,
 ) -> Array:
     """Log p (B, S) float32, nats, of what follows each of new tokens (B, S), padded on the left; no state is kept."""
-    decoder = nnx.merge(graphdef, parameters)
+    decoder = structure.decoder(parameters)
     hidden, _ = decoder.extend(tokens, state.cache, rope_base=rope_base, real=real)
     return decoder.log_likelihood(hidden, targets, chunk=tokens.size)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def score_ends(
-    graphdef: Any,
+    structure: Structure,
     mesh: Mesh | None,
     parameters: Any,
     rope_base: Array,
@@ -248,7 +248,7 @@ def score_ends(
     `real` (R, A) bool marks what is not padding, which is on the right.
     """
     del mesh
-    decoder = nnx.merge(graphdef, parameters)
+    decoder = structure.decoder(parameters)
     hidden, _ = decoder.extend(tokens, take(cache, rows), rope_base=rope_base, real=real)
     return decoder.log_likelihood(hidden, targets, chunk=_SCORED)
 
@@ -272,7 +272,7 @@ class Decoded(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
 def decode(
-    graphdef: Any,
+    structure: Structure,
     mesh: Mesh | None,
     parameters: Any,
     rope_base: Array,
@@ -292,7 +292,7 @@ def decode(
     cache. The loop returns early when `leaving` rows have stopped, so that others can take their places. `draws` None
     is greedy. With steering, log p is at temperature 1.
     """
-    decoder = nnx.merge(graphdef, parameters)
+    decoder = structure.decoder(parameters)
     B = done.shape[0]
     live_before = ~done & (step < limit)
     steering = None if draws is None else draws.steering
@@ -310,7 +310,7 @@ def decode(
         alive = live(counts, done)
         logits = state.logits
         if draws is None:
-            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            token = likeliest_token(logits)
         else:
             seen, used = held
             if steering is not None:
@@ -337,20 +337,15 @@ def decode(
         counts += alive
         ended = alive & jnp.any(token[:, None] == eos_ids, axis=1)
         goes_on = alive & ~ended
-        cache = jax.tree.map(kernels.from_bits, state.cache)
-        hidden, cache = decoder.extend(token[:, None], cache, rope_base=rope_base, real=goes_on[:, None])
+        hidden, cache = decoder.extend(token[:, None], state.cache, rope_base=rope_base, real=goes_on[:, None])
         following = jnp.where(goes_on[:, None], decoder.logits(hidden)[:, 0], state.logits)
-        state = State(jax.tree.map(kernels.to_bits, cache), following)
-        return at + 1, laid_out(mesh, state), new, log_p, counts, done | ended, held, beside
+        return at + 1, laid_out(mesh, State(cache, following)), new, log_p, counts, done | ended, held, beside
 
     held: Any = None if draws is None else (draws.seen, None if steering is None else steering.used)
     beside = None if steering is None else Alternatives.empty(B, ROOM, state.logits.shape[1])
-    # In bits, so that every step writes its keys and values in place.
-    state = State(jax.tree.map(kernels.to_bits, state.cache), state.logits)
     new, log_p, counts = jnp.zeros((B, ROOM), jnp.int32), jnp.zeros((B, ROOM), jnp.float32), jnp.zeros(B, jnp.int32)
     begun = jnp.int32(0), state, new, log_p, counts, done, held, beside
     _, state, new, log_p, counts, done, held, beside = jax.lax.while_loop(going, one, begun)
-    state = State(jax.tree.map(kernels.from_bits, state.cache), state.logits)
     if draws is not None:
         seen, used = held
         draws = draws._replace(seen=seen, steering=None if steering is None else steering._replace(used=used))
@@ -369,7 +364,6 @@ def place(config: ModelConfig, mesh: Mesh | None, state: State, source: State, r
     def put(leaf: Array, other: Array) -> Array:
         other = other[(slice(None), *(slice(0, size) for size in leaf.shape[1:]))]
         index = (slots, *(slice(0, size) for size in other.shape[1:]))
-        moved = kernels.to_bits(leaf).at[index].set(kernels.to_bits(other)[rows], mode="drop")
-        return kernels.from_bits(moved) if leaf.dtype == jnp.bfloat16 else moved
+        return leaf.at[index].set(other[rows], mode="drop")
 
     return laid_out(mesh, jax.tree.map(put, state, source))

@@ -21,19 +21,32 @@ Timed = Callable[..., Any]
 
 
 class Reading:
-    """A prompt of which the first `at` tokens are in `state`, one row with room for `capacity` tokens."""
+    """A prompt of which the first `at` tokens are in `state`, one row, which grows: attention reads all its room."""
 
-    def __init__(self, prepared: Prepared, timed: Timed, ticket: Ticket, capacity: int, match: Match):
-        """`match` is what is kept of the prompt."""
-        self._prepared, self._timed, self.ticket, self.capacity = prepared, timed, ticket, capacity
+    def __init__(
+        self, prepared: Prepared, timed: Timed, ticket: Ticket, match: Match, first: int, room: Callable[[int], int]
+    ):
+        """`match` is what is kept of the prompt, `first` where the first piece ends; `room` see `Room.reading`."""
+        self._prepared, self._timed, self.ticket, self._room = prepared, timed, ticket, room
         self.at = ticket.cached_tokens = match.length
+        self._has = room(first)
         self.state: State
         if match.state is None:
-            self.state = prepared.placed(timed(prepared.arrange, programs.start, 1, capacity))
+            self.state = prepared.placed(timed(prepared.arrange, programs.start, 1, self._has))
         else:
-            self.state = timed(prepared.arrange, fitted, match.state, np.zeros(1, np.int32), capacity)
+            self.state = timed(prepared.arrange, fitted, match.state, np.zeros(1, np.int32), self._has)
         self._log_p: list[float] = []
         self._alternatives: list[Any] = []
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the row has room for in the end."""
+        return self._room(len(self.ticket.request.tokens))
+
+    @property
+    def tight(self) -> int:
+        """Tokens that the row has room for now."""
+        return self._has
 
     @property
     def done(self) -> bool:
@@ -43,7 +56,9 @@ class Reading:
     def read(self, end: int, padded: int | None = None) -> None:
         """Reads the tokens up to `end`; the program is of `padded` tokens, by default the next length that has one."""
         request, begin = self.ticket.request, self.at
-        count = end - begin
+        count, capacity = end - begin, self._room(end)
+        if capacity > self._has:
+            self.state, self._has = self.kept(capacity), capacity
         size = _padded(count) if padded is None else padded
         tokens, real = np.zeros((1, size), np.int32), np.zeros((1, size), bool)
         tokens[0, size - count :], real[0, size - count :] = request.tokens[begin:end], True
@@ -68,22 +83,25 @@ class Reading:
         self._alternatives += told(scored.alternatives, request.alternatives, first, last)
 
     def kept(self, capacity: int) -> State:
-        """A copy of the state, with room for no more than `capacity` tokens."""
+        """A copy of the state with room for `capacity` tokens."""
         state: State = self._timed(self._prepared.arrange, fitted, self.state, np.zeros(1, np.int32), capacity)
         return state
 
 
 def pieces(begin: int, end: int, chunk: int) -> Iterator[int]:
-    """Where to stop on the way from `begin` to `end`: what is left over first, then `chunk` tokens each.
+    """Where to stop on the way from `begin` to `end`: after `chunk` tokens each, then after what is left over.
 
-    What is left over is read in one piece, or, where much of it would be padding, in several.
+    What is left over is read in one piece, or, where much of it would be padding, in several. It comes last, because a
+    piece costs the room of all that was read before it too.
     """
+    yield from range(begin + chunk, end + 1, chunk)
     rest = (end - begin) % chunk
     while _padded(rest) - rest > _PADDING:
         half = _padded(rest) // 2
-        yield begin + half
-        begin, rest = begin + half, rest - half
-    yield from range(begin + rest if rest else begin + chunk, end + 1, chunk)
+        yield end - rest + half
+        rest -= half
+    if rest:
+        yield end
 
 
 def _padded(count: int) -> int:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from m1jax.config import ModelConfig
 from m1jax.errors import UserError
-from m1jax.generate.session import CHUNK
+from m1jax.generate.session import CHUNK, bucket
 from m1jax.model.cache import row_bytes
 
 _SMALLEST = 256
@@ -76,13 +76,13 @@ class Room:
         """The room that a row of so many tokens gets."""
         if self._limits.batch_invariant:
             return self.context
-        return min(max(_SMALLEST, _doubled(length)), self.context)
+        return min(bucket(length, _SMALLEST), self.context)
 
     def reading(self, length: int) -> int:
         """The room of a row while a prompt of so many tokens is read: coarser, since every piece is a program too."""
-        capacity = self.capacity(length)
-        doublings = (capacity // _SMALLEST).bit_length() - 1
-        return self.capacity(2 * capacity) if doublings % 2 else capacity
+        if self._limits.batch_invariant:
+            return self.context
+        return min(max(_SMALLEST, _doubled(length)), self.context)
 
     def least(self, count: int) -> int:
         """The fewest slots for so many requests."""
@@ -110,7 +110,8 @@ class Room:
 
         `reading` are the tokens of a prompt that is being read. Every change is a copy, and may be a program to
         compile: their number is that of `Limits.max_batch`, a quarter of it and so on, as far as the bytes allow;
-        their room is doubled. Both shrink when few are left and nobody waits, or no request can use the room.
+        their room grows by a third or a half. Both shrink when few are left and nobody waits, or no
+        request can use the room.
         """
         count, limits = len(occupants), self._limits
         longest = max(min(one.length + most, one.need) for one in occupants)

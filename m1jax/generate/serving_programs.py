@@ -7,12 +7,12 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 
 from m1jax.config import ModelConfig
 from m1jax.generate.programs import Draws, State, laid_out
 from m1jax.generate.steering import Alternatives, likeliest
+from m1jax.generate.structure import Structure
 from m1jax.model.cache import grown, narrowed, take
 
 Array = jax.Array
@@ -57,7 +57,7 @@ class Scored(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 8), donate_argnums=4)
 def prefill_scored(
-    graphdef: Any,
+    structure: Structure,
     mesh: Mesh | None,
     parameters: Any,
     rope_base: Array,
@@ -68,7 +68,7 @@ def prefill_scored(
     most: int,
 ) -> Scored:
     """`prefill` of the only row (1, S), and log p of what follows each of its tokens, beside the `most` likeliest."""
-    decoder = nnx.merge(graphdef, parameters)
+    decoder = structure.decoder(parameters)
     hidden, cache = decoder.extend(tokens, state.cache, rope_base=rope_base, real=real)
 
     def scored(position: tuple[Array, Array]) -> tuple[Array, Alternatives]:

@@ -52,21 +52,23 @@ class Prepared(NamedTuple):
 def attention(
     q_BSHD: Array, k_BSKD: Array, v_BSKD: Array, cache: LayerCache, layer: AttentionLayer, new: NewTokens
 ) -> tuple[Array, LayerCache]:
-    """`kernels.decode_attention`: scores against the cache and against the new tokens share one softmax.
+    """`kernels.decode_attention`: new tokens are written first and then read with the others where that loses nothing.
 
-    A single new token is written first and then read with the others: in a ring it takes the slot of the one token that
-    its window has just left.
+    Nothing is lost where no slot is used twice, and for a single token: in a ring it takes the slot of the one token
+    that its window has just left. Several tokens in a ring are read beside it, as it was; all scores share a softmax.
     """
     B, S, H, D = q_BSHD.shape
     K, T = cache.k.shape[1:3]
     positions_BS, real, window = new.positions, new.real, layer.window
     q, k, v, last_k, last_v = prepared(q_BSHD, k_BSKD, v_BSKD, cache, layer, new)
     written = LayerCache(_write(cache.k, k, positions_BS, real), _write(cache.v, v, positions_BS, real), last_k, last_v)
-    slots = written if S == 1 else cache
-    last_B1 = positions_BS if S == 1 else new.lengths[:, None] - 1
+    plain = window is None or window > T  # no ring, or one that never turns
+    together = S == 1 or plain
+    slots = written if together else cache
+    last_B1 = (new.lengths + new.counts if together else new.lengths)[:, None] - 1
     slot_positions_BT = last_B1 - (last_B1 - jnp.arange(T)) % T  # negative where the slot is empty
     pairs = [(slots.k, slots.v, _seen(positions_BS, slot_positions_BT, slot_positions_BT >= 0, window))]
-    if S > 1:
+    if not together:
         pairs.append((k, v, _seen(positions_BS, positions_BS, real, window)))
     precision = matmul_precision(q.dtype)
     q_BKMD = q.reshape(B, K, (H // K) * S, D)
@@ -130,8 +132,7 @@ def _write(cache_BKTD: Array, new_BKSD: Array, positions_BS: Array, real_BS: Arr
     B, _, T, _ = cache_BKTD.shape
     kept = real_BS & (positions_BS > positions_BS[:, -1:] - T)
     slots = jnp.where(kept, positions_BS % T, T)
-    new_BSKD = to_bits(new_BKSD.transpose(0, 2, 1, 3))
-    return from_bits(to_bits(cache_BKTD).at[jnp.arange(B)[:, None], :, slots].set(new_BSKD, mode="drop"))
+    return cache_BKTD.at[jnp.arange(B)[:, None], :, slots].set(new_BKSD.transpose(0, 2, 1, 3), mode="drop")
 
 
 def _last(x_BSKD: Array, last_BKD: Array, real_BS: Array) -> Array:

@@ -16,16 +16,17 @@ from m1jax import model
 from m1jax.config import ModelConfig
 from m1jax.generate import programs
 from m1jax.generate.sampling import Sampling, row_keys
+from m1jax.generate.structure import Structure
 from m1jax.model.cache import LAYER_AXES
 from m1jax.parallel import rules
 
 
-def abstract_parameters(config: ModelConfig, mesh: Mesh) -> tuple[Any, Any]:
-    """(graphdef, parameters) as `generate.programs.prepare` lays them out, shapes and shardings only."""
+def abstract_parameters(config: ModelConfig, mesh: Mesh) -> tuple[Structure, Any]:
+    """(structure, parameters) as `generate.programs.prepare` lays them out, shapes and shardings only."""
     abstract = programs.unrolled(dataclasses.replace(config, attention="reference"))
     shardings = rules.parameter_shardings(mesh, abstract.shapes, abstract.axes)
     tree = jax.eval_shape(functools.partial(programs.narrowed, config), model.abstract(config).shapes)
-    return abstract.graphdef, jax.tree.map(_placed, tree, shardings)
+    return Structure(abstract.graphdef), jax.tree.map(_placed, tree, shardings)
 
 
 def abstract_state(config: ModelConfig, mesh: Mesh, rows: int, capacity: int) -> programs.State:
@@ -56,13 +57,13 @@ def arguments(
 
     `draws` has the shapes of what is drawn with (None: greedy), `ends` is the shape of the end tokens.
     """
-    graphdef, parameters = abstract_parameters(config, mesh)
+    structure, parameters = abstract_parameters(config, mesh)
     whole = rules.replicated(mesh)
     by_row = [_scalars(whole, dtype, rows) for dtype in (jnp.bool_, jnp.int32, jnp.int32)]
     counts = [_scalars(whole, jnp.int32), _scalars(whole, jnp.int32), _scalars(whole, jnp.int32, *ends)]
     base, state = _scalars(whole, jnp.float32), abstract_state(config, mesh, rows, capacity)
     return (
-        graphdef,
+        structure,
         mesh,
         parameters,
         base,
@@ -85,11 +86,11 @@ def sampled(config: ModelConfig, rows: int, sampling: Sampling) -> programs.Draw
 
 def reading(config: ModelConfig, mesh: Mesh, rows: int, capacity: int, tokens: int) -> tuple[Any, ...]:
     """Those of `generate.programs.prefill` for `tokens` new tokens of each row."""
-    graphdef, parameters = abstract_parameters(config, mesh)
+    structure, parameters = abstract_parameters(config, mesh)
     whole = rules.replicated(mesh)
     given = [_scalars(whole, dtype, rows, tokens) for dtype in (jnp.int32, jnp.bool_)]
     return (
-        graphdef,
+        structure,
         mesh,
         parameters,
         _scalars(whole, jnp.float32),

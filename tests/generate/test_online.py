@@ -185,7 +185,7 @@ def test_with_whole_chunks_reuse_changes_no_bit():
 
 
 def test_room_grows_and_shrinks_around_rings_that_have_turned_and_that_have_not():
-    """A window of 300: rings are as long as the room where that is 256, and shorter where it is 1,024."""
+    """A window of 300: rings are as long as the room where that is 256, and shorter where it is 768."""
     config = dataclasses.replace(uncached.CONFIG, window=300, max_positions=1024)
     model = LanguageModel(config, small.BASE, uncached.parameters())
     one, rooms = model.online(Limits(max_batch=4, chunk=64)), []
@@ -193,7 +193,7 @@ def test_room_grows_and_shrinks_around_rings_that_have_turned_and_that_have_not(
     while not short.reason:
         one.step()
         rooms += [one._slots.capacity] if one._slots.capacity not in rooms[-1:] else []
-    assert rooms == [256, 1024, 256]
+    assert rooms == [256, 768, 256]
     later = Asked(one, [*prompt_of(490, row=1), *turned.tokens, *prompt_of(3, row=2)], 20)
     run(one)
     found = (short, turned, later)
@@ -229,7 +229,7 @@ def test_a_long_prompt_does_not_stop_the_others():
         one.step()
         between.append(len(mine.tokens) - before)
     run(one)
-    assert len(between) == 8 and all(between), "a piece of at most 8 tokens, then tokens of the other"
+    assert len(between) == 4 and all(between), "two pieces of at most 8 tokens, then tokens of the other"
     assert mine.tokens == uncached.greedy(prompt_of(4), 60)
 
 

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from m1jax.errors import UserError
 from m1jax.generate import Sampling
-from m1jax.generate.sampling import filtered, keep_min_p, keep_top_k, keep_top_p, penalised, row_keys, sample
+from m1jax.generate.sampling import (
+    filtered,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    likeliest_token,
+    penalised,
+    row_keys,
+    sample,
+)
 
 V = 40
 # Values of a few thousandths apart, so that ties occur, and both signs.
@@ -164,3 +173,27 @@ def test_bfloat16_logits_are_drawn_from_in_float32():
     program = jax.make_jaxpr(sample)(logits, seen, row_keys(0, 2), np.zeros(2, int), controls)
     narrow = [line for line in str(program).splitlines() if "bf16" in line and " = " in line]
     assert len(narrow) <= 1 and all("convert_element_type[new_dtype=float32" in line for line in narrow), narrow
+
+
+@given(ROWS, st.integers(0, V))
+@settings(max_examples=30, deadline=None)
+def test_the_likeliest_token_is_argmax_with_ties_and_with_tokens_that_are_excluded(rows, excluded):
+    logits = np.asarray(rows, np.float32) / 1000
+    logits[:, :excluded] = -np.inf
+    assert likeliest_token(jnp.asarray(logits)).tolist() == logits.argmax(axis=1).tolist()
+
+
+def test_a_row_that_is_no_number_still_gives_a_token_of_the_vocabulary():
+    logits = jnp.stack([jnp.full(V, jnp.nan), jnp.arange(V, dtype=jnp.float32).at[3].set(jnp.nan)])
+    assert likeliest_token(logits).tolist() == [V - 1, V - 1]
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_draws_are_those_of_jax_random_categorical(seed, step):
+    logits = jax.random.normal(jax.random.key(seed % 7), (4, 1000))
+    keys, steps = row_keys(seed, 4), jnp.full(4, step)
+    settings_of_rows = Sampling(temperature=1.0).controls(4)
+    drawn = jax.jit(sample)(logits, jnp.zeros(logits.shape, bool), keys, steps, settings_of_rows)
+    own = jax.vmap(jax.random.fold_in)(keys, steps)
+    assert drawn.tolist() == jax.vmap(jax.random.categorical)(own, logits).tolist()
