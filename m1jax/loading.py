@@ -315,20 +315,27 @@ def _check_same(folder: Path, found: ModelConfig, asked: ModelConfig) -> None:
             )
 
 
-def load(folder: Path, mesh: Mesh | None = None, dtype: str | None = None) -> tuple[LanguageModel, Tokenizer | None]:
+def load(
+    folder: Path, mesh: Mesh | None = None, dtype: str | None = None, adapter: Path | None = None
+) -> tuple[LanguageModel, Tokenizer | None]:
     """The model and tokenizer of a folder: a run's (its newest checkpoint), an imported one, or a checkpoint's.
 
     Leaf by leaf onto the first device, or on a mesh split as `LanguageModel` says. `dtype` is that of parameters and
-    computing; by default both are as they were trained or stored. The tokenizer is None where the folder holds none.
+    computing; by default both are as they were trained or stored. `adapter` is a folder of PEFT's with a LoRA of a
+    checkpoint, which is merged into it. The tokenizer is None where the folder holds none.
     Raises UserError where `folder` is none of these or is damaged, or `dtype` is not in m1jax.config.DTYPES.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     if (folder / config_json.FILE).is_file():
         target = target_of(config_json.read(folder)[0], mesh)
-        config, rope_base, params = reading.tree(folder, dtype, _placing(target))
+        config, rope_base, params = reading.tree(folder, dtype, _placing(target), adapter)
         tokenizer = tokenizer_in(folder, config_json.token_ids(folder))
         return LanguageModel(config, rope_base, params, mesh, _ends(folder)), tokenizer
+    if adapter is not None:
+        raise UserError(
+            f"an adapter is merged into a Hugging Face checkpoint, {folder} is a run or an import: export it first."
+        )
     source = stored(folder)
     found = language_model(source.config, source.rope_base, source.parameters, dtype, mesh=mesh, lora=source.lora)
     found.eos_ids = config_json.ends(source.token_ids, source.generation, folder)

@@ -6,7 +6,9 @@ from pathlib import Path
 from m1jax.errors import UserError
 
 CONFIG = "adapter_config.json"
-MERGE = "merge it into its model first (in peft: merge_and_unload, then save_pretrained)"
+MERGE = (
+    "merge it into its model first (a plain LoRA: `m1 import --from MODEL --adapter LORA`; in peft: merge_and_unload)"
+)
 
 
 def refuse(folder: Path) -> None:

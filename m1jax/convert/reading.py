@@ -11,6 +11,7 @@ import numpy as np
 from m1jax.config import ModelConfig
 from m1jax.convert import config_json, parameters, table
 from m1jax.convert.parameters import Stream
+from m1jax.convert.peft_reading import Adapted
 from m1jax.convert.source import BLOCK, Checkpoint, some
 from m1jax.convert.table import Leaf, Part
 from m1jax.convert.tensor_files import DTYPES, Array
@@ -21,14 +22,16 @@ _CACHE_LINE = 64
 _CHUNK_BYTES = 64 << 20
 
 
-def open_checkpoint(folder: Path, dtype: str | None = None) -> tuple[Checkpoint, ModelConfig, float]:
+def open_checkpoint(
+    folder: Path, dtype: str | None = None, adapter: Path | None = None
+) -> tuple[Checkpoint, ModelConfig, float]:
     """(tensors, ModelConfig, RoPE base) of a Hugging Face checkpoint that m1jax can read in `dtype` (default: its own).
 
-    `param_dtype` and `compute_dtype` are `dtype`, or that of the embedding. Raises UserError naming the file and the
-    key or tensor that is missing, too many, of another shape or dtype.
+    `param_dtype` and `compute_dtype` are `dtype`, or that of the embedding. A LoRA in the folder `adapter` is merged.
+    Raises UserError naming the file and the key or tensor that is missing, too many, of another shape or dtype.
     """
     config, rope_base = config_json.read(folder)
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(folder) if adapter is None else Adapted(folder, adapter)
     checkpoint.check(config, rope_base, dtype)
     own = dtype or checkpoint.dtype(table.EMBEDDING.name)
     return checkpoint, replace(config, param_dtype=own, compute_dtype=own), rope_base
@@ -113,14 +116,17 @@ def whole(checkpoint: Checkpoint, leaf: Leaf, dtype: str) -> Array:
 
 
 def tree(
-    folder: Path, dtype: str | None = None, place: Callable[[str, Array], object] = lambda path, leaf: leaf
+    folder: Path,
+    dtype: str | None = None,
+    place: Callable[[str, Array], object] = lambda path, leaf: leaf,
+    adapter: Path | None = None,
 ) -> tuple[ModelConfig, float, table.Tree]:
     """(ModelConfig, RoPE base, parameters) of a Hugging Face checkpoint, leaf by leaf.
 
-    `place` takes each leaf (path, numpy array) to where it belongs before the next one is read. `dtype` as in
-    `open_checkpoint`, with the same errors; also raises UserError for a NaN or an infinity.
+    `place` takes each leaf (path, numpy array) to where it belongs before the next one is read. `dtype` and `adapter`
+    as in `open_checkpoint`, with the same errors; also raises UserError for a NaN or an infinity.
     """
-    checkpoint, config, rope_base = open_checkpoint(folder, dtype)
+    checkpoint, config, rope_base = open_checkpoint(folder, dtype, adapter)
     for sentence in said(checkpoint):
         logging.getLogger(__name__).warning("%s", sentence)
     leaves = {

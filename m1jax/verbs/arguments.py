@@ -91,9 +91,17 @@ def processes_of(args: argparse.Namespace) -> "Processes | None":
     return Processes(*given)
 
 
+def add_adapter(parser: Parser) -> None:
+    """Adds --adapter."""
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="a LoRA in PEFT's files, merged into the Hugging Face checkpoint of --model"
+    )
+
+
 def add_sampling(parser: Parser, max_new_tokens: int) -> None:
     """Adds --model and how tokens are drawn from it."""
     parser.add_argument("--model", required=True, metavar="DIR", help="a run's folder, imported or exported")
+    add_adapter(parser)
     parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest; 0 is all")
@@ -122,12 +130,17 @@ def sampling_of(args: argparse.Namespace) -> "Sampling":
     return Sampling(args.temperature, args.top_k, args.top_p, args.min_p, args.repetition_penalty)
 
 
-def opened(folder: str, tensor: int = 1, dtype: str | None = None) -> "tuple[LanguageModel, Tokenizer]":
-    """The model of a folder, split over `tensor` devices, and its tokenizer; raises UserError where one is missing."""
+def opened(
+    folder: str, tensor: int = 1, dtype: str | None = None, adapter: str | None = None
+) -> "tuple[LanguageModel, Tokenizer]":
+    """The model of a folder, split over `tensor` devices, with a LoRA merged, and its tokenizer.
+
+    Raises UserError where one is missing.
+    """
     from m1jax.loading import load
     from m1jax.parallel.mesh import over_tensor
 
-    model, tokenizer = load(Path(folder), over_tensor(tensor), dtype)
+    model, tokenizer = load(Path(folder), over_tensor(tensor), dtype, None if adapter is None else Path(adapter))
     if tokenizer is None:
         raise UserError(f"{folder} holds no tokenizer.json, so text cannot be read: put it beside config.json.")
     return model, tokenizer

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
         sampling=sampling_of(args),
         seed=args.seed,
         tensor=args.tensor,
+        adapter=args.adapter,
         as_json=args.json,
     )
 
@@ -55,6 +56,7 @@ def chat(
     seed: int,
     tensor: int,
     as_json: bool,
+    adapter: str | None = None,
 ) -> None:
     """Reads one turn a line from standard input, answers it, and continues until /quit or the input's end.
 
@@ -71,7 +73,7 @@ def chat(
     sampling.check(1)
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
-    model, tokenizer = opened(folder, tensor)
+    model, tokenizer = opened(folder, tensor, adapter=adapter)
     talk = chats.of(tokenizer, chat_format)
     consoles.make(as_json=True).print(Text(f"chat format: {talk.origin}", "dim"), soft_wrap=True)
     conversation = Conversation(model, tokenizer, talk, system)

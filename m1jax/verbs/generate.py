@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         stop=args.stop,
         seed=args.seed,
         tensor=args.tensor,
+        adapter=args.adapter,
         as_json=args.json,
     )
 
@@ -69,6 +70,7 @@ def generate(
     seed: int,
     tensor: int,
     as_json: bool,
+    adapter: str | None = None,
 ) -> int:
     """Continues each prompt until the document's end, a stop string or `max_new_tokens`; returns the exit status.
 
@@ -86,7 +88,7 @@ def generate(
     if not texts:
         raise UserError("there is no prompt: give --prompt TEXT or --prompt-file FILE.")
     sampling.check(len(texts))
-    model, tokenizer = opened(folder, tensor)
+    model, tokenizer = opened(folder, tensor, adapter=adapter)
     encoded = tokenizer.encode_batch(texts)
     generation = model.start(encoded, max_new_tokens, sampling, seed, [tokenizer.eos_id, *model.eos_ids])
     pieces = answers(generation, tokenizer, stop)

@@ -14,16 +14,19 @@ def arguments(parser: Parser) -> None:
     """Adds the verb's arguments."""
     example(parser, "m1 import --from downloaded --out models/m1 --verify")
     parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="config.json and weights")
+    parser.add_argument("--adapter", metavar="DIR", help="a LoRA in PEFT's files, merged into the model")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for generate, export and train.initial")
     add_conversion(parser, "read every tensor back and compare it; with --prompt also logits")
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
-    import_checkpoint(args.source, args.out, args.dtype, args.verify, args.prompt)
+    import_checkpoint(args.source, args.out, args.dtype, args.verify, args.prompt, args.adapter)
 
 
-def import_checkpoint(source: str, out: str, dtype: str | None, verify: bool, prompt: str | None) -> None:
+def import_checkpoint(
+    source: str, out: str, dtype: str | None, verify: bool, prompt: str | None, adapter: str | None = None
+) -> None:
     """Writes Orbax parameters, model.json and the tokenizer's files into `out`; does nothing if they are there.
 
     Names, shapes and dtypes are checked before anything is written, numbers as they pass. With `verify` every tensor is
@@ -39,10 +42,12 @@ def import_checkpoint(source: str, out: str, dtype: str | None, verify: bool, pr
     console = consoles.make()
     if prompt is not None and not verify:
         raise UserError("--prompt says what --verify compares logits on: give both.")
-    target = Path(out)
-    checkpoint, config, rope_base = reading.open_checkpoint(Path(source), dtype)
+    if prompt is not None and adapter is not None:
+        raise UserError("--prompt compares with the model in --from alone: leave out --prompt or --adapter.")
+    target, lora = Path(out), None if adapter is None else Path(adapter)
+    checkpoint, config, rope_base = reading.open_checkpoint(Path(source), dtype, lora)
     # Every file of the folder: the next version of transformers may read any of them.
-    files = {path for path in checkpoint.folder.iterdir() if path.is_file()}
+    files = {path for path in checkpoint.folder.iterdir() if path.is_file()} | {*checkpoint.files}
     state = artefact.state_of(files | {*tokenizer_files.of_folder(checkpoint.folder)})
     of = artefact.key(state, dtype, verify, prompt)
     if artefact.is_whole(target, model_folder.KIND, of):

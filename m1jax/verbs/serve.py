@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from m1jax.config import DTYPES
 from m1jax.errors import UserError
-from m1jax.verbs.arguments import Parser, example, opened
+from m1jax.verbs.arguments import Parser, add_adapter, example, opened
 
 if TYPE_CHECKING:  # they load JAX
     from m1jax.tokenizer import Tokenizer
@@ -24,10 +24,12 @@ def arguments(parser: Parser) -> None:
     """Adds the verb's arguments."""
     example(parser, "m1 serve --model runs/quickstart", "m1 serve --model exported --host 0.0.0.0 --api-key-file key")
     parser.add_argument("--model", required=True, metavar="DIR", help="a run's folder, imported or exported")
+    add_adapter(parser)
     parser.add_argument("--name", help="the model's name for clients (default: the folder's)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes any that is free (default: 8000)")
     parser.add_argument("--dtype", choices=DTYPES, help="compute in it (default: as trained or stored)")
+    parser.add_argument("--tensor", type=int, default=1, metavar="N", help="split the model over N devices")
     parser.add_argument("--chat-format", metavar="NAME", help="Baichuan-M1 or ChatML (default: the model's own)")
     engine = parser.add_argument_group("the engine")
     engine.add_argument("--max-batch", type=int, default=16, metavar="N", help="requests that generate at once")
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     jax_setup.prepare()
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s")
     logging.getLogger("m1jax.serve").setLevel(logging.INFO)
-    model, tokenizer = opened(args.model, dtype=args.dtype)
+    model, tokenizer = opened(args.model, args.tensor, args.dtype, args.adapter)
     folder = Path(args.model)
     chat, no_chat = _chat(tokenizer, args.chat_format)
     ends = tuple(dict.fromkeys([tokenizer.eos_id, *model.eos_ids]))
