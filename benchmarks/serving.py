@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -230,8 +230,8 @@ async def ask(connection: httpx.AsyncClient, prompt: list[int], limit: int, foun
     first, longest, tokens = 0.0, 0.0, 0
     async with connection.stream("POST", "/v1/completions", json=body) as answer:
         assert answer.status_code == 200, await answer.aread()
-        async for line in answer.aiter_lines():
-            if not line.startswith("data: {"):
+        async for line in lines(answer):
+            if not line.startswith(b"data: {"):
                 continue
             event, now = json.loads(line[6:]), time.perf_counter()
             assert "error" not in event, event
@@ -245,6 +245,15 @@ async def ask(connection: httpx.AsyncClient, prompt: list[int], limit: int, foun
     found.first.append(first)
     found.between.append((last - begun - first) / (tokens - 1))
     found.gap.append(longest)
+
+
+async def lines(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """Lines of an event stream; those of httpx end at U+2028 and its like too, which stand within some tokens."""
+    rest = b""
+    async for piece in answer.aiter_bytes():
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line
 
 
 def turns_of_a_chat(address: str) -> tuple[float, float]:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from m1jax.errors import UserError
 from m1jax.generate.prefixes import Prefixes
 from m1jax.generate.programs import ROOM, Prepared, State
 from m1jax.generate.reading import Reading, stops, told
@@ -23,6 +24,7 @@ from m1jax.generate.requests import END_IDS, Listener, Progress, Request, Ticket
 from m1jax.generate.room import Extent, Limits, Occupant, Room
 from m1jax.generate.serving_programs import choose_draws, fitted, place_draws
 from m1jax.generate.slots import BatchTiming, Burst, Slots
+from m1jax.generate.steering import ANY, words
 
 _FLOW = 0.1
 """Seconds of generating after which the engine looks up: new requests wait no longer, and text seems to flow."""
@@ -61,7 +63,7 @@ class Engine:
         self._inbox: deque[Ticket] = deque()
         self._queue: deque[Ticket] = deque()
         self._reading: Reading | None = None
-        self._seating = False
+        self._seating = self._constrained = False
         self._stops: list[int] = []
         self._cuts: set[int] = set()
         self._running: dict[int, Ticket] = {}
@@ -79,6 +81,11 @@ class Engine:
     def running(self) -> int:
         """Requests that generate, or whose prompt is being read."""
         return len(self._running) + (self._reading is not None or self._seating)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the model knows."""
+        return self._prepared.config.vocab_size
 
     @property
     def slot_bytes(self) -> int:
@@ -115,13 +122,15 @@ class Engine:
 
     def warm(self) -> None:
         """Compiles what most requests need, before one comes: pieces of prompts of every length, and the slots."""
-        size, length = self.limits.max_batch, self.limits.chunk
-        while length >= 16:  # the longest first: none is then a beginning that is known already
+        for length in self.room.usual_lengths():  # the longest first: none is then a beginning that is known already
             self._try(1, length)
-            length //= 2
-        while size:
-            self._try(size, 1)
-            size = max(1, size // 4) if size > 1 else 0
+        self.counts, self._slots = Counts(), None
+        for extent in self.room.usual():
+            self._slots = Slots(self._prepared, *extent, self.counts.timing)
+            self._draws = self._prepared.placed(empty_draws(extent.size, self.vocab_size))
+            zeros, eos = np.zeros(extent.size, np.int32), np.full((extent.size, END_IDS), -1, np.int32)
+            self._slots.decode(zeros, zeros, 1, extent.size + 1, eos, self._draws)
+            self._try(min(2, extent.size), 1)
         self.counts, self._slots = Counts(), None
         self.prefixes.drop(0)
 
@@ -284,9 +293,13 @@ class Engine:
     # Answers.
 
     def _generate(self) -> None:
-        """A few new tokens for every request that has a slot."""
-        most = self._most()
+        """A few new tokens for every request that has a slot; one where a constraint must see each."""
+        constrained = any(ticket.request.constraint is not None for ticket in self._running.values())
+        most = 1 if constrained else self._most()
         slots = self._arrange(most)
+        if constrained or self._constrained:
+            self._constrain(slots)
+            self._constrained = constrained
         B = len(slots.held)
         step, limit = np.zeros(B, np.int32), np.zeros(B, np.int32)
         eos = np.full((B, END_IDS), -1, np.int32)
@@ -304,13 +317,27 @@ class Engine:
         for slot, ticket in list(self._placed()):
             self._tell(slot, ticket, burst, beside)
 
+    def _constrain(self, slots: Slots) -> None:
+        """What each row may say next; a request whose constraint allows nothing ends with its sentence."""
+        allowed = np.full((len(slots.held), words(self._prepared.config.vocab_size)), ANY)
+        for slot, ticket in self._placed():
+            if ticket.request.constraint is not None:
+                try:
+                    allowed[slot] = ticket.request.constraint.allowed()
+                except UserError as error:
+                    self._release(ticket)
+                    self.counts.failed += 1
+                    ticket.fail(str(error))
+        steering = self._draws.steering._replace(allowed=self._prepared.placed(jnp.asarray(allowed)))
+        self._draws = self._draws._replace(steering=steering)
+
     def _placed(self) -> list[tuple[int, Ticket]]:
         assert self._slots is not None
         return [(slot, self._running[number]) for slot, number in enumerate(self._slots.held.tolist()) if number >= 0]
 
     def _most(self) -> int:
-        """New tokens of a round."""
-        if self._reading:
+        """New tokens of a round; one where somebody waits for the first."""
+        if self._reading or any(not ticket.new for ticket in self._running.values()):
             return _BETWEEN
         return max(1, min(ROOM, int(_FLOW / self._step_seconds))) if self._step_seconds else 1
 
@@ -325,13 +352,13 @@ class Engine:
             self.counts.failed += 1
             ticket.fail("the model gives logits that are no numbers: serve an earlier checkpoint.")
             return
-        reason = "eos" if burst.ended[slot] else None
+        reason = "eos" if burst.ended[slot] or _completed(ticket.request, tokens) else None
         if reason is None and len(ticket.new) + count >= ticket.request.max_new_tokens:
             reason = "length"
         ticket.tell(Progress(tokens, log_p, alternatives, reason))
         if reason:
             self._release(ticket)
-            self._keep(slot, ticket, ended=reason == "eos")
+            self._keep(slot, ticket, ended=bool(burst.ended[slot]))
 
     def _keep(self, slot: int, ticket: Ticket, ended: bool) -> None:
         """Keeps the state at the end of an answer; an end token is not in it."""
@@ -344,6 +371,16 @@ class Engine:
             rows = np.array([slot], np.int32)
             state = self._timed(self._prepared.arrange, fitted, self._slots.state, rows, capacity)
             self.prefixes.put(tokens, state)
+
+
+def _completed(request: Request, tokens: list[int]) -> bool:
+    """Whether new tokens make an answer whole of which a constraint says what it may be."""
+    if request.constraint is None:
+        return False
+    for token in tokens:
+        if token not in request.end_ids:
+            request.constraint.take(token)
+    return request.constraint.complete
 
 
 def _nobody(_: Progress) -> None:

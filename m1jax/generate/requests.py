@@ -16,7 +16,7 @@ from m1jax.errors import UserError
 from m1jax.generate.programs import Draws
 from m1jax.generate.sampling import Sampling
 from m1jax.generate.session import check_tokens
-from m1jax.generate.steering import ALTERNATIVES, Steering
+from m1jax.generate.steering import ALTERNATIVES, ANY, Constraint, Steering, words
 from m1jax.model import seeds
 
 END_IDS = 16
@@ -51,6 +51,8 @@ class Request:
     """Likeliest tokens that are told beside each token."""
     score_prompt: bool = False
     """Whether to tell log p and alternatives of the prompt's tokens too."""
+    constraint: Constraint | None = None
+    """What the answer may be; of this request alone."""
 
     @property
     def need(self) -> int:
@@ -96,6 +98,7 @@ class Request:
             jnp.full(1, self.presence_penalty, jnp.float32),
             jnp.full(1, self.frequency_penalty, jnp.float32),
             jnp.full(1, self.alternatives, jnp.int32),
+            jnp.full((1, words(vocab_size)), ANY),
         )
         key = jax.random.fold_in(seeds.key(self.seed), self.sample)
         return Draws(jnp.asarray(seen), key[None], self.sampling.controls(1), steering)

@@ -10,7 +10,9 @@ from m1jax.generate.session import CHUNK, bucket
 from m1jax.model.cache import row_bytes
 
 _SMALLEST = 256
-"""Tokens that a row has room for at least; more by doubling, since each room is a program."""
+"""Tokens that a row has room for at least; more by a third or a half, since each room is a program."""
+COARSE = 1024
+"""Tokens that a row of few has room for, and up to which programs are compiled before there are requests."""
 _AHEAD = 128
 """Tokens that room is made for at once where a row's limit allows."""
 
@@ -110,7 +112,7 @@ class Room:
 
         `reading` are the tokens of a prompt that is being read. Every change is a copy, and may be a program to
         compile: their number is that of `Limits.max_batch`, a quarter of it and so on, as far as the bytes allow;
-        their room grows by a third or a half. Both shrink when few are left and nobody waits, or no
+        their room grows by a third or a half where they are many. Both shrink when few are left and nobody waits, or no
         request can use the room.
         """
         count, limits = len(occupants), self._limits
@@ -124,8 +126,36 @@ class Room:
             size = _quarters(limits.max_batch, min(count + waiting, limits.max_batch) if size < count else count)
         beside = max(self.row(reading), self.row(upper)) if reading else self.row(upper)
         affordable = (limits.cache_bytes - beside) // row_bytes(self._config, upper)
-        least = self.least(count)
-        return Extent(max(least, min(size, limits.max_batch, affordable)), capacity)
+        size = max(self.least(count), min(size, limits.max_batch, affordable))
+        # Few rows read little whatever their room is: one size for them, as far as it fits, is fewer programs.
+        coarse = Extent(size, min(max(_doubled(capacity), COARSE), self.context))
+        if size < limits.max_batch and self.bytes(coarse) + beside <= limits.cache_bytes:
+            return coarse
+        return Extent(size, capacity)
+
+    def usual_lengths(self) -> list[int]:
+        """Lengths of prompts that need every program for reading those of at most `COARSE` tokens, longest first."""
+        chunk, found = self._limits.chunk, []
+        rooms = sorted({self.reading(length) for length in range(1, min(COARSE, self.context) + 1)}, reverse=True)
+        for room in rooms:
+            before = 0 if room == rooms[-1] else (room // 2) // chunk * chunk
+            piece = chunk
+            while piece >= 16:
+                found.append(before + piece)
+                piece //= 2
+        return [length for length in dict.fromkeys(found) if length <= self.context - 2]
+
+    def usual(self) -> list[Extent]:
+        """The slots that requests of at most `COARSE` tokens come to, largest first."""
+        sizes = [self._limits.max_batch]
+        while sizes[-1] > self.least(1):
+            sizes.append(max(1, sizes[-1] // 4))
+        lengths = range(min(COARSE, self.context), 0, -128)
+        rooms = sorted({self.capacity(length) for length in lengths}, reverse=True)
+        found = [Extent(sizes[0], room) for room in rooms] + [Extent(size, rooms[0]) for size in sizes[1:]]
+        return [
+            extent for extent in found if self.bytes(extent) + self.row(extent.capacity) <= self._limits.cache_bytes
+        ]
 
 
 def _quarters(most: int, count: int) -> int:

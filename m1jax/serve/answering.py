@@ -15,6 +15,9 @@ from m1jax.serve.metrics import Metrics
 from m1jax.serve.served import Served
 from m1jax.serve.worker import Call, Worker
 
+_SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+"""Characters at which many a client ends a line, though those of an event end at line feeds and carriage returns."""
+
 
 @dataclass
 class Answering:
@@ -137,4 +140,5 @@ class Answering:
 
 
 def _event(body: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False).encode(errors="replace") + b"\n\n"
+    text = json.dumps(body, ensure_ascii=False).translate(_SEPARATORS)
+    return b"data: " + text.encode(errors="replace") + b"\n\n"

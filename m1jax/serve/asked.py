@@ -1,5 +1,6 @@
 """The bodies of /v1/completions and /v1/chat/completions, checked and turned into requests for the engine."""
 
+import dataclasses
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ def chat(body: Body, served: Served) -> Asked:
         raise RequestError(400, "top_logprobs needs logprobs: set it to true.", "top_logprobs")
     n = body.integer("n", 1, _MOST_CHOICES) or 1
     _refuse_of_chats(body)
+    schema = _schema(body.take("response_format"))
     common = _Common.of(body, served, served.chat_ends)
     body.end()
     ids = conversation(messages, served)
@@ -71,6 +73,9 @@ def chat(body: Body, served: Served) -> Asked:
     requests = common.requests(
         [ids], n, [min(room, served.settings.default_tokens) if limit is None else limit], beside or 0, False
     )
+    if schema is not None:
+        first = served.grammars.constraint(schema, common.end_ids)
+        requests = [dataclasses.replace(request, constraint=first.copy()) for request in requests]
     return Asked(requests, n, common.stop, common.stream, common.include_usage, logprobs)
 
 
@@ -96,14 +101,20 @@ def _refuse_of_chats(body: Body) -> None:
     body.refuse({"prediction": "leave it out."})
     if (modalities := body.take("modalities")) not in (None, ["text"]):
         raise wrong("modalities", 'must be ["text"]', modalities)
-    form = body.take("response_format")
-    if form is not None and form != {"type": "text"}:
-        raise RequestError(
-            400,
-            'response_format is not supported beyond {"type": "text"}: ask for JSON in a message and check it.',
-            "response_format",
-            "unsupported_parameter",
-        )
+
+
+def _schema(form: Any) -> Any:
+    """The JSON schema that response_format asks for; None for text."""
+    if form is None or form == {"type": "text"}:
+        return None
+    if not isinstance(form, dict) or form.get("type") not in ("json_object", "json_schema"):
+        raise wrong("response_format", "must have the type text, json_object or json_schema", form)
+    if form["type"] == "json_object":
+        return {"type": "object"}
+    described = form.get("json_schema")
+    if not isinstance(described, dict) or described.get("schema") is None:
+        raise wrong("response_format.json_schema", "must be an object with a schema", described)
+    return described["schema"]
 
 
 def _model(body: Body, served: Served) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from m1jax.generate.online import Engine
+from m1jax.serve.grammar import Grammars
 from m1jax.tokenizer import Tokenizer
 from m1jax.tokenizer.chat import Chat
 
@@ -48,6 +49,11 @@ class Served:
     no_chat: str = ""
     settings: Settings = field(default_factory=Settings)
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Schemas that answers can be held to."""
+        return Grammars(self.tokenizer, self.token_bytes, self.engine.vocab_size)
 
     @property
     def chat_ends(self) -> tuple[int, ...]:

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m1jax.config import MeshConfig
 from m1jax.errors import UserError
 from m1jax.generate import LanguageModel, Sampling
 from m1jax.generate.requests import Request
 from m1jax.generate.room import Limits
+from m1jax.parallel import mesh as meshes
 from tests.generate import uncached
 from tests.model import small
 
@@ -69,6 +71,18 @@ def test_requests_at_any_time_give_the_uncached_continuations(asked, invariant):
     for (length, limit, _), mine in zip(asked, found, strict=True):
         assert (mine.tokens, mine.reason) == (uncached.greedy(prompt_of(length), limit), "length")
     assert one.counts.new_tokens == sum(limit for _, limit, _ in asked)
+
+
+def test_a_model_over_several_devices_says_the_same():
+    mesh = meshes.make(MeshConfig(tensor=2), jax.devices()[:2])
+    one = LanguageModel(uncached.CONFIG, small.BASE, uncached.parameters(), mesh).online(Limits(max_batch=4, chunk=8))
+    asked = [(9, 6), (20, 9), (9, 4), (3, 7)]
+    found = [Asked(one, prompt_of(length), limit) for length, limit in asked]
+    run(one)
+    later = Asked(one, [*prompt_of(20), *found[1].tokens, *prompt_of(2)], 3)
+    run(one)
+    assert [mine.tokens for mine in found] == [uncached.greedy(prompt_of(length), limit) for length, limit in asked]
+    assert later.tokens == uncached.greedy(later.ticket.request.tokens, 3) and later.ticket.cached_tokens == 29
 
 
 def test_samples_are_those_of_rollouts():

@@ -27,6 +27,10 @@ def server():
         yield found
 
 
+def schema_of(schema):
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
 SERVED = served()
 GOOD = {"prompt": "Asthma", "max_tokens": 2}
 CHAT = {"messages": [{"role": "user", "content": "Asthma?"}], "max_tokens": 2}
@@ -79,7 +83,14 @@ BAD_CHATS = [
     ({"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "tool_calls is not supported"),
     ({"tools": [{"type": "function"}]}, "tools is not supported"),
     ({"tool_choice": "required"}, "tool_choice is not supported"),
-    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format is not supported"),
+    ({"response_format": "json"}, "response_format must have the type"),
+    ({"response_format": {"type": "xml"}}, "response_format must have the type"),
+    ({"response_format": {"type": "json_schema"}}, "must be an object with a schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}, "must be an object with a schema"),
+    ({"response_format": schema_of("x")}, "it must be an object"),
+    ({"response_format": schema_of({"type": "nothing"})}, "the schema of response_format is not usable"),
+    ({"response_format": schema_of({"not": {"type": "string"}})}, "the schema of response_format is not usable"),
+    ({"response_format": schema_of({"$ref": "https://example.org/a.json"})}, "response_format is not usable"),
     ({"modalities": ["audio"]}, 'modalities must be ["text"]'),
     ({"top_logprobs": 3}, "top_logprobs needs logprobs"),
     ({"messages": [{"role": "user", "content": "long " * 900}]}, "the context holds 512"),

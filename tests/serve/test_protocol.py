@@ -10,6 +10,7 @@ import numpy as np
 import openai
 import pytest
 
+from m1jax.serve.answering import _event
 from tests.serve.served import NAME, TEXT, client_of, language_model, running, tokenizer
 
 GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "serving.md"
@@ -32,9 +33,12 @@ def said(ids, count):
 
 
 def test_the_guides_python_runs_as_it_stands(address, capsys):
-    client, engine = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    exec(compile(client.replace("http://127.0.0.1:8000", address), "serving.md", "exec"), {})
+    client, parsing, engine = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names = {}
+    exec(compile(client.replace("http://127.0.0.1:8000", address), "serving.md", "exec"), names)
     assert "[None, -" in capsys.readouterr().out
+    exec(compile(parsing, "serving.md", "exec"), names)
+    assert re.fullmatch(r"organ='(lungs|heart|skin)' chronic=(True|False)\n", capsys.readouterr().out)
     exec(compile(engine, "serving.md", "exec"), {"model": language_model(), "tokenizer": tokenizer()})
     assert capsys.readouterr().out.strip()
 
@@ -199,3 +203,11 @@ def test_metrics_and_the_page(address, client):
     assert httpx.get(f"{address}/card").json() == {
         "name": NAME, "card": "Read about asthma.", "context": 512, "chat": True,
     }  # fmt: skip
+
+
+def test_no_character_of_an_answer_ends_a_line_of_its_event():
+    """Whatever a client takes for the end of a line: str.splitlines knows all of them."""
+    text = "".join(map(chr, [*range(0x180), *range(0x2000, 0x2070), 0xFEFF, 0x1F600]))
+    event = _event({"text": text}).decode()
+    (line,) = event.rstrip("\n").splitlines()
+    assert json.loads(line.removeprefix("data: ")) == {"text": text} and "哮" in _event({"text": "哮"}).decode()
