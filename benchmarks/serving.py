@@ -194,14 +194,16 @@ def answers(address: str) -> bool:
         return False
 
 
+def requests_of(count: int, seed: int) -> list[tuple[list[int], int]]:
+    """Prompts, and the tokens that each asks for."""
+    rng = np.random.default_rng([2, seed])
+    lengths = zip(rng.integers(*PROMPT, count, endpoint=True), rng.integers(*ANSWER, count, endpoint=True), strict=True)
+    return [(rng.integers(100, 30_000, length).tolist(), int(limit)) for length, limit in lengths]
+
+
 def turn(address: str, requests: int, clients: int, seed: int) -> Answers:
     """A closed loop of clients."""
-    rng = np.random.default_rng([2, seed])
-    lengths = zip(
-        rng.integers(*PROMPT, requests, endpoint=True), rng.integers(*ANSWER, requests, endpoint=True), strict=True
-    )
-    asked = [(rng.integers(100, 30_000, length).tolist(), int(limit)) for length, limit in lengths]
-    found, left = Answers(), iter(asked)
+    found, left = Answers(), iter(requests_of(requests, seed))
 
     async def client(connection: httpx.AsyncClient) -> None:
         for prompt, limit in left:
