@@ -17,11 +17,16 @@ from m1jax.errors import UserError
 
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-_ABSENT = (
-    "use_dora", "fan_in_fan_out", "modules_to_save", "lora_bias", "trainable_token_indices", "target_parameters",
-    "layer_replication", "alora_invocation_tokens", "corda_config", "eva_config",
+_PLAIN = (
+    "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "revision", "auto_mapping", "peft_version",
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "eva_config", "megatron_core", "qalora_group_size",
 )  # fmt: skip
-"""Keys of adapter_config.json that, where they are set, ask for more than W + scale · B A."""
+"""Keys of adapter_config.json that ask for no more than W + scale · B A; any other that is set may."""
+_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Values of init_lora_weights that leave W as it is. PiSSA, OLoRA and others take a part out of it, and peft does so
+again whenever it loads such an adapter (findings/adapter_changes_base.sh).
+"""
 
 
 class _Factors(NamedTuple):
@@ -116,11 +121,11 @@ def _settings(adapter: Path) -> dict[str, Any]:
         kind = content["peft_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): fetch or save it again.") from error
-    asked = [name for name in _ABSENT if content.get(name)]
-    if content.get("bias", "none") != "none":
-        asked.append("bias")
+    usual = {"bias": ("none", None), "init_lora_weights": _BEGINNINGS}
+    asked = [name for name in content if name not in _PLAIN and name not in usual and content[name]]
+    asked += [name for name, values in usual.items() if content.get(name) not in values]
     if kind != "LORA" or asked:
-        what = f"sets {', '.join(asked)}" if kind == "LORA" else f"is of the kind {kind}"
+        what = f"sets {some(asked)}" if kind == "LORA" else f"is of the kind {kind}"
         raise UserError(f"{path} {what}, m1jax merges a plain LoRA: {adapters.MERGE}.")
     for name in ("r", "lora_alpha"):
         if not isinstance(content.get(name), int | float) or not 0 < content[name] < math.inf:
@@ -129,7 +134,10 @@ def _settings(adapter: Path) -> dict[str, Any]:
 
 
 def _scale(settings: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """Rank and scale of a module: those of the first pattern that its name ends with, as peft looks for it."""
+    """Rank and scale of a module: those of the first pattern that its name ends with, as peft looks for it.
+
+    Raises UserError for patterns that are none.
+    """
 
     def own(patterns: str, default: Any) -> Any:
         for pattern, value in (settings.get(patterns) or {}).items():
@@ -137,7 +145,15 @@ def _scale(settings: Mapping[str, Any], module: str) -> tuple[int, float]:
                 return value
         return default
 
-    rank, alpha = int(own("rank_pattern", settings["r"])), float(own("alpha_pattern", settings["lora_alpha"]))
+    try:
+        rank, alpha = int(own("rank_pattern", settings["r"])), float(own("alpha_pattern", settings["lora_alpha"]))
+        if rank < 1 or not math.isfinite(alpha):
+            raise ValueError(f"rank {rank} and alpha {alpha} of {module}")
+    except (re.error, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{adapters.CONFIG} has a rank_pattern or alpha_pattern that is no mapping of names to numbers above 0 "
+            f"({error}): save it again."
+        ) from error
     return rank, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 

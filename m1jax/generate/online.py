@@ -262,7 +262,7 @@ class Engine:
         whole = not self.limits.batch_invariant or len(ticket.request.tokens) % self.limits.chunk == 0
         if whole and self.limits.reuse:
             capacity = self.room.capacity(len(ticket.request.tokens))
-            tight = capacity == reading.tight
+            tight = capacity == reading.capacity_now
             self.prefixes.put(ticket.request.tokens, reading.state if tight else reading.kept(capacity))
         while ticket.request.max_new_tokens and self._queue and self._same(self._queue[0], tickets):
             other = self._queue.popleft()
@@ -319,7 +319,7 @@ class Engine:
 
     def _constrain(self, slots: Slots) -> None:
         """What each row may say next; a request whose constraint allows nothing ends with its sentence."""
-        allowed = np.full((len(slots.held), words(self._prepared.config.vocab_size)), ANY)
+        allowed = np.full((len(slots.held), words(self.vocab_size)), ANY)
         for slot, ticket in self._placed():
             if ticket.request.constraint is not None:
                 try:

@@ -44,8 +44,8 @@ class Reading:
         return self._room(len(self.ticket.request.tokens))
 
     @property
-    def tight(self) -> int:
-        """Tokens that the row has room for now."""
+    def capacity_now(self) -> int:
+        """Tokens that the row has room for so far."""
         return self._has
 
     @property

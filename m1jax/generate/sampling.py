@@ -113,8 +113,7 @@ def sample(logits_BV: Array, seen_BV: Array, keys_B: Array, step_B: Array, contr
 def likeliest_token(logits_BV: Array) -> Array:
     """The first of each row's highest logits, (B,) int32; the last token where a row has one that is no number.
 
-    The same as jnp.argmax in two passes that the CPU backend vectorises: 0.3 ms where argmax takes 3.4 (32 rows of
-    49,152 on two cores).
+    The same as jnp.argmax, in two passes that the CPU backend vectorises as it does not its one.
     """
     V = logits_BV.shape[1]
     highest_B1 = jnp.max(logits_BV, axis=1, keepdims=True)

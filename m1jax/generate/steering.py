@@ -41,7 +41,7 @@ class Constraint(Protocol):
         """Tokens that may come next, as in `Steering.allowed`, without the batch; raises UserError where none may."""
 
     def take(self, token: int) -> None:
-        """The next token of the answer, an allowed one."""
+        """The next token of the answer, an allowed one; never raises, since it is called amid everybody's answers."""
 
     @property
     def complete(self) -> bool:

@@ -36,7 +36,10 @@ class Grammars:
         """For one answer that one of the end tokens may end; raises RequestError for what is no usable schema."""
         if not isinstance(schema, dict | bool):
             raise _refused("it must be an object")
-        text = json.dumps(schema)
+        try:
+            text = json.dumps(schema)
+        except RecursionError as error:
+            raise _refused("it is nested too deep") from error
         if len(text) > _LONGEST:
             raise _refused(f"it has {len(text)} characters, at most {_LONGEST} are read")
         try:
@@ -75,9 +78,8 @@ class JsonConstraint:
         return found
 
     def take(self, token: int) -> None:
-        """The next token."""
+        """The next token; what went wrong with it is said by the next `allowed`, and so to this request alone."""
         self._matcher.consume_token(token)
-        self._check()
 
     @property
     def complete(self) -> bool:

@@ -24,6 +24,7 @@ SETTINGS = {
         "r": 3, "lora_alpha": 9, "target_modules": ["W_pack", "down_proj"], "layers_to_transform": [0, 2],
         "layers_pattern": "layers", "rank_pattern": {"W_pack": 6}, "alpha_pattern": {"layers.2.mlp.down_proj": 1.5},
     },
+    "orthogonal": {"r": 4, "lora_alpha": 2, "init_lora_weights": "orthogonal", "target_modules": ["up_proj"]},
     "rslora": {"r": 4, "lora_alpha": 2, "use_rslora": True, "target_modules": ["up_proj"]},
 }  # fmt: skip
 
@@ -83,6 +84,12 @@ def test_an_import_holds_the_merged_matrices_and_is_made_again_for_another_adapt
 
 WRONG = {
     "dora": ({"use_dora": True}, {}, "sets use_dora, m1jax merges a plain LoRA"),
+    "pissa": ({"init_lora_weights": "pissa"}, {}, "sets init_lora_weights, m1jax merges a plain LoRA"),
+    "unknown": ({"use_something_new": True}, {}, "sets use_something_new, m1jax merges a plain LoRA"),
+    "bias": ({"bias": "all"}, {}, "sets bias, m1jax"),
+    "pattern": ({"rank_pattern": {"(": 3}}, {}, "a rank_pattern or alpha_pattern that is no mapping"),
+    "no mapping": ({"alpha_pattern": [3]}, {}, "a rank_pattern or alpha_pattern that is no mapping"),
+    "no rank": ({"rank_pattern": {"up_proj": 0}}, {}, "rank 0 and alpha"),
     "kind": ({"peft_type": "IA3"}, {}, "is of the kind IA3"),
     "rank": ({"r": 0}, {}, "r = 0, which must be a number above 0"),
     "other rank": ({"r": 5}, {}, "has the shape (4, "),

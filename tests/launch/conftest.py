@@ -1,13 +1,16 @@
 """Packed rows of a small text, made once, and a cloud for each test."""
 
+import contextlib
 import pathlib
 import shutil
 
+import psutil
 import pytest
 
 from m1jax.verbs import main
 from tests import texts
 from tests.launch.cloud import Cloud
+from tests.launch.host import Host
 
 TINY = str(pathlib.Path(__file__).parents[1] / "tiny.py")
 
@@ -47,3 +50,20 @@ def with_rows(packed):
         return cloud
 
     return put
+
+
+@pytest.fixture
+def make_host(tmp_path):
+    """Makes hosts; whatever runs there ends with the test."""
+    made = []
+
+    def make(name="0-0", **rest):
+        made.append(Host(tmp_path, name, tmp_path / "bucket", **rest))
+        return made[-1]
+
+    yield make
+    roots = {str(host.root) for host in made}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("M1_ROOT") in roots:
+                process.kill()

@@ -163,3 +163,11 @@ def test_a_constraint_of_ones_own_is_asked_token_by_token_and_its_error_ends_onl
     assert told["only"][-1].finish_reason == "eos"
     assert told["nothing"][-1].error == "nothing may follow." and engine.counts.failed == 1
     assert [token for progress in told["free"] for token in progress.tokens] == language_model().generate([5, 6], 20)
+
+
+def test_a_token_outside_the_schema_ends_in_a_sentence_and_raises_nothing_meanwhile():
+    one = served().grammars.constraint(SCHEMA, [tokenizer().eos_id])
+    one.take(tokenizer().encode("x")[0])
+    assert not one.complete
+    with pytest.raises(UserError, match="cannot go on within response_format"):
+        one.allowed()
