@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from m1jax import kernels
 from m1jax import model as models
 from m1jax.config import ModelConfig
 from m1jax.generate.sampling import Controls, likeliest_token, sample
@@ -105,7 +104,7 @@ def prepare(config: ModelConfig, rope_base: float, parameters: dict[str, Any], m
 def narrowed(config: ModelConfig, parameters: dict[str, Any]) -> dict[str, Any]:
     """The parameters as `prepare` changes them: a pure function, which may be part of a compiled program."""
     tree = models.unstacked(config, parameters)
-    if config.normalize_head or config.tie_embeddings:  # a head of its own, because the embedding is kept as bits
+    if config.normalize_head or config.tie_embeddings:  # one of its own, as `unrolled` has it
         table = tree["embed" if config.tie_embeddings else "head"]["weight"]
         factor = jax.jit(normalize_rows)(table) if config.normalize_head else table
         tree["head"] = {"weight": factor.astype(config.compute_dtype)}
@@ -116,10 +115,7 @@ def narrowed(config: ModelConfig, parameters: dict[str, Any]) -> dict[str, Any]:
         matrix = len(axes) > 1 and "conv" not in axes
         return leaf.astype(narrow) if matrix and narrow.itemsize < leaf.dtype.itemsize else leaf
 
-    tree = jax.tree.map(cast, unrolled(config).axes, tree, is_leaf=lambda axes: isinstance(axes, tuple))
-    # As bits: the CPU backend would widen the whole bfloat16 table to float32 at every call to take some of its rows.
-    tree["embed"] = jax.tree.map(kernels.to_bits, tree["embed"])
-    return tree
+    return jax.tree.map(cast, unrolled(config).axes, tree, is_leaf=lambda axes: isinstance(axes, tuple))
 
 
 def _only_device(tree: Any) -> jax.Device:

@@ -2,7 +2,7 @@
 
 from m1jax.kernels.api import PLATFORMS, AttentionFunction, attention, decode_attention
 from m1jax.kernels.arguments import AttentionLayer, NewTokens, Rows
-from m1jax.kernels.decode import LayerCache, from_bits, to_bits
+from m1jax.kernels.decode import LayerCache
 
 __all__ = [
     "PLATFORMS",
@@ -13,6 +13,4 @@ __all__ = [
     "Rows",
     "attention",
     "decode_attention",
-    "from_bits",
-    "to_bits",
 ]

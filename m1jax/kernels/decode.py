@@ -100,20 +100,6 @@ def prepared(
     return Prepared(q, k, v, _last(k_BSKD, cache.last_k, real_BS), _last(v_BSKD, cache.last_v, real_BS))
 
 
-def to_bits(x: Array) -> Array:
-    """A bfloat16 array as uint16, anything else as it is.
-
-    The CPU backend writes into a bfloat16 array by widening all of it to float32 and back, at every step of a decoding
-    loop; into integers it writes in place. `from_bits` is the way back.
-    """
-    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
-
-
-def from_bits(x: Array) -> Array:
-    """The bfloat16 array of which uint16 `x` holds the bits, anything else as it is."""
-    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
-
-
 def _previous(x_BSKD: Array, last_BKD: Array, real_BS: Array) -> Array:
     """x_{t-1}, where a row's first real token follows the cache's last."""
     first_BS = real_BS & (jnp.cumsum(real_BS, axis=1) == 1)

@@ -194,8 +194,8 @@ class Decoder(nnx.Module):
         return self.norm(x_BSE), Cache(tuple(layers), cache.lengths + new.counts)
 
     def embedded(self, tokens: Array) -> Array:
-        """Embeddings of tokens, (B, S, E) in the compute dtype; the table may be given as bits (`kernels.to_bits`)."""
-        return kernels.from_bits(self.embed.weight[...][tokens]).astype(self.config.compute_dtype)
+        """Embeddings of tokens, (B, S, E) in the compute dtype."""
+        return self.embed.weight[...][tokens].astype(self.config.compute_dtype)
 
     def logits(self, hidden_BSE: Array) -> Array:
         """Logits (B, S, V) float32 of hidden states after the final norm."""
